@@ -1,0 +1,222 @@
+package stepfleet
+
+import (
+	"context"
+	"time"
+)
+
+// The ledger is the only authority on who owns a task and how it ended. It is one thing with four
+// users, so it is four small interfaces: Intake for what executors ask, Claims for workers,
+// Keeper for the server's sweep, and Records for readers. Two adapters implement all of them
+// (internal/postgres, internal/memory) and pass one suite (internal/conformance).
+//
+// Common to all methods: the clock is the ledger's own. ErrUnavailable (wrapped) means that the
+// ledger could not be asked or its answer was lost; what was asked may or may not have happened,
+// and every method may be issued again. Every transition and every refused write leaves an audit
+// row in the same commit. Lists come back in the order of the request.
+type Ledger interface {
+	Intake
+	Claims
+	Keeper
+	Records
+}
+
+// Batch is one submission of an executor: the steps of one run that became ready together.
+type Batch struct {
+	RunID string
+	// Identity names what the run executes (job origin and job snapshot). The first batch of a
+	// run fixes it.
+	Identity string
+	// NotifyURL is the server replica that holds the run's stream; workers tell it about ends.
+	NotifyURL string
+	// Payloads are the arguments by digest. The ledger stores each once.
+	Payloads map[Digest][]byte
+	Tasks    []Task
+}
+
+// Receipt answers one task of a batch, in the batch's order. Known says that the key had been
+// submitted before: then State is where that task stands, maybe terminal, and the stored payload
+// has won over a different one (the difference is audited).
+type Receipt struct {
+	TaskID TaskID
+	Key
+	State State
+	Known bool
+}
+
+// Change is one transition that the ledger made, for those who wait for it.
+type Change struct {
+	TaskID TaskID
+	Key
+	Queue string
+	From  State
+	To    State
+}
+
+// Intake is the ledger as executors use it, through the server.
+type Intake interface {
+	// Submit records the whole batch in one commit, or nothing. It is idempotent on the task
+	// key. It returns ErrConflict when the run is known with another identity, ErrRunClosed
+	// when the run is closed (also for known keys that are still open; if every key of the batch
+	// is known and terminal the receipts are the answer), and ErrTaskInvalid when a payload a task
+	// names is neither in the batch nor stored.
+	Submit(ctx context.Context, b Batch) ([]Receipt, error)
+	// Cancel ends the run's named tasks, or all of its open tasks when keys is nil: queued and
+	// leased ones at once, running ones by raising their flag. Terminal and unknown keys are
+	// passed over. It returns a Change for each task it ended or flagged (a flagged one has
+	// From and To running).
+	Cancel(ctx context.Context, runID string, keys []Key, reason string) ([]Change, error)
+	// CloseRun closes the run, commits, and then cancels its tasks. A closed run never reopens
+	// and accepts nothing; closing it again, or a run nobody knows, is no error.
+	CloseRun(ctx context.Context, runID, reason string) ([]Change, error)
+	// SetNotifyURL records which server replica holds the run's stream from now on. A run that
+	// is not known yet is created open, without an identity; the first Submit fixes that.
+	SetNotifyURL(ctx context.Context, runID, url string) error
+}
+
+// Ref is how an owner names its task: with the fence it was given.
+type Ref struct {
+	TaskID TaskID
+	Fence  Fence
+}
+
+// Lease is a claimed task.
+type Lease struct {
+	Ref
+	Task
+	// NotifyURL is where to tell of the task's end; empty when no server holds the stream.
+	NotifyURL string
+}
+
+// ClaimRequest asks for work. ID makes the claim's rows recognisable in the audit.
+type ClaimRequest struct {
+	Session SessionID
+	ID      string
+	Queue   string
+	Max     int
+}
+
+// Claimed answers a claim. More says that further rows wait that this claim did not take:
+// its limit was reached, or others hold them locked.
+type Claimed struct {
+	Leases   []Lease
+	Payloads map[Digest][]byte
+	More     bool
+}
+
+// Renewal answers a renewal: the session's state before it, and what the ledger says it holds.
+// The worker releases leased tasks in it that it does not know: the answer to their claim was lost.
+type Renewal struct {
+	Was  SessionState // alive or suspect
+	Held []Held
+}
+
+// Settlement is how an owner ends its task.
+type Settlement struct {
+	Ref
+	Result Result
+}
+
+// Claims is the ledger as workers use it. Start, Settle and Release take many tasks so that a
+// worker's writes share a commit; they answer one error a task, nil where it was done, and an
+// error of their own only when nothing can be said of any. All three are idempotent by (task,
+// fence): asking again after an ambiguous commit finds the transition made and answers nil.
+type Claims interface {
+	// Register begins a session. Workers register again after ErrSessionDead.
+	Register(ctx context.Context, spec SessionSpec) (Session, error)
+	// Renew proves that the session lives, and makes a suspect one alive again. It returns
+	// ErrSessionDead when the session is dead: the worker must kill what it runs.
+	Renew(ctx context.Context, id SessionID) (Renewal, error)
+	// Held reads what the session holds, without renewing it. Workers look here for cancel flags.
+	Held(ctx context.Context, id SessionID) ([]Held, error)
+	// SetDraining says that the session will claim no more. It returns ErrSessionDead.
+	SetDraining(ctx context.Context, id SessionID) error
+	// EndSession makes the session dead by its own word: its process is about to exit. What it
+	// still holds is taken by the next sweep. Ending a dead session is no error.
+	EndSession(ctx context.Context, id SessionID, reason string) error
+
+	// Claim takes up to Max waiting tasks of the queue for the session, best first (priority
+	// descending, then turn, then age), and raises each fence. It returns ErrSessionDead or
+	// ErrSessionSuspect when the session may not claim; a claim that finds nothing answers no
+	// leases and no error.
+	Claim(ctx context.Context, req ClaimRequest) (Claimed, error)
+	// Start records that user code is about to begin: leased becomes running. Errors a task:
+	// ErrFenced (not the owner any more), ErrSessionDead, ErrSessionSuspect, ErrRunClosed,
+	// ErrCancelled. Only after nil may user code run.
+	Start(ctx context.Context, session SessionID, refs []Ref) ([]error, error)
+	// Settle records how running tasks ended. Errors a task: ErrFenced, ErrTaskInvalid.
+	Settle(ctx context.Context, session SessionID, ends []Settlement) ([]error, error)
+	// Release gives leased tasks back unstarted; they are queued again with their old turn.
+	// Errors a task: ErrFenced.
+	Release(ctx context.Context, session SessionID, refs []Ref, reason string) ([]error, error)
+	// Revoke raises the fence of the session's own running task and returns the new one, so that
+	// the process with the old fence is refused everything from now on. The worker then kills
+	// that process and settles with the new fence. It returns ErrFenced.
+	Revoke(ctx context.Context, session SessionID, ref Ref, reason string) (Fence, error)
+}
+
+// Keeper is the ledger as the server's sweep uses it.
+type Keeper interface {
+	// Beat writes the server's own heartbeat. The sweeper may expire sessions only after its
+	// beats went through unbroken for a whole session TTL.
+	Beat(ctx context.Context, server string) error
+	// ExpireSessions marks sessions suspect or dead whose renewals stopped SessionTTL or
+	// RunLease ago, and commits. It returns those it changed.
+	ExpireSessions(ctx context.Context, l Lifetimes) ([]Session, error)
+	// DeclareDead marks the alive and suspect sessions of a worker instance dead on proof that
+	// its process is gone. It returns those it changed.
+	DeclareDead(ctx context.Context, instance, reason string) ([]Session, error)
+	// Sweep takes up to max tasks from sessions that are committed as suspect (leased tasks) or
+	// dead (all), and leases not started within startWithin from anybody. Leased tasks are queued
+	// again; running ones end lost, or cancelled when flagged. Call it again while it returns
+	// max changes.
+	Sweep(ctx context.Context, startWithin time.Duration, max int) ([]Change, error)
+}
+
+// Lane is the state of one queue, for ringing and for people.
+type Lane struct {
+	Queue string `json:"queue"`
+	// Ready counts waiting tasks; OldestAge is the age of the oldest, 0 when none waits.
+	Ready     int           `json:"ready"`
+	OldestAge time.Duration `json:"-"`
+	Leased    int           `json:"leased"`
+	Running   int           `json:"running"`
+	// Slots sums the slots of alive sessions that are not draining.
+	Slots int `json:"slots"`
+}
+
+// AuditRow is one transition or one refused write.
+type AuditRow struct {
+	ID     int64     `json:"id"`
+	At     time.Time `json:"at"`
+	TaskID TaskID    `json:"task_id,omitempty"` // 0 where no task is concerned
+	RunID  string    `json:"run_id,omitempty"`
+	Verb   Verb      `json:"verb"`
+	// Actor is "session 12", "server" or "executor".
+	Actor string `json:"actor"`
+	From  State  `json:"from,omitempty"`
+	To    State  `json:"to,omitempty"`
+	// Fence is the fence after the transition; of a refused write, the one it named.
+	Fence Fence `json:"fence"`
+	// Refused carries the code of the refusal; empty for a transition.
+	Refused string `json:"refused,omitempty"`
+	Detail  string `json:"detail,omitempty"`
+}
+
+// Records is the ledger as readers use it.
+type Records interface {
+	// RunTasks returns the run's tasks by id; none when the run is unknown.
+	RunTasks(ctx context.Context, runID string) ([]View, error)
+	// Tasks returns the tasks of these ids that exist, by id.
+	Tasks(ctx context.Context, ids []TaskID) ([]View, error)
+	// Audit returns the audit rows of the run, oldest first.
+	Audit(ctx context.Context, runID string) ([]AuditRow, error)
+	// Lanes returns every queue that has a waiting or held task or a slot, by name.
+	Lanes(ctx context.Context) ([]Lane, error)
+	// Sessions returns the sessions that are not dead, and those that died within the last
+	// `since`, by id.
+	Sessions(ctx context.Context, since time.Duration) ([]Session, error)
+	// Check reports whether the ledger can be written and read by this binary: ErrUnavailable,
+	// or ErrSchema with what to do. Readiness rests on it.
+	Check(ctx context.Context) error
+}

@@ -1,0 +1,101 @@
+package stepfleet
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// SessionID names one life of a worker process in the ledger.
+type SessionID int64
+
+// SessionState is where a session stands.
+type SessionState string
+
+// The states of a session. A suspect session has not renewed for a TTL: its leased tasks are
+// taken and its claims and starts refused, but what it runs goes on, and a renewal makes it alive
+// again. Dead is for ever; a worker whose session is dead registers a new one.
+const (
+	SessionAlive   SessionState = "alive"
+	SessionSuspect SessionState = "suspect"
+	SessionDead    SessionState = "dead"
+)
+
+// Lifetimes are the deadlines of sessions and leases. All roles must be given the same ones.
+type Lifetimes struct {
+	// Renew is how often a worker renews its session.
+	Renew time.Duration
+	// SessionTTL is how long after its last renewal a session becomes suspect.
+	SessionTTL time.Duration
+	// RunLease is how long after its last renewal a session becomes dead and what it ran is
+	// lost. The worker has killed its step processes by then.
+	RunLease time.Duration
+	// Margin is how long before a deadline a worker acts on it: before TTL-Margin without a
+	// renewal it closes its gates, before RunLease-Margin it kills its steps.
+	Margin time.Duration
+	// StartWithin is how long a leased task may wait for its start before the sweep takes it.
+	StartWithin time.Duration
+}
+
+// DefaultLifetimes returns the deadlines a deployment uses when it says nothing. They let a
+// database failover of two minutes pass without killing a running step.
+func DefaultLifetimes() Lifetimes {
+	return Lifetimes{
+		Renew:       5 * time.Second,
+		SessionTTL:  30 * time.Second,
+		RunLease:    180 * time.Second,
+		Margin:      5 * time.Second,
+		StartWithin: 60 * time.Second,
+	}
+}
+
+// Validate checks the relations that the protocol rests on.
+func (l Lifetimes) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(l.Renew > 0 && l.Margin > 0 && l.StartWithin > 0, "renew, margin and start-within must be positive")
+	check(l.SessionTTL >= 3*l.Renew, "session TTL %s is under three renewals of %s", l.SessionTTL, l.Renew)
+	check(l.SessionTTL > l.Margin+l.Renew, "session TTL %s leaves no time before its margin %s and one renewal", l.SessionTTL, l.Margin)
+	check(l.RunLease >= l.SessionTTL+2*l.Margin, "run lease %s must exceed session TTL %s by two margins", l.RunLease, l.SessionTTL)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("lifetimes: %w", err)
+	}
+	return nil
+}
+
+// SessionSpec is what a worker says of itself when it registers.
+type SessionSpec struct {
+	// Worker is the name people see; Instance names the process for its supervisor (the ECS
+	// task, or the id `stepfleet dev` gave it) and is what a proof of death names.
+	Worker   string `json:"worker"`
+	Instance string `json:"instance"`
+	Host     string `json:"host"`
+	PID      int    `json:"pid"`
+	Version  string `json:"version"`
+	// Slots is how many tasks of each queue the worker runs at once.
+	Slots map[string]int `json:"slots"`
+}
+
+// Session is a session as the ledger shows it.
+type Session struct {
+	ID SessionID `json:"session_id"`
+	SessionSpec
+	State     SessionState `json:"state"`
+	Draining  bool         `json:"draining"`
+	StartedAt time.Time    `json:"started_at"`
+	RenewedAt time.Time    `json:"renewed_at"`
+	// EndReason says why a dead session died.
+	EndReason string `json:"end_reason,omitempty"`
+}
+
+// Held is a task that the ledger says a session owns.
+type Held struct {
+	TaskID          TaskID
+	Fence           Fence
+	State           State // leased or running
+	CancelRequested bool
+}

@@ -1,0 +1,106 @@
+package stepfleet
+
+// State is where a task stands.
+type State string
+
+// The states of a task. Queued, leased and running are open; the others are terminal and never
+// change.
+const (
+	StateQueued    State = "queued"    // waits for a worker
+	StateLeased    State = "leased"    // a worker has it, user code has not begun
+	StateRunning   State = "running"   // the start is recorded: user code may have begun
+	StateSucceeded State = "succeeded" // ended well
+	StateFailed    State = "failed"    // ended, and Dagster's log says how (failure or retry), or the process died
+	StateCancelled State = "cancelled" // asked to stop, and did
+	StateLost      State = "lost"      // began, and its worker's session died
+	StateDead      State = "dead"      // refused for good: it kills its workers
+)
+
+// States lists every state, in the order of a task's life.
+var States = []State{
+	StateQueued, StateLeased, StateRunning,
+	StateSucceeded, StateFailed, StateCancelled, StateLost, StateDead,
+}
+
+// Terminal reports whether a task in this state has ended.
+func (s State) Terminal() bool {
+	switch s {
+	case StateSucceeded, StateFailed, StateCancelled, StateLost, StateDead:
+		return true
+	}
+	return false
+}
+
+// SettlesRunning reports whether a worker's settle may end a running task in this state.
+func (s State) SettlesRunning() bool { return Allowed(VerbSettle, StateRunning, s) }
+
+// Verb names a transition, the same in Go, SQL, Python, CLI and docs. Every transition, and every
+// refused one, is an audit row under its verb.
+type Verb string
+
+// The verbs.
+const (
+	VerbSubmit  Verb = "submit"
+	VerbClaim   Verb = "claim"
+	VerbStart   Verb = "start"
+	VerbRelease Verb = "release"
+	VerbSettle  Verb = "settle"
+	VerbSweep   Verb = "sweep"
+	VerbRevoke  Verb = "revoke"
+	VerbCancel  Verb = "cancel"
+	VerbClose   Verb = "close"
+)
+
+// FenceRule says what a transition does to the fence.
+type FenceRule int
+
+// The fence rules.
+const (
+	FenceZero  FenceRule = iota // set to 0
+	FenceKeep                   // the owner stays
+	FenceRaise                  // +1: whoever held the task before is refused from now on
+)
+
+// Transition is one legal change of a task.
+type Transition struct {
+	Verb  Verb
+	From  State // empty for submit
+	To    State
+	Fence FenceRule
+	// Guard says what else must hold, in words; the ledger's statements carry it in SQL.
+	Guard string
+}
+
+// Transitions is the state machine. The ledger's adapters are checked against it: each audit row
+// they write is one of these lines. Cancel of a running task changes no state; it raises a flag
+// that the worker sees, and the worker settles.
+var Transitions = []Transition{
+	{VerbSubmit, "", StateQueued, FenceZero, "run open, same identity, unique key"},
+	{VerbClaim, StateQueued, StateLeased, FenceRaise, "own session alive"},
+	{VerbStart, StateLeased, StateRunning, FenceKeep, "fence, session alive, run open, no cancel flag"},
+	{VerbRelease, StateLeased, StateQueued, FenceRaise, "fence"},
+	{VerbSettle, StateRunning, StateSucceeded, FenceKeep, "fence"},
+	{VerbSettle, StateRunning, StateFailed, FenceKeep, "fence"},
+	{VerbSettle, StateRunning, StateCancelled, FenceKeep, "fence"},
+	{VerbSettle, StateRunning, StateLost, FenceKeep, "fence"},
+	{VerbSweep, StateLeased, StateQueued, FenceRaise, "session committed as suspect or dead, or lease not started in time"},
+	{VerbSweep, StateRunning, StateLost, FenceRaise, "session committed as dead"},
+	{VerbSweep, StateRunning, StateCancelled, FenceRaise, "session committed as dead, cancel flag set"},
+	{VerbRevoke, StateRunning, StateRunning, FenceRaise, "fence; by the owner, before it kills the step's process"},
+	{VerbCancel, StateQueued, StateCancelled, FenceRaise, ""},
+	{VerbCancel, StateLeased, StateCancelled, FenceRaise, ""},
+	{VerbCancel, StateRunning, StateRunning, FenceKeep, "raises the flag"},
+	{VerbClose, StateQueued, StateCancelled, FenceRaise, "run row closed and committed before"},
+	{VerbClose, StateLeased, StateCancelled, FenceRaise, "run row closed and committed before"},
+	{VerbClose, StateRunning, StateRunning, FenceKeep, "raises the flag"},
+}
+
+// Allowed reports whether the state machine has the transition.
+func Allowed(verb Verb, from, to State) bool {
+	for _, t := range Transitions {
+		if t.Verb == verb && t.From == from && t.To == to {
+			return true
+		}
+	}
+	return false
+}
