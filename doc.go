@@ -6,6 +6,7 @@
 //   - state.go: the states of a task and every legal transition, as data;
 //   - session.go: a worker's life in the ledger, its two deadlines;
 //   - ledger.go: the ledger, the only authority, as each of its users sees it;
+//   - host.go: step processes, and the questions they ask before they act;
 //   - queue.go: bells, which say "there is work" and nothing more;
 //   - errors.go: every refusal, with its code and what it means to a caller.
 //

@@ -1,0 +1,47 @@
+package stepfleet
+
+import "context"
+
+// Job is a task on its way to a process.
+type Job struct {
+	Lease
+	Payload []byte
+	// Env is set in the process before anything of the user's runs.
+	Env map[string]string
+}
+
+// Gate answers a step process's questions. Both methods may wait for the ledger to come back;
+// any error means that the process must end at once and write nothing more.
+type Gate interface {
+	// Start asks whether user code may begin. Nil means that the start is recorded.
+	Start(ctx context.Context) error
+	// Event asks whether an ending or output event may be written to Dagster's log. Name is
+	// Dagster's, such as STEP_SUCCESS.
+	Event(ctx context.Context, name string) error
+}
+
+// Exit is how a step process ended.
+type Exit struct {
+	// Result is what the process reported; nil when it ended without a word.
+	Result *Result
+	// Status is the exit status, or minus the signal.
+	Status int
+}
+
+// Process is one step process. Its methods may be called at any time, also after its end.
+type Process interface {
+	// Terminate asks the process to stop, with SIGTERM, as Dagster's own executors do.
+	Terminate()
+	// Kill ends the process and everything in its process group.
+	Kill()
+	// Done is closed when the process and its group are gone; Exit is valid from then on.
+	Done() <-chan struct{}
+	Exit() Exit
+}
+
+// Host runs step processes, one task each.
+type Host interface {
+	// Launch hands the job to an idle process. An error means that no process could be had and
+	// that nothing of the job has run. The process asks the gate until it is gone.
+	Launch(ctx context.Context, job Job, gate Gate) (Process, error)
+}

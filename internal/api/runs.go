@@ -1,0 +1,245 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+type versioned struct {
+	V int `json:"v"`
+}
+
+func (v versioned) version() int { return v.V }
+
+type submitRequest struct {
+	versioned
+	Identity string                      `json:"identity"`
+	Payloads map[stepfleet.Digest]string `json:"payloads"`
+	Tasks    []stepfleet.Task            `json:"tasks"`
+}
+
+// receipt is an answer to one task: a place in the ledger, or an error.
+type receipt struct {
+	stepfleet.Key
+	TaskID stepfleet.TaskID `json:"task_id,omitempty"`
+	State  stepfleet.State  `json:"state,omitempty"`
+	Known  bool             `json:"known"`
+	Error  *errorBody       `json:"error,omitempty"`
+}
+
+func (a *API) submit(w http.ResponseWriter, r *http.Request) error {
+	var req submitRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	batch := stepfleet.Batch{
+		RunID:    r.PathValue("run"),
+		Identity: req.Identity,
+		Payloads: make(map[stepfleet.Digest][]byte, len(req.Payloads)),
+		Tasks:    req.Tasks,
+	}
+	if batch.Identity == "" {
+		return fmt.Errorf("%w: identity is empty: it names what the run executes", stepfleet.ErrTaskInvalid)
+	}
+	for digest, payload := range req.Payloads {
+		batch.Payloads[digest] = []byte(payload)
+	}
+	answers, err := a.server.Submit(r.Context(), batch)
+	if err != nil {
+		return err
+	}
+	receipts := make([]receipt, len(answers))
+	for i, ans := range answers {
+		receipts[i] = receipt{Key: ans.Key, TaskID: ans.TaskID, State: ans.State, Known: ans.Known}
+		if ans.Err != nil {
+			body := bodyOf(ans.Err)
+			receipts[i].Error = &body
+		}
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "receipts": receipts})
+	return nil
+}
+
+func (a *API) runTasks(w http.ResponseWriter, r *http.Request) error {
+	views, err := a.server.Ledger().RunTasks(r.Context(), r.PathValue("run"))
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "tasks": orEmpty(views)})
+	return nil
+}
+
+func (a *API) audit(w http.ResponseWriter, r *http.Request) error {
+	rows, err := a.server.Ledger().Audit(r.Context(), r.PathValue("run"))
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "audit": orEmpty(rows)})
+	return nil
+}
+
+type cancelRequest struct {
+	versioned
+	Tasks []struct {
+		StepKey string `json:"step_key"`
+		Attempt int    `json:"attempt"`
+	} `json:"tasks"`
+	Reason string `json:"reason"`
+}
+
+func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
+	var req cancelRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	run := r.PathValue("run")
+	var keys []stepfleet.Key // nil cancels all
+	if req.Tasks != nil {
+		keys = []stepfleet.Key{}
+	}
+	for _, t := range req.Tasks {
+		keys = append(keys, stepfleet.Key{RunID: run, StepKey: t.StepKey, Attempt: t.Attempt})
+	}
+	changes, err := a.server.Cancel(r.Context(), run, keys, req.Reason)
+	if err != nil {
+		return err
+	}
+	writeChanges(w, changes)
+	return nil
+}
+
+type reasonRequest struct {
+	versioned
+	Reason string `json:"reason"`
+}
+
+func (a *API) closeRun(w http.ResponseWriter, r *http.Request) error {
+	var req reasonRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	changes, err := a.server.CloseRun(r.Context(), r.PathValue("run"), req.Reason)
+	if err != nil {
+		return err
+	}
+	writeChanges(w, changes)
+	return nil
+}
+
+func writeChanges(w http.ResponseWriter, changes []stepfleet.Change) {
+	type change struct {
+		stepfleet.Key
+		TaskID stepfleet.TaskID `json:"task_id"`
+		From   stepfleet.State  `json:"from"`
+		To     stepfleet.State  `json:"to"`
+	}
+	out := make([]change, len(changes))
+	for i, c := range changes {
+		out[i] = change{Key: c.Key, TaskID: c.TaskID, From: c.From, To: c.To}
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "changes": out})
+}
+
+// ended is a stream's line about one task.
+type ended struct {
+	Type    string            `json:"type"`
+	TaskID  stepfleet.TaskID  `json:"task_id"`
+	StepKey string            `json:"step_key"`
+	Attempt int               `json:"attempt"`
+	State   stepfleet.State   `json:"state"`
+	Reason  string            `json:"reason"`
+	Worker  string            `json:"worker"`
+	Result  *stepfleet.Result `json:"result"`
+}
+
+// stream tells one executor of the ends of its run's tasks, from a snapshot on, for as long as
+// the connection holds.
+func (a *API) stream(w http.ResponseWriter, r *http.Request) error {
+	run := r.PathValue("run")
+	st, snapshot, err := a.server.Open(r.Context(), run)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := lines{w: w, enc: json.NewEncoder(w), flush: http.NewResponseController(w)}
+	out.line(map[string]any{"v": Version, "type": "hello", "run_id": run})
+	out.ends(snapshot)
+	out.line(map[string]any{"type": "snapshot_end"})
+	for out.err = out.flush.Flush(); out.err == nil; out.err = out.flush.Flush() {
+		wait, cancel := context.WithTimeout(r.Context(), pingEvery)
+		views, err := st.Next(wait)
+		cancel()
+		switch {
+		case r.Context().Err() != nil:
+			return nil
+		case err != nil:
+			out.line(map[string]any{"type": "ping"})
+		case len(views) == 0:
+			return nil // the server is going down; the client connects to another
+		}
+		out.ends(views)
+	}
+	return nil
+}
+
+type lines struct {
+	w     http.ResponseWriter
+	enc   *json.Encoder
+	flush *http.ResponseController
+	err   error
+}
+
+func (l *lines) line(v any) {
+	if l.err == nil {
+		l.err = l.enc.Encode(v)
+	}
+}
+
+func (l *lines) ends(views []stepfleet.View) {
+	for _, v := range views {
+		l.line(ended{
+			Type: "task", TaskID: v.ID, StepKey: v.StepKey, Attempt: v.Attempt,
+			State: v.State, Reason: v.Reason, Worker: v.Worker, Result: v.Result,
+		})
+	}
+}
+
+func orEmpty[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+type queueView struct {
+	stepfleet.Lane
+	OldestAgeSeconds float64 `json:"oldest_age_seconds"`
+}
+
+func (a *API) queues(w http.ResponseWriter, r *http.Request) error {
+	lanes, err := a.server.Ledger().Lanes(r.Context())
+	if err != nil {
+		return err
+	}
+	out := make([]queueView, len(lanes))
+	for i, l := range lanes {
+		out[i] = queueView{Lane: l, OldestAgeSeconds: l.OldestAge.Round(time.Millisecond).Seconds()}
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "queues": out})
+	return nil
+}
+
+func (a *API) sessions(w http.ResponseWriter, r *http.Request) error {
+	sessions, err := a.server.Ledger().Sessions(r.Context(), maxDeadSessionAge)
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "sessions": orEmpty(sessions)})
+	return nil
+}

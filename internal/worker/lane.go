@@ -1,0 +1,181 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// lane claims for one queue. It looks at the ledger when a bell rings; without one at its start,
+// whenever the last claim left something behind, and every few seconds, so that a lost bell or a
+// queue service that is down costs a delay and nothing else.
+type lane struct {
+	l     *life
+	queue string
+	slots *slots
+
+	lookAt  time.Time     // when to look without a bell
+	every   time.Duration // between such looks
+	bellsUp bool
+	fails   int // launches or claims in a row that failed
+}
+
+// runLane claims until ctx ends.
+func (l *life) runLane(ctx context.Context, queue string, n int) {
+	ln := &lane{l: l, queue: queue, slots: newSlots(n), every: lookBusy, bellsUp: true}
+	for ctx.Err() == nil {
+		free := ln.slots.waitFree(ctx)
+		if free == 0 {
+			return
+		}
+		if wait := time.Until(ln.lookAt); wait <= 0 {
+			ln.claim(ctx, free, nil)
+		} else if bells := ln.listen(ctx, free, wait); len(bells) > 0 {
+			ln.claim(ctx, ln.slots.free(), bells)
+		}
+	}
+}
+
+// listen waits for bells until the next look is due. Where bells fail, it waits for the look.
+func (ln *lane) listen(ctx context.Context, free int, wait time.Duration) []stepfleet.RungBell {
+	bells, err := ln.l.w.ports.Bells.Receive(ctx, ln.queue, min(free, bellBatchMax), min(wait, bellWaitMax))
+	switch {
+	case ctx.Err() != nil:
+		if len(bells) > 0 {
+			ln.giveBack(bells)
+		}
+		return nil
+	case err != nil:
+		if ln.bellsUp {
+			ln.l.log.Warn("bells do not come; looking at the ledger meanwhile", "queue", ln.queue, "err", err)
+		}
+		ln.bellsUp = false
+		ln.every = lookBusy
+		ln.lookAt = earlier(ln.lookAt, time.Now().Add(jitter(lookBusy)))
+		pause(ctx, time.Until(ln.lookAt))
+		return nil
+	case !ln.bellsUp:
+		ln.l.log.Info("bells come again", "queue", ln.queue)
+		ln.bellsUp = true
+	}
+	return bells
+}
+
+// claim takes up to free tasks and runs each. Its bells are answered once the claim is
+// committed, and given back when the claim may have left work that they stand for.
+func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell) {
+	if free == 0 || ln.l.waitOpen(ctx) != nil {
+		ln.giveBack(bells)
+		return
+	}
+	req := stepfleet.ClaimRequest{Session: ln.l.session, ID: uuid.NewString(), Queue: ln.queue, Max: free}
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), ln.l.w.cfg.Lifetimes.Renew)
+	claimed, err := ln.l.w.ports.Claims.Claim(call, req)
+	cancel()
+	if err != nil {
+		ln.refused(ctx, bells, err)
+		return
+	}
+	ln.fails = 0
+	for _, lease := range claimed.Leases {
+		ln.launch(ctx, lease, claimed.Payloads[lease.Payload])
+	}
+	if claimed.More && len(claimed.Leases) == 0 {
+		// Others hold the rows that wait: they may yet give them up.
+		ln.giveBack(bells)
+	} else {
+		ln.answer(bells)
+	}
+	ln.schedule(claimed, free)
+}
+
+// schedule says when to look next without a bell.
+func (ln *lane) schedule(c stepfleet.Claimed, asked int) {
+	switch {
+	case len(c.Leases) == asked || (c.More && len(c.Leases) > 0):
+		ln.every = lookBusy
+		ln.lookAt = time.Now()
+	case c.More:
+		ln.every = lookBusy
+		ln.lookAt = time.Now().Add(jitter(lookBusy / 20))
+	case len(c.Leases) > 0:
+		ln.every = lookBusy
+		ln.lookAt = time.Now().Add(jitter(lookBusy))
+	default:
+		if ln.bellsUp {
+			ln.every = min(2*ln.every, lookIdleMax)
+		}
+		ln.lookAt = time.Now().Add(jitter(ln.every))
+	}
+}
+
+func (ln *lane) refused(ctx context.Context, bells []stepfleet.RungBell, err error) {
+	ln.giveBack(bells)
+	if errors.Is(err, stepfleet.ErrSessionDead) {
+		ln.l.endLife(errDead)
+		return
+	}
+	if ln.fails == 0 {
+		ln.l.log.Warn("claim", "queue", ln.queue, "err", err)
+	}
+	ln.fails++
+	pause(ctx, backoff(ln.fails))
+}
+
+// launch runs one leased task in its own goroutine and slot.
+func (ln *lane) launch(ctx context.Context, lease stepfleet.Lease, payload []byte) {
+	t := newTask(ln.l, stepfleet.Job{Lease: lease, Payload: payload, Env: taskEnv(lease, ln.l.w.cfg.Spec.Worker)})
+	ln.l.add(t)
+	ln.slots.take()
+	ln.l.work.Go(func() {
+		defer ln.slots.put()
+		defer ln.l.remove(t)
+		t.run(ctx)
+	})
+}
+
+// taskEnv is what user code may read about its attempt.
+func taskEnv(lease stepfleet.Lease, worker string) map[string]string {
+	return map[string]string{
+		"STEPFLEET_RUN_ID":          lease.RunID,
+		"STEPFLEET_STEP_KEY":        lease.StepKey,
+		"STEPFLEET_ATTEMPT":         strconv.Itoa(lease.Attempt),
+		"STEPFLEET_IDEMPOTENCY_KEY": lease.Task.IdempotencyKey,
+		"STEPFLEET_FENCE":           strconv.FormatInt(int64(lease.Fence), 10),
+		"STEPFLEET_WORKER":          worker,
+	}
+}
+
+// answer deletes bells, off the path of the claim. One that is not deleted rings again.
+func (ln *lane) answer(bells []stepfleet.RungBell) {
+	ln.tell(bells, "answer bells", ln.l.w.ports.Bells.Answer)
+}
+
+func (ln *lane) giveBack(bells []stepfleet.RungBell) {
+	ln.tell(bells, "return bells", ln.l.w.ports.Bells.Return)
+}
+
+func (ln *lane) tell(bells []stepfleet.RungBell, what string, f func(context.Context, string, []stepfleet.RungBell) error) {
+	if len(bells) == 0 {
+		return
+	}
+	ln.l.side.Go(func() {
+		ctx, cancel := context.WithTimeout(ln.l.over, stepfleet.BellVisibility)
+		defer cancel()
+		if err := f(ctx, ln.queue, bells); err != nil {
+			ln.l.log.Debug(what, "queue", ln.queue, "err", err)
+		}
+	})
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

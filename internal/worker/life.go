@@ -1,0 +1,342 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// life is one session: from its registration until it is dead, its lease has run out, or the
+// worker drains.
+type life struct {
+	w       *Worker
+	session stepfleet.SessionID
+	notes   *notes
+	log     *slog.Logger
+
+	starts  *batcher[stepfleet.Ref]
+	settles *batcher[stepfleet.Settlement]
+
+	// over ends everything that belongs to the session, at its death or after the drain.
+	over    context.Context
+	endLife context.CancelCauseFunc
+
+	mu       sync.Mutex
+	renewed  time.Time     // when the last renewal that came back was sent
+	renewal  chan struct{} // closed at each renewal that comes back
+	tasks    map[stepfleet.TaskID]*task
+	strange  map[stepfleet.TaskID]stepfleet.Fence // leases of ours that we did not know at the last renewal
+	draining bool
+
+	work sync.WaitGroup // lanes, and the tasks that lanes launch
+	side sync.WaitGroup // short errands of lanes, tasks and keepers
+}
+
+var (
+	errDead    = errors.New("session dead")
+	errDrained = errors.New("drained")
+)
+
+func newLife(w *Worker, session stepfleet.SessionID, sent time.Time, notes *notes) *life {
+	l := &life{
+		w: w, session: session, notes: notes,
+		log:     w.log.With("session_id", session),
+		renewed: sent,
+		renewal: make(chan struct{}),
+		tasks:   map[stepfleet.TaskID]*task{},
+		strange: map[stepfleet.TaskID]stepfleet.Fence{},
+	}
+	l.over, l.endLife = context.WithCancelCause(context.Background())
+	l.starts = newBatcher(func(ctx context.Context, refs []stepfleet.Ref) ([]error, error) {
+		return w.ports.Claims.Start(ctx, session, refs)
+	})
+	l.settles = newBatcher(func(ctx context.Context, ends []stepfleet.Settlement) ([]error, error) {
+		return w.ports.Claims.Settle(ctx, session, ends)
+	})
+	return l
+}
+
+// run lives the life and returns when nothing of it is left. When ctx ends, it drains.
+func (l *life) run(ctx context.Context) {
+	claiming, stopClaiming := context.WithCancel(l.over)
+	var keepers sync.WaitGroup
+	keepers.Go(l.keepSession)
+	keepers.Go(l.watchFlags)
+	keepers.Go(func() { l.starts.run(l.over) })
+	keepers.Go(func() { l.settles.run(l.over) })
+	for queue, slots := range l.w.cfg.Spec.Slots {
+		l.work.Go(func() { l.runLane(claiming, queue, slots) })
+	}
+	select {
+	case <-ctx.Done():
+		l.drain(stopClaiming)
+	case <-l.over.Done():
+	}
+	stopClaiming()
+	l.killAll()
+	l.work.Wait()
+	l.endLife(errDrained) // a cause that was given before stands
+	keepers.Wait()
+	l.side.Wait()
+	l.log.Info("session over", "reason", context.Cause(l.over))
+}
+
+// keepSession renews, and ends the life when the session is dead or its run lease is about to
+// run out. The deadline is looked at on the clock that counts suspend, at least once a second.
+func (l *life) keepSession() {
+	lt := l.w.cfg.Lifetimes
+	next := l.w.cfg.Now().Add(lt.Renew)
+	warned := false
+	for {
+		if !pause(l.over, min(time.Second, lt.Renew/2)) {
+			return
+		}
+		now := l.w.cfg.Now()
+		if age := l.age(now); age >= lt.RunLease-lt.Margin {
+			l.log.Error("run lease runs out: killing what runs", "since_renewal", age)
+			l.killAll()
+			l.endLife(errDead)
+			return
+		}
+		if now.Before(next) {
+			continue
+		}
+		next = now.Add(lt.Renew)
+		switch err := l.renew(now); {
+		case errors.Is(err, stepfleet.ErrSessionDead):
+			l.log.Error("the ledger says the session is dead: killing what runs")
+			l.killAll()
+			l.endLife(errDead)
+			return
+		case err != nil && !warned:
+			l.log.Warn("renew session", "err", err)
+			warned = true
+		case err == nil && warned:
+			l.log.Info("session renewed again")
+			warned = false
+		}
+	}
+}
+
+func (l *life) renew(now time.Time) error {
+	ctx, cancel := context.WithTimeout(l.over, l.w.cfg.Lifetimes.Renew)
+	defer cancel()
+	r, err := l.w.ports.Renewals.Renew(ctx, l.session)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.renewed = now
+	close(l.renewal)
+	l.renewal = make(chan struct{})
+	l.mu.Unlock()
+	l.reconcile(r.Held)
+	return nil
+}
+
+// reconcile compares what the ledger says we hold with what we know. A lease that we do not know
+// at two renewals in a row is one whose claim lost its answer (a claim takes less time than lies
+// between two renewals): it is given back. A task that runs here and is not ours at two renewals
+// in a row has another owner: it is killed.
+func (l *life) reconcile(held []stepfleet.Held) {
+	l.flag(held)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ours := make(map[stepfleet.TaskID]stepfleet.Fence, len(held))
+	strange := map[stepfleet.TaskID]stepfleet.Fence{}
+	var back []stepfleet.Ref
+	for _, h := range held {
+		ours[h.TaskID] = h.Fence
+		if l.tasks[h.TaskID] != nil || h.State != stepfleet.StateLeased {
+			continue
+		}
+		if l.strange[h.TaskID] == h.Fence {
+			back = append(back, stepfleet.Ref{TaskID: h.TaskID, Fence: h.Fence})
+		} else {
+			strange[h.TaskID] = h.Fence
+		}
+	}
+	l.strange = strange
+	for id, t := range l.tasks {
+		if _, ok := ours[id]; ok {
+			t.missing = 0
+		} else if t.missing++; t.missing >= 2 {
+			l.log.Error("task has another owner: killing its process", "task_id", id)
+			t.kill()
+		}
+	}
+	if len(back) > 0 {
+		l.side.Go(func() { l.release(back, "claim answer lost") })
+	}
+}
+
+// watchFlags looks for cancel flags between renewals, while something runs.
+func (l *life) watchFlags() {
+	for pause(l.over, jitter(watchEvery)) {
+		l.mu.Lock()
+		idle := len(l.tasks) == 0
+		l.mu.Unlock()
+		if idle {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(l.over, callTimeout)
+		held, err := l.w.ports.Claims.Held(ctx, l.session)
+		cancel()
+		if err != nil {
+			l.log.Debug("look for cancel flags", "err", err)
+			continue
+		}
+		l.flag(held)
+	}
+}
+
+func (l *life) flag(held []stepfleet.Held) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range held {
+		if t := l.tasks[h.TaskID]; t != nil && h.CancelRequested {
+			t.requestCancel()
+		}
+	}
+}
+
+// age is how long ago the last renewal that came back was sent.
+func (l *life) age(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return now.Sub(l.renewed)
+}
+
+// waitOpen waits until the gates are open: the session is renewed well within its TTL.
+func (l *life) waitOpen(ctx context.Context) error {
+	lt := l.w.cfg.Lifetimes
+	for {
+		l.mu.Lock()
+		open := l.w.cfg.Now().Sub(l.renewed) < lt.SessionTTL-lt.Margin
+		renewal := l.renewal
+		l.mu.Unlock()
+		if open {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.over.Done():
+			return stepfleet.ErrSessionDead
+		case <-renewal:
+		}
+	}
+}
+
+// drain claims no more, waits for what runs, and ends the rest as lost. It leaves the session
+// dead by its own word.
+func (l *life) drain(stopClaiming context.CancelFunc) {
+	stopClaiming()
+	l.mu.Lock()
+	l.draining = true
+	l.mu.Unlock()
+	l.log.Info("draining", "timeout", l.w.cfg.DrainTimeout)
+	ctx, cancel := context.WithTimeout(l.over, callTimeout)
+	if err := l.w.ports.Claims.SetDraining(ctx, l.session); err != nil {
+		l.log.Warn("mark session draining", "err", err)
+	}
+	cancel()
+	idle := make(chan struct{})
+	go func() { l.work.Wait(); close(idle) }()
+	select {
+	case <-idle:
+	case <-l.over.Done():
+		return
+	case <-time.After(l.w.cfg.DrainTimeout):
+		l.revokeAll()
+		select {
+		case <-idle:
+		case <-l.over.Done():
+			return
+		case <-time.After(callTimeout): // the ledger does not answer; the sweep will settle them
+		}
+	}
+	ctx, cancel = context.WithTimeout(l.over, callTimeout)
+	defer cancel()
+	if err := l.w.ports.Claims.EndSession(ctx, l.session, "drained"); err != nil {
+		l.log.Warn("end session", "err", err)
+	}
+	l.endLife(errDrained)
+}
+
+// revokeAll takes every running task from its process and kills the process; each task's own
+// goroutine then settles it as lost.
+func (l *life) revokeAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.tasks {
+		l.side.Go(func() { t.revoke(errDrained.Error()) })
+	}
+}
+
+func (l *life) killAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.tasks {
+		t.kill()
+	}
+}
+
+// release gives leases back. Leases that cannot be given back now are swept.
+func (l *life) release(refs []stepfleet.Ref, reason string) {
+	err := retry(l.over, l.log, "release", func(ctx context.Context) error {
+		_, err := l.w.ports.Claims.Release(ctx, l.session, refs, reason)
+		return err
+	})
+	if err != nil {
+		l.log.Warn("release", "tasks", len(refs), "err", err)
+	}
+}
+
+func (l *life) add(t *task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tasks[t.job.TaskID] = t
+}
+
+func (l *life) remove(t *task) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.tasks, t.job.TaskID)
+}
+
+func (l *life) isDraining() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.draining
+}
+
+// status is what the probes say of the current life.
+type status struct {
+	mu sync.Mutex
+	l  *life
+}
+
+func (s *status) begin(l *life) { s.mu.Lock(); defer s.mu.Unlock(); s.l = l }
+func (s *status) end()          { s.mu.Lock(); defer s.mu.Unlock(); s.l = nil }
+
+func (s *status) reasons() []string {
+	s.mu.Lock()
+	l := s.l
+	s.mu.Unlock()
+	if l == nil {
+		return []string{"session: none; registering with the ledger"}
+	}
+	lt := l.w.cfg.Lifetimes
+	if age := l.age(l.w.cfg.Now()); age >= lt.SessionTTL-lt.Margin {
+		return []string{"session: not renewed for " + age.Round(time.Second).String()}
+	}
+	if l.isDraining() {
+		return []string{"draining"}
+	}
+	return nil
+}

@@ -1,0 +1,274 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// task is one leased task in this worker. It is the gate of its own process.
+type task struct {
+	l   *life
+	job stepfleet.Job
+	log *slog.Logger
+
+	missing int // renewals in a row that did not list it; guarded by life.mu
+
+	owner sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
+
+	mu        sync.Mutex
+	proc      stepfleet.Process
+	killed    bool  // the process must not live
+	revoked   error // why the process is refused everything from now on
+	cancelled bool
+	startedAt time.Time // zero until the start is recorded
+	refused   error     // why the start was refused
+}
+
+func newTask(l *life, job stepfleet.Job) *task {
+	return &task{l: l, job: job, log: l.log.With(
+		"task_id", job.TaskID, "run_id", job.RunID, "step_key", job.StepKey, "attempt", job.Attempt, "fence", job.Fence)}
+}
+
+// run takes the task from lease to settlement. It returns when the process is gone and the ledger
+// knows, or when the life is over.
+func (t *task) run(ctx context.Context) {
+	proc, err := t.l.w.ports.Host.Launch(ctx, t.job, t)
+	if err != nil {
+		if ctx.Err() == nil {
+			t.log.Error("no process for the task: giving it back", "err", err)
+		}
+		t.l.release([]stepfleet.Ref{t.job.Ref}, "no process: "+err.Error())
+		pause(ctx, retryMax)
+		return
+	}
+	t.adopt(proc)
+	<-proc.Done()
+	t.settle(proc.Exit())
+}
+
+func (t *task) adopt(proc stepfleet.Process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.proc = proc
+	if t.killed {
+		proc.Kill()
+	}
+	if t.cancelled {
+		t.terminate()
+	}
+}
+
+// Start implements Gate.
+func (t *task) Start(ctx context.Context) error {
+	err := t.recordStart(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil && t.revoked != nil {
+		err = t.revoked
+	}
+	if err != nil {
+		t.refused = err
+	}
+	return err
+}
+
+func (t *task) recordStart(ctx context.Context) error {
+	ctx, cancel := joined(ctx, t.l.over)
+	defer cancel()
+	return retry(ctx, t.log, "start", func(call context.Context) error {
+		if err := t.l.waitOpen(ctx); err != nil {
+			return err
+		}
+		err := t.l.starts.do(call, t.job.Ref)
+		if err == nil {
+			t.mu.Lock()
+			t.startedAt = time.Now()
+			t.mu.Unlock()
+		}
+		return err
+	})
+}
+
+// Event implements Gate: the event may be written while the task is ours and the session is
+// renewed well within its TTL, which leaves the rest of the run lease for the write itself.
+func (t *task) Event(ctx context.Context, _ string) error {
+	ctx, cancel := joined(ctx, t.l.over)
+	defer cancel()
+	if err := t.l.waitOpen(ctx); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.revoked
+}
+
+// requestCancel stops the process as Dagster's own executors do: SIGTERM, and SIGKILL after a
+// grace. A task that has not started is refused its start by the ledger.
+func (t *task) requestCancel() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cancelled {
+		return
+	}
+	t.cancelled = true
+	t.log.Info("cancel requested")
+	if t.proc != nil {
+		t.terminate()
+	}
+}
+
+// terminate is called with mu held.
+func (t *task) terminate() {
+	proc := t.proc
+	proc.Terminate()
+	t.l.side.Go(func() {
+		select {
+		case <-proc.Done():
+		case <-time.After(t.l.w.cfg.KillGrace):
+			proc.Kill()
+		}
+	})
+}
+
+// kill ends the process, now or as soon as there is one, and refuses it everything.
+func (t *task) kill() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.killed = true
+	if t.revoked == nil {
+		t.revoked = stepfleet.ErrFenced
+	}
+	if t.proc != nil {
+		t.proc.Kill()
+	}
+}
+
+// revoke takes a running task from its process before it kills it, so that whatever the process
+// still says is refused, and the worker can say what became of the task.
+func (t *task) revoke(reason string) {
+	t.owner.Lock()
+	defer t.owner.Unlock()
+	t.mu.Lock()
+	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, reason)
+	running := !t.startedAt.IsZero()
+	ref := t.job.Ref
+	t.mu.Unlock()
+	if running {
+		ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
+		fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
+		cancel()
+		if err != nil {
+			t.log.Warn("revoke", "err", err)
+		} else {
+			t.mu.Lock()
+			t.job.Fence = fence
+			t.mu.Unlock()
+		}
+	}
+	t.kill()
+}
+
+// settle records how the attempt ended. A process that ended before its start was recorded has
+// consumed nothing when it was refused or killed, and its lease goes back; one that gave up by
+// itself would do so again, so its attempt is started and settled as failed.
+func (t *task) settle(exit stepfleet.Exit) {
+	t.owner.Lock()
+	defer t.owner.Unlock()
+	t.mu.Lock()
+	started, refused, killed, revoked := !t.startedAt.IsZero(), t.refused, t.killed, t.revoked
+	ref := t.job.Ref
+	t.mu.Unlock()
+	if !started {
+		switch {
+		case refused != nil && revoked == nil && isFinal(refused):
+			t.log.Info("start refused", "err", refused)
+			return // the ledger has ended it or given it to somebody
+		case refused != nil, killed:
+			t.l.release([]stepfleet.Ref{ref}, "ended before its start")
+			return
+		}
+		if err := t.recordStart(t.l.over); err != nil {
+			t.log.Info("start refused", "err", err)
+			return
+		}
+	}
+	result := t.result(exit)
+	err := retry(t.l.over, t.log, "settle", func(ctx context.Context) error {
+		return t.l.settles.do(ctx, stepfleet.Settlement{Ref: ref, Result: result})
+	})
+	switch {
+	case err == nil:
+		t.log.Info("settled", "outcome", result.Outcome, "event", result.Event, "seconds", result.ExecutionSeconds)
+		t.l.notes.ended(t.job.Lease)
+	case t.l.over.Err() != nil:
+		t.log.Warn("not settled: the session is over; the sweep will", "outcome", result.Outcome)
+	default:
+		t.log.Error("settle refused", "outcome", result.Outcome, "err", err)
+	}
+}
+
+// isFinal says that a refused start leaves nothing to give back.
+func isFinal(err error) bool {
+	return errors.Is(err, stepfleet.ErrFenced) || errors.Is(err, stepfleet.ErrCancelled) ||
+		errors.Is(err, stepfleet.ErrRunClosed) || errors.Is(err, stepfleet.ErrSessionDead)
+}
+
+// result is what the ledger is told: the process's own word, or what its end says.
+func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var r stepfleet.Result
+	if exit.Result != nil {
+		r = *exit.Result
+	} else {
+		r.Outcome = stepfleet.StateFailed
+		r.Error = &stepfleet.Failure{Code: "process_died", Message: describeExit(exit.Status)}
+	}
+	r.V, r.Worker, r.ExitCode = stepfleet.TaskVersion, t.l.w.cfg.Spec.Worker, exit.Status
+	if r.Outputs == nil {
+		r.Outputs = []string{}
+	}
+	if r.ExecutionSeconds == 0 && !t.startedAt.IsZero() {
+		r.ExecutionSeconds = time.Since(t.startedAt).Seconds()
+	}
+	switch {
+	case r.Outcome == stepfleet.StateSucceeded:
+		// Dagster's log says STEP_SUCCESS: no flag or drain that came later changes that.
+	case t.cancelled:
+		r.Outcome = stepfleet.StateCancelled
+	case t.revoked != nil && r.Event == "":
+		r.Outcome = stepfleet.StateLost
+		r.Error = &stepfleet.Failure{Code: "drained", Message: t.revoked.Error()}
+	}
+	r.Success = r.Outcome == stepfleet.StateSucceeded
+	if r.Error != nil && len(r.Error.Message) > stepfleet.MaxErrorBytes {
+		r.Error = &stepfleet.Failure{Code: r.Error.Code, Message: r.Error.Message[:stepfleet.MaxErrorBytes]}
+	}
+	return r
+}
+
+func describeExit(status int) string {
+	if status < 0 {
+		sig := syscall.Signal(-status)
+		text := fmt.Sprintf("the step's process was ended by signal %d (%s) and reported nothing", -status, sig)
+		if sig == syscall.SIGKILL {
+			text += "; the kernel does this when memory runs out"
+		}
+		return text
+	}
+	return fmt.Sprintf("the step's process exited with status %d and reported nothing", status)
+}
+
+// joined is ctx, ended also by other.
+func joined(ctx, other context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(other, cancel)
+	return ctx, func() { stop(); cancel() }
+}

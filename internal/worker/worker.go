@@ -1,0 +1,175 @@
+// Package worker is the worker's role: it claims tasks up to its free slots, has each start
+// recorded before user code begins, and records how each ended.
+//
+// The ledger is authoritative; a worker only holds leases. It may run a task while its session
+// lives, and it acts on two deadlines, measured from when the last renewal that came back was
+// sent, on a clock that counts suspend. A margin before the session's TTL it closes its gates:
+// nothing new starts and children that ask to write events wait. A margin before the run lease
+// it kills its children and begins a new life, because from then on the server may call them
+// lost. A write with an old fence is refused by the ledger, so a worker that is late does no harm
+// there; the gates and the kill keep it from doing harm in Dagster's event log.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// Notifier tells a server that tasks have ended.
+type Notifier interface {
+	Notify(ctx context.Context, url string, ended []stepfleet.Lease) error
+}
+
+// Config is what a worker is told.
+type Config struct {
+	Spec      stepfleet.SessionSpec
+	Lifetimes stepfleet.Lifetimes
+	// DrainTimeout is how long running steps may go on after the worker is asked to stop.
+	DrainTimeout time.Duration
+	// KillGrace is how long a cancelled step has between SIGTERM and SIGKILL.
+	KillGrace time.Duration
+	// Now is a clock that counts suspend; nil means time.Now.
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Ports are what a worker works with.
+type Ports struct {
+	Claims stepfleet.Claims
+	// Renewals is the same ledger on a connection of its own, so that a busy pool cannot make a
+	// session look dead.
+	Renewals stepfleet.Claims
+	Bells    stepfleet.Listener
+	Host     stepfleet.Host
+	Notifier Notifier
+}
+
+// Intervals of a worker's loops.
+const (
+	lookBusy     = 2 * time.Second  // between looks while they find work, or the bells are out
+	lookIdleMax  = 15 * time.Second // between looks of an idle worker
+	watchEvery   = time.Second      // between looks for cancel flags while something runs
+	callTimeout  = 10 * time.Second // one call of the ledger
+	retryFirst   = 100 * time.Millisecond
+	retryMax     = 5 * time.Second
+	bellWaitMax  = 20 * time.Second // what SQS allows
+	bellBatchMax = 10               // what SQS gives at once
+)
+
+// Worker runs one life after another.
+type Worker struct {
+	cfg    Config
+	ports  Ports
+	log    *slog.Logger
+	status status
+}
+
+// New returns a worker that has not begun to run.
+func New(cfg Config, ports Ports) (*Worker, error) {
+	if err := cfg.Lifetimes.Validate(); err != nil {
+		return nil, err
+	}
+	if len(cfg.Spec.Slots) == 0 {
+		return nil, errors.New("worker: no queues: name at least one as --queue default:4")
+	}
+	for queue, n := range cfg.Spec.Slots {
+		if err := stepfleet.ValidateQueue(queue); err != nil {
+			return nil, err
+		}
+		if n < 1 {
+			return nil, fmt.Errorf("worker: queue %s has %d slots: give it at least 1", queue, n)
+		}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Worker{cfg: cfg, ports: ports, log: cfg.Logger}, nil
+}
+
+// Run works until ctx ends, then drains: it claims no more, gives back what has not started,
+// lets running steps go on for DrainTimeout, and ends what is left as lost. A worker whose
+// session dies kills its steps and begins a new life.
+func (w *Worker) Run(ctx context.Context) error {
+	notes := newNotes(w.ports.Notifier, w.log)
+	defer notes.close()
+	for ctx.Err() == nil {
+		session, sent, err := w.register(ctx)
+		if err != nil {
+			break
+		}
+		w.log.Info("session begins", "session_id", session.ID, "worker", w.cfg.Spec.Worker)
+		l := newLife(w, session.ID, sent, notes)
+		w.status.begin(l)
+		l.run(ctx)
+		w.status.end()
+	}
+	return nil
+}
+
+// register tries until it has a session or ctx ends.
+func (w *Worker) register(ctx context.Context) (stepfleet.Session, time.Time, error) {
+	var session stepfleet.Session
+	var sent time.Time
+	err := retry(ctx, w.log, "register session", func(ctx context.Context) error {
+		var err error
+		sent = w.cfg.Now()
+		session, err = w.ports.Renewals.Register(ctx, w.cfg.Spec)
+		return err
+	})
+	return session, sent, err
+}
+
+// Ready says why this worker does no work; nothing when it does.
+func (w *Worker) Ready(context.Context) []string { return w.status.reasons() }
+
+// retry calls f until it succeeds, is refused for good, or ctx ends, whose error it then
+// returns. It logs the first failure and the recovery.
+func retry(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {
+	for n := 0; ; n++ {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		err := f(call)
+		cancel()
+		if refusal := stepfleet.RefusalOf(err); err == nil || (refusal != nil && !refusal.Retry) {
+			if n > 0 {
+				log.Info(what+": works again", "tries", n+1, "err", err)
+			}
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if n == 0 {
+			log.Warn(what+": trying again", "err", err)
+		}
+		if !pause(ctx, backoff(n)) {
+			return ctx.Err()
+		}
+	}
+}
+
+// backoff is the pause after the n-th failure, with full jitter above a floor.
+func backoff(n int) time.Duration {
+	ceiling := min(retryFirst<<min(n, 10), retryMax)
+	return retryFirst/2 + rand.N(ceiling)
+}
+
+// jitter spreads d by a quarter to both sides, so that workers do not look in step.
+func jitter(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2) }
+
+// pause waits for d and reports whether ctx is still on.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
