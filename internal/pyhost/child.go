@@ -1,0 +1,203 @@
+package pyhost
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// lastWords is how long the frames of a process that has exited may take to be read. Its socket
+// stays open longer only in a grandchild that fled the process group.
+const lastWords = 2 * time.Second
+
+// child is one step process: idle, then busy with one task, then gone.
+type child struct {
+	conn  *net.UnixConn
+	log   *slog.Logger
+	ready chan struct{} // closed when it waits for a task
+	done  chan struct{} // closed when it has exited and its frames are read
+
+	life    context.Context // ends when it has exited
+	endLife context.CancelFunc
+
+	mu      sync.Mutex
+	pid     int
+	killed  bool
+	hasExit bool
+	status  int
+	gate    stepfleet.Gate
+	result  *stepfleet.Result
+}
+
+func newChild(conn *net.UnixConn, log *slog.Logger) *child {
+	c := &child{conn: conn, log: log, ready: make(chan struct{}), done: make(chan struct{})}
+	c.life, c.endLife = context.WithCancel(context.Background())
+	go c.read()
+	return c
+}
+
+// begin hands the task over. An error means that the process has not seen all of it.
+func (c *child) begin(job stepfleet.Job, gate stepfleet.Gate) error {
+	c.mu.Lock()
+	if c.hasExit {
+		c.mu.Unlock()
+		return errors.New("process has exited")
+	}
+	c.gate = gate
+	c.log = c.log.With("task_id", job.TaskID, "pid", c.pid)
+	c.mu.Unlock()
+	return send(c.conn, runFrame{
+		Op: "run", V: frameVersion, Task: job.Task, TaskID: job.TaskID, Fence: job.Fence,
+		Payload: string(job.Payload), Env: job.Env,
+	})
+}
+
+func (c *child) busy() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gate != nil
+}
+
+// read takes the process's frames and answers its questions until the socket ends, then waits
+// for word of its exit.
+func (c *child) read() {
+	for {
+		f, err := receive(c.conn)
+		if err != nil {
+			break
+		}
+		if err := c.take(f); err != nil {
+			c.log.Warn("step process", "op", f.Op, "err", err)
+			break
+		}
+	}
+	// Whoever closed its socket is done or lost to us; its group goes with it.
+	select {
+	case <-c.life.Done():
+	case <-time.After(lastWords):
+		c.Kill()
+		<-c.life.Done()
+	}
+	c.conn.Close()
+	close(c.done)
+}
+
+func (c *child) take(f frame) error {
+	switch f.Op {
+	case "ready":
+		if f.V != frameVersion {
+			return errors.New("it speaks another version of the host protocol: install the plugin of this release")
+		}
+		select {
+		case <-c.ready:
+			return errors.New("it says ready twice")
+		default:
+		}
+		c.setPID(f.PID)
+		close(c.ready)
+	case "start":
+		return c.answer(c.asked().Start(c.life))
+	case "gate":
+		return c.answer(c.asked().Event(c.life, f.Event))
+	case "phase":
+		c.log.Debug("phase", "name", f.Name)
+	case "result":
+		c.mu.Lock()
+		c.result = f.Result
+		c.mu.Unlock()
+	default:
+		return errors.New("unknown op")
+	}
+	return nil
+}
+
+func (c *child) answer(err error) error {
+	if err == nil {
+		return send(c.conn, verdictFrame{Op: "granted"})
+	}
+	v := verdictFrame{Op: "refused", Code: "internal", Message: err.Error()}
+	if refusal := stepfleet.RefusalOf(err); refusal != nil {
+		v.Code = refusal.Code
+	}
+	return send(c.conn, v)
+}
+
+func (c *child) asked() stepfleet.Gate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gate == nil {
+		return noTask{}
+	}
+	return c.gate
+}
+
+// noTask is the gate of a process that asks before it was given anything.
+type noTask struct{}
+
+func (noTask) Start(context.Context) error         { return stepfleet.ErrNotFound }
+func (noTask) Event(context.Context, string) error { return stepfleet.ErrNotFound }
+
+func (c *child) setPID(pid int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pid = pid
+	if c.killed {
+		c.killGroup()
+	}
+}
+
+// exited records the exit status and kills what is left of the group. It is called by those who
+// reap the process, or have seen the one who would die.
+func (c *child) exited(status int) {
+	c.mu.Lock()
+	if c.hasExit {
+		c.mu.Unlock()
+		return
+	}
+	c.killGroup()
+	c.hasExit, c.status = true, status
+	c.mu.Unlock()
+	_ = c.conn.SetReadDeadline(time.Now().Add(lastWords)) // fails only on a closed connection
+	c.endLife()
+}
+
+// killGroup is called with mu held, and never after the process was reported gone: its number
+// may be another's by then.
+func (c *child) killGroup() {
+	if c.pid > 1 && !c.hasExit {
+		_ = syscall.Kill(-c.pid, syscall.SIGKILL) // no such group: nothing left to kill
+	}
+}
+
+// Terminate implements stepfleet.Process.
+func (c *child) Terminate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pid > 1 && !c.hasExit {
+		_ = syscall.Kill(c.pid, syscall.SIGTERM) // gone already: its exit is on the way
+	}
+}
+
+// Kill implements stepfleet.Process.
+func (c *child) Kill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.killed = true
+	c.killGroup()
+}
+
+// Done implements stepfleet.Process.
+func (c *child) Done() <-chan struct{} { return c.done }
+
+// Exit implements stepfleet.Process.
+func (c *child) Exit() stepfleet.Exit {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return stepfleet.Exit{Result: c.result, Status: c.status}
+}

@@ -1,0 +1,260 @@
+// Package pyhost is the Go side of the warm Python host: it keeps step processes ready and hands
+// each one task. It is the only package of the product's path that executes Python.
+//
+// In mode fork a template process imports the code locations once; its children are forked,
+// connected and primed ahead of need, run one task each and exit. In mode cold every task gets a
+// fresh interpreter. Auto means fork while the template says that it is safe to fork, and cold
+// while it is not or while there is no template.
+//
+// A process that dies, in whatever way, is reported by its Exit; nothing here retries a task. The
+// whole process group of a step is killed when its leader is gone.
+package pyhost
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// Mode says where step processes come from.
+type Mode string
+
+// The modes.
+const (
+	ModeAuto Mode = "auto"
+	ModeFork Mode = "fork"
+	ModeCold Mode = "cold"
+)
+
+// Preload is one code location that the template imports, as `dagster dev` takes it.
+type Preload struct {
+	Module           string `json:"module,omitempty"`
+	File             string `json:"file,omitempty"`
+	Attribute        string `json:"attribute,omitempty"`
+	WorkingDirectory string `json:"working_directory,omitempty"`
+}
+
+// Config is what a Host needs to know.
+type Config struct {
+	Python  string
+	Mode    Mode
+	Preload []Preload
+	// Idle is how many children wait ready: as many as the worker has slots.
+	Idle   int
+	Logger *slog.Logger
+}
+
+const (
+	// loadTimeout bounds the template's imports: large projects take minutes.
+	loadTimeout = 10 * time.Minute
+	// readyTimeout bounds how long a launch waits for an idle child, and a cold one's imports.
+	readyTimeout = 2 * time.Minute
+	// restartMax bounds the pause before a template that failed is started again.
+	restartMax = 16 * time.Second
+)
+
+// Host keeps processes ready. Run must be going for Launch to work in mode fork and auto.
+type Host struct {
+	cfg Config
+	log *slog.Logger
+
+	mu       sync.Mutex
+	template *template // the one that forks now; nil while there is none
+	settled  chan struct{}
+	failed   string // why there is none
+	instance json.RawMessage
+}
+
+// New returns a host that has no process yet.
+func New(cfg Config) *Host {
+	return &Host{cfg: cfg, log: cfg.Logger, settled: make(chan struct{})}
+}
+
+// Run keeps a template alive until ctx ends, then stops it. Its children are not stopped: they
+// end with their tasks, or are killed by those who own them.
+func (h *Host) Run(ctx context.Context) error {
+	if h.cfg.Mode == ModeCold {
+		h.settle(nil, "")
+		<-ctx.Done()
+		return nil
+	}
+	wait := time.Second
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := h.runTemplate(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > time.Minute {
+			wait = time.Second
+		}
+		h.settle(nil, fmt.Sprintf("template: %v", err))
+		h.log.Error("template is down; starting it again", "err", err, "after", wait)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, restartMax)
+	}
+	return nil
+}
+
+func (h *Host) runTemplate(ctx context.Context) error {
+	t, err := startTemplate(h.cfg)
+	if err != nil {
+		return err
+	}
+	defer t.stop()
+	loaded, err := t.waitLoaded(ctx)
+	if err != nil {
+		return err
+	}
+	h.report(loaded)
+	if !loaded.ForkSafe {
+		if h.cfg.Mode == ModeFork {
+			return fmt.Errorf("the template is not safe to fork: %s; use --host-mode auto or cold", loaded.Reason)
+		}
+		h.settle(nil, "")
+		h.log.Warn("the template is not safe to fork: every step gets a cold process", "reason", loaded.Reason)
+		<-ctx.Done()
+		return nil
+	}
+	go t.keepIdle(max(h.cfg.Idle, 1), h.instanceRef)
+	h.settle(t, "")
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-t.gone:
+		return t.err()
+	}
+}
+
+// report says loudly which code locations the template could not load. Their steps still run:
+// each child tries the import itself, after its start, and fails with the reason.
+func (h *Host) report(loaded frame) {
+	for _, l := range loaded.Locations {
+		if l.OK {
+			h.log.Info("code location loaded", "location", l.Pointer, "seconds", l.Seconds)
+		} else {
+			h.log.Error("code location does not load", "location", l.Pointer, "err", l.Error)
+		}
+	}
+	h.log.Info("template ready", "pid", loaded.PID, "seconds", loaded.Seconds, "fork_safe", loaded.ForkSafe)
+}
+
+// settle publishes the template to launch from, or that there is none.
+func (h *Host) settle(t *template, failed string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.template, h.failed = t, failed
+	select {
+	case <-h.settled:
+	default:
+		close(h.settled)
+	}
+}
+
+// Ready says why no warm process can be had; nothing when one can, or when none is wanted.
+func (h *Host) Ready() []string {
+	select {
+	case <-h.settled:
+	default:
+		return []string{"host: the template is loading"}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failed != "" {
+		return []string{"host: " + h.failed}
+	}
+	return nil
+}
+
+// Launch implements stepfleet.Host.
+func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {
+	h.remember(job.Payload)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	select {
+	case <-h.settled:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("launch task %d: the template is still loading: %w", job.TaskID, ctx.Err())
+	}
+	for {
+		c, err := h.idleChild(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("launch task %d: %w", job.TaskID, err)
+		}
+		if err := c.begin(job, gate); err != nil {
+			// It died while it was idle, and has not seen the task whole.
+			h.log.Warn("idle process was gone", "pid", c.pid, "err", err)
+			c.Kill()
+			if ctx.Err() == nil {
+				continue
+			}
+			return nil, fmt.Errorf("launch task %d: %w", job.TaskID, err)
+		}
+		return c, nil
+	}
+}
+
+func (h *Host) idleChild(ctx context.Context) (*child, error) {
+	h.mu.Lock()
+	t, failed := h.template, h.failed
+	h.mu.Unlock()
+	if t == nil {
+		if h.cfg.Mode == ModeFork {
+			return nil, errors.New(failed)
+		}
+		return startCold(ctx, h.cfg)
+	}
+	return t.take(ctx)
+}
+
+// remember keeps the Dagster instance that the last payload named, so that the next children can
+// connect to it ahead of need.
+func (h *Host) remember(payload []byte) {
+	var args struct {
+		InstanceRef json.RawMessage `json:"instance_ref"`
+	}
+	if json.Unmarshal(payload, &args) == nil && len(args.InstanceRef) > 0 {
+		h.mu.Lock()
+		h.instance = args.InstanceRef
+		h.mu.Unlock()
+	}
+}
+
+func (h *Host) instanceRef() json.RawMessage {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.instance
+}
+
+// secretEnv are the variables that step processes do not get: with them user code could act as
+// the fleet.
+var secretEnv = []string{"STEPFLEET_TOKEN", "STEPFLEET_TOKEN_FILE", "STEPFLEET_DATABASE_URL"}
+
+// environment is the worker's own, which users keep their settings in, without the fleet's
+// secrets and with what the process needs to find its socket and code.
+func environment(cfg Config) ([]string, error) {
+	preload, err := json.Marshal(cfg.Preload)
+	if err != nil {
+		return nil, fmt.Errorf("preload: %w", err)
+	}
+	env := make([]string, 0, len(os.Environ())+3)
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		if !slices.Contains(secretEnv, name) {
+			env = append(env, kv)
+		}
+	}
+	return append(env, "STEPFLEET_HOST_FD=3", "STEPFLEET_PRELOAD="+string(preload), "PYTHONUNBUFFERED=1"), nil
+}
