@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/dispatch"
+	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/sqs"
+)
+
+type serverCmd struct {
+	Listen       string   `help:"Address of the API." default:"127.0.0.1:8630" env:"STEPFLEET_LISTEN"`
+	Advertise    string   `help:"URL by which workers reach this replica; http://LISTEN if empty." env:"STEPFLEET_ADVERTISE_URL"`
+	Hosts        []string `name:"allow-host" help:"Host header to answer besides loopback names." env:"STEPFLEET_ALLOW_HOSTS"`
+	Queue        []string `help:"Queue that tasks may name; repeat for more." default:"default" env:"STEPFLEET_QUEUES"`
+	QueuePrefix  string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
+	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
+	MaxPayload   int      `help:"Largest payload of a step, in bytes." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
+
+	lifetimeFlags `embed:""`
+}
+
+// Run serves until it is told to stop. It starts without PostgreSQL or SQS and says so on /readyz.
+func (c *serverCmd) Run(g *globals) error {
+	lifetimes, err := c.lifetimes()
+	if err != nil {
+		return err
+	}
+	secret, err := token()
+	if err != nil {
+		return err
+	}
+	dsn, err := databaseURL()
+	if err != nil {
+		return err
+	}
+	listener, err := listen(g.ctx, c.Listen, secret)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet server"})
+	if err != nil {
+		return err
+	}
+	defer ledger.Close()
+	bells, err := sqs.New(g.ctx, sqs.Config{Prefix: c.QueuePrefix, Create: c.CreateQueues, Logger: g.log})
+	if err != nil {
+		return err
+	}
+	url := c.Advertise
+	if url == "" {
+		url = "http://" + listener.Addr().String()
+	}
+	host, _ := os.Hostname() // a name for people; empty is fine
+	server, err := dispatch.New(dispatch.Config{
+		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: url, Queues: c.Queue,
+		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Logger: g.log,
+	}, ledger, bells)
+	if err != nil {
+		return err
+	}
+	g.log.Info("server listens", "url", url, "queues", c.Queue)
+	work, ctx := errgroup.WithContext(g.ctx)
+	work.Go(func() error { return server.Run(ctx) })
+	work.Go(func() error {
+		return serve(ctx, listener, api.New(api.Config{Token: secret, Hosts: c.Hosts, Logger: g.log}, server))
+	})
+	return work.Wait()
+}

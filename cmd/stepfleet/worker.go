@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/pyhost"
+	"github.com/stepfleet/stepfleet/internal/sqs"
+	"github.com/stepfleet/stepfleet/internal/worker"
+)
+
+type workerCmd struct {
+	Name        string   `help:"Name people see; the host name if empty." env:"STEPFLEET_WORKER_NAME"`
+	Instance    string   `help:"Id of this process for its supervisor; random if empty." env:"STEPFLEET_INSTANCE"`
+	Queue       []string `help:"Queue to serve and its slots, as default:4; repeat for more." default:"default:4" env:"STEPFLEET_WORKER_QUEUES"`
+	QueuePrefix string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
+	Listen      string   `help:"Address of the probes /livez and /readyz." default:"127.0.0.1:0" env:"STEPFLEET_WORKER_LISTEN"`
+
+	Python   string   `help:"Python interpreter of the project, with dagster_stepfleet installed." default:"python3" env:"STEPFLEET_PYTHON"`
+	HostMode string   `help:"Where step processes come from: fork, cold, or auto (fork when safe)." enum:"auto,fork,cold" default:"auto" env:"STEPFLEET_HOST_MODE"`
+	Module   []string `short:"m" help:"Module of a code location to import ahead of need." env:"STEPFLEET_MODULES"`
+	File     []string `short:"f" help:"File of a code location to import ahead of need." env:"STEPFLEET_FILES"`
+	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
+	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
+
+	DrainTimeout time.Duration `help:"How long running steps may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
+	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGKILL." default:"2s" env:"STEPFLEET_KILL_GRACE"`
+
+	lifetimeFlags `embed:""`
+}
+
+// Run works until it is told to stop, and drains.
+func (c *workerCmd) Run(g *globals) error {
+	lifetimes, err := c.lifetimes()
+	if err != nil {
+		return err
+	}
+	spec, err := c.spec()
+	if err != nil {
+		return err
+	}
+	secret, err := token()
+	if err != nil {
+		return err
+	}
+	probes, err := listen(g.ctx, c.Listen, secret)
+	if err != nil {
+		return err
+	}
+	defer probes.Close()
+	ports, closeLedger, err := c.ports(g, secret)
+	if err != nil {
+		return err
+	}
+	defer closeLedger()
+	host := pyhost.New(pyhost.Config{
+		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: slots(spec), Logger: g.log,
+	})
+	ports.Host = host
+	w, err := worker.New(worker.Config{
+		Spec: spec, Lifetimes: lifetimes, DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
+		Now: suspendClock(), Logger: g.log,
+	}, ports)
+	if err != nil {
+		return err
+	}
+	g.log.Info("worker begins", "worker", spec.Worker, "slots", spec.Slots, "probes", "http://"+probes.Addr().String())
+	return runWorker(g.ctx, w, host, func(ctx context.Context) error {
+		return serve(ctx, probes, api.Probes(func(ctx context.Context) []string {
+			return append(w.Ready(ctx), host.Ready()...)
+		}))
+	})
+}
+
+// runWorker runs the role until ctx ends and it has drained. The host and the probes outlive it:
+// a draining worker still needs its template, and its supervisor its answers.
+func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, probes func(context.Context) error) error {
+	outlive, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	around, aroundCtx := errgroup.WithContext(outlive)
+	around.Go(func() error { return host.Run(aroundCtx) })
+	around.Go(func() error { return probes(aroundCtx) })
+	work, cancel := context.WithCancel(ctx)
+	context.AfterFunc(aroundCtx, cancel) // without its host or probes a worker drains
+	err := w.Run(work)
+	cancel()
+	stop()
+	if aroundErr := around.Wait(); err == nil {
+		err = aroundErr
+	}
+	return err
+}
+
+func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), error) {
+	dsn, err := databaseURL()
+	if err != nil {
+		return worker.Ports{}, nil, err
+	}
+	claims, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker", MaxConns: 4})
+	if err != nil {
+		return worker.Ports{}, nil, err
+	}
+	renewals, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker renewals", MaxConns: 1})
+	if err != nil {
+		claims.Close()
+		return worker.Ports{}, nil, err
+	}
+	closeBoth := func() { claims.Close(); renewals.Close() }
+	bells, err := sqs.New(g.ctx, sqs.Config{Prefix: c.QueuePrefix, Logger: g.log})
+	if err != nil {
+		closeBoth()
+		return worker.Ports{}, nil, err
+	}
+	return worker.Ports{
+		Claims: claims, Renewals: renewals, Bells: bells,
+		Notifier: &api.Notifier{Token: secret, Client: http.DefaultClient},
+	}, closeBoth, nil
+}
+
+func (c *workerCmd) spec() (stepfleet.SessionSpec, error) {
+	host, _ := os.Hostname() // a name for people; empty is fine
+	spec := stepfleet.SessionSpec{
+		Worker: c.Name, Instance: c.Instance, Host: host, PID: os.Getpid(), Version: version,
+		Slots: map[string]int{},
+	}
+	if spec.Worker == "" {
+		spec.Worker = host
+	}
+	if spec.Instance == "" {
+		spec.Instance = uuid.NewString()
+	}
+	for _, q := range c.Queue {
+		name, count, _ := strings.Cut(q, ":")
+		n, err := strconv.Atoi(count)
+		if err != nil || n < 1 {
+			return spec, fmt.Errorf("--queue %q: use name:slots, as default:4", q)
+		}
+		if err := stepfleet.ValidateQueue(name); err != nil {
+			return spec, fmt.Errorf("--queue %q: %w", q, err)
+		}
+		spec.Slots[name] = n
+	}
+	return spec, nil
+}
+
+func (c *workerCmd) preload() []pyhost.Preload {
+	list := []pyhost.Preload{}
+	for _, m := range c.Module {
+		list = append(list, pyhost.Preload{Module: m, Attribute: c.Attr, WorkingDirectory: c.WorkDir})
+	}
+	for _, f := range c.File {
+		list = append(list, pyhost.Preload{File: f, Attribute: c.Attr, WorkingDirectory: c.WorkDir})
+	}
+	return list
+}
+
+func slots(spec stepfleet.SessionSpec) int {
+	sum := 0
+	for _, n := range spec.Slots {
+		sum += n
+	}
+	return sum
+}
