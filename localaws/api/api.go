@@ -23,8 +23,6 @@ type Service struct {
 	Ops map[string]Operation
 	// Throttled is how the service says that the caller is too fast; nil is ThrottlingException.
 	Throttled *Error
-	// Close ends what the service still has under way; nil when it has nothing.
-	Close func()
 }
 
 // Operation is one operation with its types put away; make it with Op.

@@ -360,20 +360,20 @@ type handleBatchOutput struct {
 }
 
 func (s *Service) deleteMessageBatch(ctx context.Context, in *handleBatchInput) (*handleBatchOutput, error) {
-	return s.each(ctx, "DeleteMessage", in, func(q *queue, e handleEntry) error { return q.delete(e.ReceiptHandle) })
+	return s.each(ctx, "DeleteMessage", in, func(q *queue, _ int, e handleEntry) error { return q.delete(e.ReceiptHandle) })
 }
 
 func (s *Service) changeMessageVisibilityBatch(ctx context.Context, in *handleBatchInput) (*handleBatchOutput, error) {
-	return s.each(ctx, "ChangeMessageVisibility", in, func(q *queue, e handleEntry) error {
-		if e.VisibilityTimeout == nil {
-			return q.change(e.ReceiptHandle, new(int)) // SDKs leave a zero out of an entry
+	return s.each(ctx, "ChangeMessageVisibility", in, func(q *queue, i int, e handleEntry) error {
+		if e.VisibilityTimeout == nil { // AWS counts entries from one here
+			return missing("ChangeMessageVisibilityBatchRequestEntry." + strconv.Itoa(i+1) + ".VisibilityTimeout")
 		}
 		return q.change(e.ReceiptHandle, e.VisibilityTimeout)
 	})
 }
 
 // each runs f for every entry; one that fails does not stop the others.
-func (s *Service) each(ctx context.Context, action string, in *handleBatchInput, f func(*queue, handleEntry) error) (*handleBatchOutput, error) {
+func (s *Service) each(ctx context.Context, action string, in *handleBatchInput, f func(*queue, int, handleEntry) error) (*handleBatchOutput, error) {
 	q, err := s.find(api.CallOf(ctx), in.QueueURL)
 	if err != nil {
 		return nil, err
@@ -382,8 +382,8 @@ func (s *Service) each(ctx context.Context, action string, in *handleBatchInput,
 		return nil, err
 	}
 	out := &handleBatchOutput{}
-	for _, e := range in.Entries {
-		if err := f(q, e); err != nil {
+	for i, e := range in.Entries {
+		if err := f(q, i, e); err != nil {
 			out.Failed = append(out.Failed, failureOf(e.ID, err))
 			continue
 		}
