@@ -1,0 +1,476 @@
+"""The client of the server's HTTP API: submits, and the run's stream of completions.
+
+A call is repeated, with growing pauses, while the server cannot be reached or says that it takes
+no more: submits, cancels and closes are idempotent. The pauses end when Dagster has received an
+interrupt, so that a run that is terminated during an outage ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+DEFAULT_URL = "http://127.0.0.1:8630"
+PROTOCOL_VERSION = 1
+
+# The server answers in milliseconds; a call that hangs for longer than this is repeated.
+_CALL_TIMEOUT_SECONDS = 10.0
+# The server sends a ping every 5 s. Silence for three of them means the connection is gone.
+STREAM_SILENCE_SECONDS = 15.0
+_BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
+_STREAM_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# How long a signal may go unnoticed in a pause or a wait.
+_INTERRUPT_SLICE_SECONDS = 0.1
+_RETRIED_STATUS = frozenset({429, 502, 503, 504})
+# One line of the stream carries one task's result, whose message the server bounds at 16 KiB.
+_MAX_LINE_BYTES = 1 << 20
+
+_log = logging.getLogger("dagster.stepfleet")
+
+
+class StepfleetError(Exception):
+    """What stepfleet tells the user; the message says what to do."""
+
+
+class ServerUnreachable(StepfleetError):
+    """The server did not answer within the budget for outages."""
+
+
+class Interrupted(StepfleetError):
+    """The run was interrupted while a call waited. The call may or may not have had effect."""
+
+
+class ServerRefused(StepfleetError):
+    """The server answered with an error that repeating would not cure."""
+
+    def __init__(self, code: str, status: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task that has ended, as the stream or a receipt told it."""
+
+    step_key: str
+    attempt: int
+    state: str
+    task_id: int = 0
+    reason: str = ""
+    result: Mapping[str, Any] | None = None
+
+    def describe(self) -> str:
+        """Says in one line how the task ended, for Dagster's UI."""
+        parts = [self.reason] if self.reason else []
+        if self.result:
+            error = self.result.get("error") or {}
+            if error.get("message"):
+                code = error.get("code")
+                parts.append(f"{error['message']} [{code}]" if code else error["message"])
+            exit_code = self.result.get("exit_code")
+            if isinstance(exit_code, int) and exit_code < 0:
+                parts.append(f"the step's process was ended by signal {-exit_code}")
+            elif exit_code:
+                parts.append(f"the step's process exited with status {exit_code}")
+            worker = self.result.get("worker")
+            if worker:
+                parts.append(f"on worker {worker}")
+        return f"stepfleet task {self.task_id} ended as {self.state}" + (
+            ": " + ", ".join(parts) if parts else ", without an ending event"
+        )
+
+
+def read_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns the token from STEPFLEET_TOKEN or from the file STEPFLEET_TOKEN_FILE."""
+    token = environ.get("STEPFLEET_TOKEN")
+    if token:
+        return token.strip()
+    path = environ.get("STEPFLEET_TOKEN_FILE")
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError as err:
+        raise StepfleetError(
+            f"STEPFLEET_TOKEN_FILE names {path}, which cannot be read: {err}"
+        ) from err
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass
+class _Endpoint:
+    url: str
+    token: str | None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise StepfleetError(
+                f"The stepfleet server's URL {self.url!r} is not of the form http://host:port. "
+                "Set server_url in the executor's config, or STEPFLEET_URL."
+            )
+        if parts.username or parts.password:
+            raise StepfleetError(
+                "The stepfleet server's URL must not carry a password; use STEPFLEET_TOKEN."
+            )
+        self.secure = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = parts.port
+        self.prefix = parts.path.rstrip("/")
+
+    def connect(self, timeout: float) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        connection = kind(self.host, self.port, timeout=timeout)
+        connection.connect()
+        if connection.sock is not None:
+            with contextlib.suppress(OSError):
+                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def headers(self, body: bool) -> dict[str, str]:
+        headers = {"Accept": "application/json", "User-Agent": "dagster-stepfleet"}
+        if body:
+            headers["Content-Type"] = "application/json"
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        return headers
+
+
+class Client:
+    """Speaks for one run."""
+
+    def __init__(
+        self,
+        url: str,
+        run_id: str,
+        *,
+        token: str | None = None,
+        outage_budget_seconds: float = 300.0,
+        interrupted: Callable[[], bool] = _never,
+    ) -> None:
+        self.url = url
+        self.run_id = run_id
+        self._endpoint = _Endpoint(url, token)
+        self._budget = outage_budget_seconds
+        self._interrupted = interrupted
+        self._connection: http.client.HTTPConnection | None = None
+        self._path = f"{self._endpoint.prefix}/v1/runs/{quote(run_id, safe='')}"
+        self.completions = Completions()
+        self._stream: _Stream | None = None
+
+    def submit(
+        self,
+        identity: str,
+        payloads: Mapping[str, str],
+        tasks: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Submits one batch and returns its receipts, one a task, in order."""
+        answer = self._call(
+            "POST",
+            "/tasks",
+            {
+                "v": PROTOCOL_VERSION,
+                "identity": identity,
+                "payloads": dict(payloads),
+                "tasks": list(tasks),
+            },
+        )
+        receipts = answer.get("receipts")
+        if not isinstance(receipts, list) or len(receipts) != len(tasks):
+            raise StepfleetError(
+                f"The stepfleet server at {self.url} answered {len(tasks)} tasks with "
+                f"{len(receipts) if isinstance(receipts, list) else 'no'} receipts: "
+                "install the plugin and the server of one release."
+            )
+        return receipts
+
+    def tasks(self) -> list[dict[str, Any]]:
+        tasks = self._call("GET", "/tasks", None).get("tasks")
+        return tasks if isinstance(tasks, list) else []
+
+    def cancel(
+        self,
+        tasks: Sequence[tuple[str, int]] | None,
+        reason: str,
+        *,
+        budget_seconds: float | None = None,
+    ) -> None:
+        """Cancels the tasks (step key, attempt), or all of the run. Interrupts do not end it."""
+        keys = None if tasks is None else [{"step_key": k, "attempt": a} for k, a in tasks]
+        body = {"v": PROTOCOL_VERSION, "tasks": keys, "reason": reason}
+        self._call("POST", "/cancel", body, budget_seconds=budget_seconds, interruptible=False)
+
+    def close_run(self, reason: str, *, budget_seconds: float | None = None) -> None:
+        """Closes the run: what still waits is cancelled, nothing more is accepted."""
+        body = {"v": PROTOCOL_VERSION, "reason": reason}
+        self._call("POST", "/close", body, budget_seconds=budget_seconds, interruptible=False)
+
+    def start_stream(self) -> None:
+        """Opens the run's stream in the background; what it says goes to `completions`."""
+        if self._stream is None:
+            self._stream = _Stream(self._endpoint, self._path + "/stream", self.completions)
+            self._stream.start()
+
+    def wait(self, version: int, timeout_seconds: float) -> bool:
+        """Waits until `completions` is newer than version. Returns early upon an interrupt."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            left = deadline - time.monotonic()
+            if self._interrupted() or left <= 0:
+                return self.completions.version > version
+            if self.completions.wait(version, min(left, _INTERRUPT_SLICE_SECONDS)):
+                return True
+
+    def shutdown(self) -> None:
+        if self._stream is not None:
+            self._stream.stop()
+        self._disconnect()
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        budget_seconds: float | None = None,
+        interruptible: bool = True,
+    ) -> dict[str, Any]:
+        budget = self._budget if budget_seconds is None else budget_seconds
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        deadline = time.monotonic() + budget
+        tries = 0
+        while True:
+            try:
+                return self._once(method, path, data)
+            except _Again as err:
+                pause = err.retry_after or _BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)]
+                pause *= random.uniform(0.8, 1.2)
+                tries += 1
+                if time.monotonic() + pause > deadline:
+                    raise ServerUnreachable(
+                        f"The stepfleet server at {self.url} could not take a call within "
+                        f"{budget:.0f} s ({tries} tries, the last: {err}). Check that "
+                        "`stepfleet server` runs there and that STEPFLEET_URL or the executor's "
+                        "server_url is right; outage_budget_seconds sets how long a run waits."
+                    ) from err
+                if tries == 1:
+                    _log.warning("stepfleet server at %s: %s; trying again", self.url, err)
+                self._pause(pause, interruptible)
+
+    def _pause(self, seconds: float, interruptible: bool) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if interruptible and self._interrupted():
+                raise Interrupted("interrupted while waiting for the stepfleet server")
+            time.sleep(min(left, _INTERRUPT_SLICE_SECONDS))
+
+    def _once(self, method: str, path: str, data: bytes | None) -> dict[str, Any]:
+        """One exchange, or two when a kept connection turns out to be closed."""
+        kept = self._connection is not None
+        try:
+            status, headers, raw = self._exchange(method, path, data)
+        except (OSError, http.client.HTTPException) as err:
+            self._disconnect()
+            if not kept:
+                raise _Again(f"{type(err).__name__}: {err}") from err
+            return self._once(method, path, data)
+        return self._judge(status, headers, raw)
+
+    def _exchange(
+        self, method: str, path: str, data: bytes | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        if self._connection is None:
+            self._connection = self._endpoint.connect(_CALL_TIMEOUT_SECONDS)
+        headers = self._endpoint.headers(data is not None)
+        self._connection.request(method, self._path + path, data, headers)
+        response = self._connection.getresponse()
+        raw = response.read()
+        if response.will_close:
+            self._disconnect()
+        return response.status, dict(response.headers.items()), raw
+
+    def _judge(self, status: int, headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:
+        try:
+            answer: Any = json.loads(raw) if raw else {}
+        except ValueError:
+            answer = None
+        if 200 <= status < 300:
+            if not isinstance(answer, dict):
+                raise StepfleetError(
+                    f"{self.url} answered {status} with something that is not the stepfleet API: "
+                    "check STEPFLEET_URL and the executor's server_url."
+                )
+            return answer
+        error = answer.get("error") if isinstance(answer, dict) else None
+        error = error if isinstance(error, dict) else {}
+        code = str(error.get("code") or f"http_{status}")
+        message = str(error.get("message") or raw[:200].decode(errors="replace") or "no message")
+        if status in _RETRIED_STATUS or error.get("retry") is True:
+            raise _Again(f"{status} {code}: {message}", _retry_after(headers))
+        raise ServerRefused(code, status, self._explain(code, status, message))
+
+    def _explain(self, code: str, status: int, message: str) -> str:
+        advice = {
+            "unauthorized": "Set STEPFLEET_TOKEN, or STEPFLEET_TOKEN_FILE, to the server's token "
+            "in the run worker's environment.",
+            "conflict": "The ledger knows this run id from another job or deployment; a run id "
+            "must not be used twice.",
+            "run_closed": "The run was closed, by its launcher, by `stepfleet`, or because "
+            "Dagster shows it as ended. Launch a new run.",
+        }.get(code, "")
+        text = f"The stepfleet server at {self.url} refused ({status} {code}): {message}. {advice}"
+        return text.strip()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class _Again(Exception):
+    """The exchange failed in a way that repeating may cure."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    for name, value in headers.items():
+        if name.lower() == "retry-after":
+            try:
+                return min(max(float(value), 0.1), 60.0)
+            except ValueError:
+                return None
+    return None
+
+
+@dataclass
+class Completions:
+    """The run's ended tasks, fed by the stream's thread, read by the executor's."""
+
+    version: int = 0
+    refused: StepfleetError | None = None
+    _ended: dict[tuple[str, int], Ended] = field(default_factory=dict[tuple[str, int], Ended])
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+
+    def add(self, ended: Ended) -> None:
+        """Notes an ended task; a second telling changes nothing, since ends are for ever."""
+        key = (ended.step_key, ended.attempt)
+        with self._condition:
+            if key in self._ended:
+                return
+            self._ended[key] = ended
+            self.version += 1
+            self._condition.notify_all()
+
+    def refuse(self, error: StepfleetError) -> None:
+        with self._condition:
+            self.refused = error
+            self.version += 1
+            self._condition.notify_all()
+
+    def get(self, step_key: str, attempt: int) -> Ended | None:
+        with self._condition:
+            return self._ended.get((step_key, attempt))
+
+    def lost_attempts(self, step_key: str) -> int:
+        """How many attempts of the step the ledger has lost, this run's whole life long."""
+        with self._condition:
+            return sum(
+                1 for (k, _), e in self._ended.items() if k == step_key and e.state == "lost"
+            )
+
+    def wait(self, version: int, timeout_seconds: float) -> bool:
+        with self._condition:
+            return self._condition.wait_for(lambda: self.version > version, timeout_seconds)
+
+
+class _Stream(threading.Thread):
+    """Holds the run's stream open until stopped. A daemon: it must not keep a run worker alive."""
+
+    def __init__(self, endpoint: _Endpoint, path: str, completions: Completions) -> None:
+        super().__init__(name="stepfleet-stream", daemon=True)
+        self._endpoint = endpoint
+        self._path = path
+        self._completions = completions
+        self._stopped = threading.Event()
+        self._socket: socket.socket | None = None
+
+    def run(self) -> None:
+        tries = 0
+        while not self._stopped.is_set():
+            try:
+                if self._read():
+                    tries = 0
+            except StepfleetError as err:
+                self._completions.refuse(err)
+                return
+            except (OSError, http.client.HTTPException, ValueError) as err:
+                _log.debug("stepfleet stream: %s", err)
+            pause = _STREAM_BACKOFF_SECONDS[min(tries, len(_STREAM_BACKOFF_SECONDS) - 1)]
+            tries += 1
+            self._stopped.wait(pause * random.uniform(0.8, 1.2))
+
+    def stop(self) -> None:
+        self._stopped.set()
+        sock = self._socket
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> bool:
+        """Reads one connection to its end. Returns whether it was greeted on it."""
+        connection = self._endpoint.connect(STREAM_SILENCE_SECONDS)
+        self._socket = connection.sock
+        greeted = False
+        try:
+            connection.request("GET", self._path, headers=self._endpoint.headers(False))
+            response = connection.getresponse()
+            if response.status == 401:
+                raise ServerRefused(
+                    "unauthorized", 401, "The stepfleet server refused the token for the stream."
+                )
+            if response.status != 200:
+                return False
+            while not self._stopped.is_set():
+                line = response.readline(_MAX_LINE_BYTES)
+                if not line:
+                    return greeted
+                greeted = self._take(line) or greeted
+            return greeted
+        finally:
+            self._socket = None
+            connection.close()
+
+    def _take(self, line: bytes) -> bool:
+        message = json.loads(line)
+        kind = message.get("type")
+        if kind == "task":
+            self._completions.add(
+                Ended(
+                    step_key=str(message["step_key"]),
+                    attempt=int(message["attempt"]),
+                    state=str(message["state"]),
+                    task_id=int(message.get("task_id") or 0),
+                    reason=str(message.get("reason") or ""),
+                    result=message.get("result"),
+                )
+            )
+        return kind == "hello"

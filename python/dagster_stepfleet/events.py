@@ -1,0 +1,131 @@
+"""Reads a run's events without missing one.
+
+PostgreSQL gives out ids before it commits, so an event may become visible after one with a higher
+id; a reader that only moves forward loses it. This one looks at the ids of a window behind its
+place, which is cheap, and reads the events it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dagster._core.event_api import EventLogCursor
+from dagster._core.events import DagsterEventType
+from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+
+from dagster_stepfleet import seams
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, EventLogRecord
+
+# How far behind its place a read looks for latecomers, in ids. Ids are shared by all runs; this is
+# a second or two of a busy installation. Completions that stay unexplained cause a full read.
+WINDOW_IDS = 2000
+_PAGE_EVENTS = 1000
+
+ENDING_TYPES = frozenset(
+    {
+        DagsterEventType.STEP_SUCCESS,
+        DagsterEventType.STEP_FAILURE,
+        DagsterEventType.STEP_UP_FOR_RETRY,
+        DagsterEventType.RESOURCE_INIT_FAILURE,
+    }
+)
+
+
+class EventReader:
+    """Reads one run's events; `seen` holds the ids that were handed on."""
+
+    def __init__(self, instance: DagsterInstance, run_id: str, seen: set[int]) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self.seen = seen
+        self.highest = max(seen, default=0)
+
+    def read(self, after: int = 0) -> list[EventLogRecord]:
+        """Returns the unseen events with ids above `after`, in order, to the end of the log."""
+        ids = self._ids(after)
+        if ids is None:
+            return [r for r in self._pages(after) if r.storage_id not in self.seen]
+        return self._fetch(ids - self.seen)
+
+    def read_steps(self, step_keys: Iterable[str]) -> list[EventLogRecord]:
+        """Returns the unseen events of the steps, wherever they are in the log."""
+        keys = set(step_keys)
+        ids = self._ids(0, step_keys=keys)
+        if ids is None:
+            return [
+                r
+                for r in self._pages(0)
+                if r.storage_id not in self.seen
+                and r.event_log_entry.dagster_event is not None
+                and r.event_log_entry.dagster_event.step_key in keys
+            ]
+        return self._fetch(ids - self.seen)
+
+    def has_unseen_ending(self, step_key: str) -> bool:
+        """Reads the whole log for an ending event of the step that was not handed on yet."""
+        ids = self._ids(0, step_keys={step_key}, types=ENDING_TYPES)
+        if ids is not None:
+            return bool(ids - self.seen)
+        return any(
+            r.event_log_entry.dagster_event is not None
+            and r.event_log_entry.dagster_event.event_type in ENDING_TYPES
+            for r in self.read_steps([step_key])
+        )
+
+    def mark(self, records: Sequence[EventLogRecord]) -> None:
+        """Notes that the events have been handed on."""
+        self.seen.update(r.storage_id for r in records)
+        self.highest = max(self.highest, max((r.storage_id for r in records), default=0))
+
+    def _fetch(self, ids: set[int]) -> list[EventLogRecord]:
+        if not ids:
+            return []
+        last = max(ids)
+        found: list[EventLogRecord] = []
+        for record in self._pages(min(ids) - 1):
+            if record.storage_id in ids:
+                found.append(record)
+            if record.storage_id >= last:
+                break
+        return found
+
+    def _pages(self, after: int) -> Iterable[EventLogRecord]:
+        cursor = EventLogCursor.from_storage_id(after).to_string()
+        while True:
+            page = self._instance.get_records_for_run(
+                self._run_id, cursor, of_type=set(DagsterEventType), limit=_PAGE_EVENTS
+            )
+            yield from page.records
+            if len(page.records) < _PAGE_EVENTS:
+                return
+            cursor = page.cursor
+
+    def _ids(
+        self,
+        after: int,
+        *,
+        step_keys: set[str] | None = None,
+        types: frozenset[DagsterEventType] | None = None,
+    ) -> set[int] | None:
+        """Returns the ids of the run's events, or None where the storage is not SQL."""
+        storage: Any = seams.inner_storage(self._instance.event_log_storage, "event_log_storage")
+        if not isinstance(storage, SqlEventLogStorage):
+            return None
+        import sqlalchemy
+
+        columns: Any = SqlEventLogStorageTable.c
+        query = sqlalchemy.select(columns.id).where(
+            columns.run_id == self._run_id,
+            columns.id > after,
+            columns.dagster_event_type.is_not(None),
+        )
+        if step_keys is not None:
+            query = query.where(columns.step_key.in_(sorted(step_keys)))
+        if types is not None:
+            query = query.where(columns.dagster_event_type.in_(sorted(t.value for t in types)))
+        connect: Any = storage.run_connection
+        with connect(self._run_id) as connection:
+            return {row[0] for row in connection.execute(query)}

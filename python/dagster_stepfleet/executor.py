@@ -1,0 +1,663 @@
+"""The executor: Dagster's own step-delegating loop, without its polling.
+
+The loop stays Dagster's. What is ours hangs on five of its seams: `launch_step` buffers the steps
+that are ready, `_sleep_seconds` submits them in one batch and then waits for a completion,
+`_pop_events` reads the log so that no event is missed, the health interval is due at once when the
+ledger has ended a step that Dagster still waits for, and the crash helper writes that verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from dagster import (
+    DagsterEvent,
+    Executor,
+    Field,
+    InitExecutorContext,
+    IntSource,
+    Noneable,
+    StringSource,
+    executor,
+    multiple_process_executor_requirements,
+)
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.events import DagsterEventType, EngineEventData
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
+from dagster._core.execution.retries import RetryMode, get_retries_config
+from dagster._core.execution.step_dependency_config import (
+    StepDependencyConfig,
+    get_step_dependency_config_field,
+)
+from dagster._core.execution.tags import get_tag_concurrency_limits_config
+from dagster._core.executor.step_delegating.step_delegating_executor import (
+    StepDelegatingExecutor,
+)
+from dagster._core.executor.step_delegating.step_handler.base import (
+    CheckStepHealthResult,
+    StepHandler,
+    StepHandlerContext,
+)
+from dagster._grpc.types import ExecuteStepArgs
+from dagster._serdes import serialize_value
+from dagster._utils.error import SerializableErrorInfo
+from dagster._utils.interrupts import check_captured_interrupt
+
+from dagster_stepfleet import seams, storage, tags
+from dagster_stepfleet.client import (
+    DEFAULT_URL,
+    PROTOCOL_VERSION,
+    Client,
+    Ended,
+    Interrupted,
+    StepfleetError,
+    read_token,
+)
+from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, EventLogRecord
+    from dagster._core.execution.context.system import IStepContext, PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan
+    from dagster._core.execution.plan.state import KnownExecutionState
+
+seams.verify(seams.EXECUTOR_CHECKS)
+
+_log = logging.getLogger("dagster.stepfleet")
+
+# The server's limit on one submission.
+MAX_BATCH_TASKS = 2000
+# The loop looks at the event log this often even when the stream is silent.
+WAIT_SECONDS = 1.0
+HEALTH_INTERVAL_SECONDS = 20
+# What a run that ends waits for the server to take its cancel or close. The server finds runs
+# that Dagster has ended by itself, so this need not be long.
+GOODBYE_BUDGET_SECONDS = 15.0
+
+_TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost", "dead"})
+# After these a new attempt would end the same way, or is not wanted.
+_STATES_WITHOUT_RETRY = frozenset({"cancelled", "dead", "refused"})
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A step that Dagster has vended and that waits for the next submit."""
+
+    step_key: str
+    attempt: int
+    args: ExecuteStepArgs
+    # Launches of one pass of the loop have the same known state, and so share one payload.
+    generation: int
+    op: str
+    policy_retries: int
+    placement: tags.Placement
+    location: str
+
+
+@dataclass
+class Open:
+    """A step that Dagster counts as in flight."""
+
+    attempt: int
+    placement: tags.Placement
+    # The highest event id at its launch: its own events are all above.
+    launched_after: int
+    refusal: Ended | None = None
+    rewound: bool = False
+
+
+class StepfleetStepHandler(StepHandler):
+    """Buffers launches, and answers about health from what the ledger has said."""
+
+    def __init__(
+        self,
+        *,
+        server_url: str | None = None,
+        outage_budget_seconds: float = 300.0,
+        defaults: tags.Defaults | None = None,
+    ) -> None:
+        super().__init__()
+        self._server_url = server_url or os.environ.get("STEPFLEET_URL") or DEFAULT_URL
+        self._outage_budget_seconds = outage_budget_seconds
+        self.defaults = defaults or tags.Defaults()
+        self.client: Client | None = None
+        self.reader: EventReader | None = None
+        self.buffer: list[Launch] = []
+        self.open: dict[str, Open] = {}
+        self.generation = 0
+        self.submitted = False
+        self._tried = False
+        # An event of our own waits in the log: the loop must pop it without waiting.
+        self.nudged = False
+        self._identity = ""
+        self._job_name = ""
+        self._retry_at: list[float] = []
+        self._seen_version = 0
+
+    @property
+    def name(self) -> str:
+        return "StepfleetStepHandler"
+
+    # Called by the executor's execute.
+
+    def begin(self, plan_context: PlanOrchestrationContext) -> None:
+        run = plan_context.dagster_run
+        self.client = Client(
+            self._server_url,
+            run.run_id,
+            token=read_token(),
+            outage_budget_seconds=self._outage_budget_seconds,
+            interrupted=check_captured_interrupt,
+        )
+        self._job_name = run.job_name
+        origin = run.job_code_origin or plan_context.reconstructable_job.get_python_origin()
+        self._identity = hashlib.sha256(
+            (serialize_value(cast("Any", origin)) + (run.job_snapshot_id or "")).encode()
+        ).hexdigest()
+
+    def end(self, *, reason: str | None, resuming: bool) -> None:
+        """Ends the run in the ledger: closes it, after cancelling all when there is a reason."""
+        client, self.client = self.client, None
+        if client is None:
+            return
+        try:
+            self.buffer.clear()
+            if resuming or not self._tried:
+                return
+            if reason is not None:
+                client.cancel(None, reason, budget_seconds=GOODBYE_BUDGET_SECONDS)
+            client.close_run(
+                reason or "the run's steps have ended", budget_seconds=GOODBYE_BUDGET_SECONDS
+            )
+        except StepfleetError as err:
+            # The server closes runs that Dagster shows as ended by itself.
+            _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
+        finally:
+            client.shutdown()
+
+    # Called by the loop.
+
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        args = step_handler_context.execute_step_args
+        run = step_handler_context.dagster_run
+        (step_key,) = args.step_keys_to_execute or ()
+        step_context = step_handler_context.get_step_context(step_key)
+        placement = tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults)
+        for warning in placement.warnings:
+            DagsterEvent.engine_event(step_context, warning, EngineEventData())
+        state = args.known_state
+        attempt = state.get_retry_state().get_attempt_count(step_key) if state else 0
+        policy = step_context.op_retry_policy
+        location = run.remote_job_origin.location_name if run.remote_job_origin else ""
+        self.buffer.append(
+            Launch(
+                step_key=step_key,
+                attempt=attempt,
+                args=args,
+                generation=self.generation,
+                op=step_context.step.node_handle.name,
+                policy_retries=policy.max_retries if policy else 0,
+                placement=placement,
+                location=location,
+            )
+        )
+        self.open[step_key] = Open(
+            attempt=attempt,
+            placement=placement,
+            launched_after=self.reader.highest if self.reader else 0,
+        )
+        return
+        yield  # a generator without events: the child writes them
+
+    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
+        """Unhealthy exactly when the ledger has ended the step and Dagster's log has not."""
+        try:
+            (step_key,) = step_handler_context.execute_step_args.step_keys_to_execute or ()
+            if not self.submitted:
+                return CheckStepHealthResult.unhealthy(
+                    "this run worker has not submitted it yet; submitting again is safe"
+                )
+            ended = self.verdict(step_key)
+            if ended is None or self.reader is None or self.reader.has_unseen_ending(step_key):
+                return CheckStepHealthResult.healthy()
+            return CheckStepHealthResult.unhealthy(ended.describe())
+        except Exception as err:
+            # A storage that is down for a moment must not fail a step.
+            _log.warning("stepfleet could not check a step's health: %s", err)
+            return CheckStepHealthResult.healthy()
+
+    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        """Does nothing by itself: `end` cancels all the run's tasks in one call."""
+        return iter(())
+
+    # Called by the executor's seams.
+
+    def flush(self) -> None:
+        """Submits what is buffered. Raises when the whole batch is refused."""
+        while self.buffer and self.client is not None:
+            batch = self.buffer[:MAX_BATCH_TASKS]
+            receipts = self._submit(batch)
+            del self.buffer[: len(batch)]
+            self.submitted = True
+            for launch, receipt in zip(batch, receipts, strict=True):
+                self._take_receipt(launch, receipt)
+            self.client.start_stream()
+
+    def wait(self) -> None:
+        """Waits for a completion, an interrupt or the end of a retry's delay; 1 s at most."""
+        if self.client is None:
+            return
+        refused = self.client.completions.refused
+        if refused is not None:
+            raise refused
+        if self.nudged:
+            self.nudged = False
+            return
+        now = time.time()
+        self._retry_at = [at for at in self._retry_at if at > now]
+        timeout = min([WAIT_SECONDS, *(at - now for at in self._retry_at)])
+        self.client.wait(self._seen_version, timeout)
+
+    def verdict(self, step_key: str) -> Ended | None:
+        """Returns how the ledger ended the step's current attempt, None while it has not."""
+        step = self.open.get(step_key)
+        if step is None or self.client is None:
+            return None
+        return step.refusal or self.client.completions.get(step_key, step.attempt)
+
+    def verdict_waits(self) -> bool:
+        """Whether an ended step is still unexplained after a full read of the log."""
+        return any(step.rewound and self.verdict(key) for key, step in self.open.items())
+
+    def pop(self, instance: DagsterInstance, run_id: str, seen: set[int]) -> list[DagsterEvent]:
+        """Returns the events that were not returned before, and keeps account of steps."""
+        first = self.reader is None
+        reader = self.reader = self.reader or EventReader(instance, run_id, seen)
+        self.generation += 1
+        if self.client is not None:
+            self._seen_version = self.client.completions.version
+        resumed = first and not self.open
+        records = self._read(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
+        reader.mark(records)
+        events = [e for r in records if (e := r.event_log_entry.dagster_event) is not None]
+        if resumed:
+            return _for_rebuild(events)
+        return [event for event in events if self._account(event)]
+
+    def _read(self, reader: EventReader, after: int) -> list[EventLogRecord]:
+        records = reader.read(after)
+        # A STEP_SUCCESS must not be handed on before the step's outputs, or Dagster skips what is
+        # downstream. Within one read they come together; older ones may lie below the window.
+        behind = {
+            key
+            for r in records
+            if (e := r.event_log_entry.dagster_event) is not None
+            and e.event_type == DagsterEventType.STEP_SUCCESS
+            and (key := e.step_key) is not None
+            and (step := self.open.get(key)) is not None
+            and step.launched_after < after
+        }
+        if behind:
+            known = {r.storage_id for r in records}
+            records += [r for r in reader.read_steps(behind) if r.storage_id not in known]
+        ending = {
+            e.step_key
+            for r in records
+            if (e := r.event_log_entry.dagster_event) is not None and e.event_type in ENDING_TYPES
+        }
+        # Whatever ended in the ledger and not in what was read: one read of the whole log.
+        unexplained = [
+            step
+            for key, step in self.open.items()
+            if key not in ending and not step.rewound and self.verdict(key) is not None
+        ]
+        if unexplained:
+            for step in unexplained:
+                step.rewound = True
+            known = {r.storage_id for r in records}
+            records += [r for r in reader.read(0) if r.storage_id not in known]
+        return sorted(records, key=lambda r: r.storage_id)
+
+    def _account(self, event: DagsterEvent) -> bool:
+        """Closes the step that the event ends. Returns False for the end of no open step: a
+        process that was given up has written late, and Dagster's loop would fail on it."""
+        if event.event_type not in ENDING_TYPES or event.step_key is None:
+            return True
+        if event.step_key not in self.open:
+            _log.warning(
+                "Dagster's log has a %s of step %s, which had ended before; it is ignored.",
+                event.event_type_value,
+                event.step_key,
+            )
+            return False
+        if event.event_type == DagsterEventType.RESOURCE_INIT_FAILURE:
+            # The loop will write the event that ends the step, and must read it at once.
+            self.nudged = True
+            if not seams.resource_init_failure_ends_step():
+                return True
+        if event.event_type == DagsterEventType.STEP_UP_FOR_RETRY:
+            delay = event.step_retry_data.seconds_to_wait
+            if delay:
+                self._retry_at.append(time.time() + float(delay) + 0.001)
+        del self.open[event.step_key]
+        return True
+
+    def _submit(self, batch: Sequence[Launch]) -> list[dict[str, Any]]:
+        payloads: dict[str, str] = {}
+        digests: dict[int, str] = {}
+        for launch in batch:
+            if launch.generation not in digests:
+                payload = _payload(launch.args)
+                digest = hashlib.sha256(payload.encode()).hexdigest()
+                digests[launch.generation] = digest
+                payloads[digest] = payload
+        assert self.client is not None
+        self._tried = True
+        return self.client.submit(
+            self._identity,
+            payloads,
+            [self._task(launch, digests[launch.generation]) for launch in batch],
+        )
+
+    def _task(self, launch: Launch, payload: str) -> dict[str, Any]:
+        run_id = launch.args.run_id
+        return {
+            "v": PROTOCOL_VERSION,
+            "kind": "step",
+            "run_id": run_id,
+            "step_key": launch.step_key,
+            "attempt": launch.attempt,
+            "op": launch.op,
+            "job": self._job_name,
+            "idempotency_key": f"{run_id}/{launch.step_key}",
+            "queue": launch.placement.queue,
+            "priority": launch.placement.priority,
+            "code_location": launch.location,
+            "payload": payload,
+            "retry_budget": {
+                "policy_retries": launch.policy_retries,
+                "lost_step_retries": launch.placement.lost_step_retries,
+            },
+        }
+
+    def _take_receipt(self, launch: Launch, receipt: dict[str, Any]) -> None:
+        error = receipt.get("error")
+        state = str(receipt.get("state") or "")
+        step = self.open.get(launch.step_key)
+        assert self.client is not None
+        if error:
+            if step is not None and step.attempt == launch.attempt:
+                message = f"refused at submit: {error.get('message')} [{error.get('code')}]"
+                step.refusal = Ended(launch.step_key, launch.attempt, "refused", 0, message)
+                step.rewound = True
+                self.nudged = True
+        elif state in _TERMINAL_STATES:
+            # The stream's snapshot tells the same with reason and result; it may come later.
+            if self.client.completions.get(launch.step_key, launch.attempt) is None:
+                self._look_up(launch, state, receipt)
+            self.nudged = True
+
+    def _look_up(self, launch: Launch, state: str, receipt: dict[str, Any]) -> None:
+        assert self.client is not None
+        reason, result = "", None
+        try:
+            for view in self.client.tasks():
+                if (view.get("step_key"), view.get("attempt")) == (launch.step_key, launch.attempt):
+                    reason, result = str(view.get("reason") or ""), view.get("result")
+        except StepfleetError as err:
+            _log.warning("stepfleet could not read how step %s ended: %s", launch.step_key, err)
+        task_id = int(receipt.get("task_id") or 0)
+        self.client.completions.add(
+            Ended(launch.step_key, launch.attempt, state, task_id, reason, result)
+        )
+
+
+def _payload(args: ExecuteStepArgs) -> str:
+    """Serialises the arguments without the step key, which each child puts in for itself."""
+    return serialize_value(
+        ExecuteStepArgs(
+            job_origin=args.job_origin,
+            run_id=args.run_id,
+            step_keys_to_execute=None,
+            instance_ref=args.instance_ref,
+            retry_mode=args.retry_mode,
+            known_state=args.known_state,
+            should_verify_step=False,
+            print_serialized_events=False,
+        )
+    )
+
+
+def _for_rebuild(events: list[DagsterEvent]) -> list[DagsterEvent]:
+    """Prepares a run's events for Dagster's replay on resume, which fails on two kinds.
+
+    A STEP_SKIPPED raises, and Dagster derives skips again by itself. A STEP_UP_FOR_RETRY with a
+    delay starts the delay anew, and then an event of the later attempt raises.
+    """
+    last_event: dict[str | None, int] = {e.step_key: n for n, e in enumerate(events)}
+    prepared: list[DagsterEvent] = []
+    for number, event in enumerate(events):
+        if event.event_type == DagsterEventType.STEP_SKIPPED:
+            continue
+        if (
+            event.event_type == DagsterEventType.STEP_UP_FOR_RETRY
+            and last_event[event.step_key] > number
+        ):
+            data = event.step_retry_data
+            event = event._replace(event_specific_data=StepRetryData(data.error, None))
+        prepared.append(event)
+    return prepared
+
+
+class StepfleetExecutor(StepDelegatingExecutor):
+    """Dagster's step-delegating executor, driven by completions instead of a clock."""
+
+    def __init__(self, step_handler: StepfleetStepHandler, **kwargs: Any) -> None:
+        self._handler = step_handler
+        self._warned_retries_disabled = False
+        super().__init__(step_handler, should_verify_step=False, **kwargs)
+
+    @property
+    def _sleep_seconds(self) -> float:
+        """Read by the loop once a pass, where a stock executor sleeps."""
+        try:
+            self._handler.flush()
+            self._handler.wait()
+        except Interrupted:
+            # The loop's next pass sees the interrupt that ended the wait.
+            pass
+        return 0.0
+
+    @_sleep_seconds.setter
+    def _sleep_seconds(self, value: float) -> None:
+        """The base class sets it; the wait is ours."""
+
+    @property
+    def _check_step_health_interval_seconds(self) -> int:
+        return 0 if self._handler.verdict_waits() else HEALTH_INTERVAL_SECONDS
+
+    @_check_step_health_interval_seconds.setter
+    def _check_step_health_interval_seconds(self, value: int) -> None:
+        """The base class sets it; verdicts are due when they arrive."""
+
+    def _pop_events(
+        self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]
+    ) -> Sequence[DagsterEvent]:
+        return self._handler.pop(instance, run_id, seen_storage_ids)
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        instance = plan_context.instance
+        handler = self._handler
+        reason: str | None = "the run worker's executor was left before its steps had ended"
+        resuming = False
+        restore = storage.pool(instance)
+        try:
+            handler.begin(plan_context)
+            yield from super().execute(plan_context, execution_plan)
+            reason = None
+        except (DagsterExecutionInterruptedError, KeyboardInterrupt, GeneratorExit):
+            reason = "the run was interrupted"
+            resuming = instance.run_will_resume(plan_context.run_id)
+            raise
+        except Exception as err:
+            reason = f"the run worker's executor failed: {type(err).__name__}"
+            raise
+        finally:
+            handler.end(reason=reason, resuming=resuming)
+            restore()
+
+    def log_failure_or_retry_event_after_error(
+        self,
+        step_context: IStepContext,
+        err_info: SerializableErrorInfo,
+        known_state: KnownExecutionState,
+    ) -> DagsterEvent:
+        """Writes the event that ends a step whose process did not: failure or retry."""
+        handler = self._handler
+        handler.nudged = True
+        key = step_context.step.key
+        ended = handler.verdict(key)
+        if ended is not None and ended.state in _STATES_WITHOUT_RETRY:
+            return _failure(step_context, err_info)
+        if ended is not None and ended.state == "lost":
+            retry = self._lost_step_retry(step_context, err_info, known_state)
+            if retry is not None:
+                return retry
+        stock: Any = getattr(Executor, seams.crash_helper_name())
+        return stock(self, step_context, err_info, known_state)
+
+    # The names the loop has called it by in other versions.
+    get_failure_or_retry_event_after_crash = log_failure_or_retry_event_after_error
+    get_failure_or_retry_event_after_error = log_failure_or_retry_event_after_error
+
+    def _lost_step_retry(
+        self,
+        step_context: IStepContext,
+        err_info: SerializableErrorInfo,
+        known_state: KnownExecutionState,
+    ) -> DagsterEvent | None:
+        """Returns a retry that `lost_step_retries` grants, None where Dagster decides alone."""
+        key = step_context.step.key
+        allowed = self._handler.open[key].placement.lost_step_retries
+        client = self._handler.client
+        if allowed <= 0 or client is None:
+            return None
+        if step_context.retry_mode.disabled:
+            if not self._warned_retries_disabled:
+                self._warned_retries_disabled = True
+                DagsterEvent.engine_event(
+                    step_context,
+                    "lost_step_retries is ignored: retries are disabled in the executor's config.",
+                    EngineEventData(),
+                )
+            return None
+        policy = step_context.op_retry_policy
+        attempts = known_state.get_retry_state().get_attempt_count(key)
+        if policy and attempts < policy.max_retries:
+            return None  # the op's own policy retries, with its own delay
+        lost = client.completions.lost_attempts(key)
+        if lost > allowed:
+            return None
+        DagsterEvent.engine_event(
+            step_context,
+            f"Attempt {attempts} of step {key} was lost with its worker; "
+            f"lost_step_retries grants new attempt {lost} of {allowed}.",
+            EngineEventData(),
+        )
+        return DagsterEvent.step_retry_event(step_context, StepRetryData(error=err_info))
+
+
+def _failure(step_context: IStepContext, err_info: SerializableErrorInfo) -> DagsterEvent:
+    return DagsterEvent.step_failure_event(
+        step_context=step_context,
+        step_failure_data=StepFailureData(error=err_info, user_failure_data=None),
+    )
+
+
+CONFIG_SCHEMA: dict[str, Any] = {
+    "retries": get_retries_config(),
+    "max_concurrent": Field(
+        Noneable(IntSource),
+        default_value=None,
+        description="The most steps of one run that may be in flight. Default: no limit; the "
+        "queue's slots are the limit then.",
+    ),
+    "tag_concurrency_limits": get_tag_concurrency_limits_config(),
+    "step_dependency_config": get_step_dependency_config_field(),
+    "lost_step_retries": Field(
+        IntSource,
+        default_value=0,
+        description="How many new attempts a step gets when an attempt had begun and was lost with "
+        "its worker, beyond the op's RetryPolicy. Effects outside happen again: use the "
+        f"idempotency key. The tag {tags.LOST_STEP_RETRIES_TAG} goes before it.",
+    ),
+    "queue": Field(
+        StringSource,
+        default_value=tags.DEFAULT_QUEUE,
+        description=f"The queue for steps without the tag {tags.QUEUE_TAG}.",
+    ),
+    "priority": Field(
+        IntSource,
+        default_value=0,
+        description=f"The priority of steps without the tag {tags.PRIORITY_TAG}; higher is first.",
+    ),
+    "server_url": Field(
+        StringSource,
+        is_required=False,
+        description=f"The stepfleet server. Default: STEPFLEET_URL, or {DEFAULT_URL}.",
+    ),
+    "outage_budget_seconds": Field(
+        IntSource,
+        default_value=300,
+        description="How long a run waits for a server that cannot be reached before it fails.",
+    ),
+}
+
+
+@executor(
+    name="stepfleet",
+    config_schema=CONFIG_SCHEMA,
+    requirements=multiple_process_executor_requirements(),
+)
+def stepfleet_executor(init_context: InitExecutorContext) -> Executor:
+    """Runs each step on stepfleet's workers.
+
+    Works with any run launcher. The token comes from STEPFLEET_TOKEN, or from the file that
+    STEPFLEET_TOKEN_FILE names, in the run worker's environment.
+    """
+    config = cast("dict[str, Any]", init_context.executor_config)
+    retries = RetryMode.from_config(config["retries"]) or RetryMode.ENABLED
+    handler = StepfleetStepHandler(
+        server_url=config.get("server_url"),
+        outage_budget_seconds=float(config["outage_budget_seconds"]),
+        defaults=tags.Defaults(
+            queue=config["queue"],
+            priority=config["priority"],
+            lost_step_retries=config["lost_step_retries"],
+        ),
+    )
+    return StepfleetExecutor(
+        handler,
+        retries=retries,
+        max_concurrent=config.get("max_concurrent"),
+        tag_concurrency_limits=config.get("tag_concurrency_limits"),
+        step_dependency_config=StepDependencyConfig.from_config(
+            config.get("step_dependency_config")
+        ),
+    )
+
+
+__all__ = [
+    "CONFIG_SCHEMA",
+    "StepfleetExecutor",
+    "StepfleetStepHandler",
+    "stepfleet_executor",
+]

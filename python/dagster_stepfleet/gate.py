@@ -1,0 +1,100 @@
+"""The step process's side of the two gates.
+
+Before user code starts, and before each event that decides something is written, the process asks
+its Go parent whether the task is still its own. Refused, or without a parent, it ends at once and
+writes nothing more: an exception would be caught by Dagster, or by user code, and reported.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from dagster_stepfleet.frames import Frame, FrameError, FrameSocket
+
+# The status of a process that was refused; the parent knows it.
+REFUSED_STATUS = 3
+
+# What moves a run on, or what others act upon. Dagster's type names, as in EventLogEntry.
+GATED_EVENTS = frozenset(
+    {
+        "STEP_OUTPUT",
+        "STEP_SUCCESS",
+        "STEP_FAILURE",
+        "STEP_UP_FOR_RETRY",
+        "RESOURCE_INIT_FAILURE",
+        "ASSET_MATERIALIZATION",
+        "ASSET_OBSERVATION",
+        "ASSET_CHECK_EVALUATION",
+    }
+)
+
+
+class Parent:
+    """The Go worker at the other end of the socket. Safe for use by several threads."""
+
+    def __init__(self, frames: FrameSocket) -> None:
+        self._frames = frames
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def receive(self) -> Frame | None:
+        return self._frames.receive()
+
+    def send(self, frame: Frame) -> None:
+        with self._lock:
+            try:
+                self._frames.send(frame)
+            except OSError:
+                _leave()
+
+    def ask(self, frame: Frame) -> None:
+        """Returns when the parent has granted it; otherwise the process ends."""
+        if os.getpid() != self._pid:
+            # Frames of two processes on one socket would mix. os._exit would only end this one.
+            raise RuntimeError(
+                "Only the step's own process may report outputs and results to Dagster; "
+                "this is a process that the step has forked."
+            )
+        with self._lock:
+            try:
+                self._frames.send(frame)
+                answer = self._frames.receive()
+            except (OSError, FrameError):
+                _leave()
+            if answer is None or answer.get("op") != "granted":
+                _leave()
+
+    def close(self) -> None:
+        self._frames.close()
+
+
+def _leave() -> NoReturn:
+    os._exit(REFUSED_STATUS)
+
+
+def guard(storage: Any, parent: Parent) -> None:
+    """Puts the event gate before the storage's writes, for this object's whole life."""
+    store_event: Callable[[Any], None] = storage.store_event
+    store_event_batch: Callable[[Sequence[Any]], None] = storage.store_event_batch
+
+    def gated(event: Any) -> None:
+        kind = _kind(event)
+        if kind in GATED_EVENTS:
+            parent.ask({"op": "gate", "event": kind})
+        store_event(event)
+
+    def gated_batch(events: Sequence[Any]) -> None:
+        for kind in {_kind(event) for event in events} & GATED_EVENTS:
+            parent.ask({"op": "gate", "event": kind})
+        store_event_batch(events)
+
+    storage.store_event = gated
+    storage.store_event_batch = gated_batch
+
+
+def _kind(event: Any) -> str:
+    dagster_event = event.dagster_event
+    return dagster_event.event_type_value if dagster_event is not None else ""

@@ -1,0 +1,106 @@
+"""Loads code locations in the template, so that its children find them loaded.
+
+A child gets a job the way Dagster does in any step process: it follows the run's code pointer. A
+module pointer finds the module in sys.modules. A file pointer would execute the file again, so its
+loaded target is remembered here. The definitions' repository and jobs are built once as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dagster._core.code_pointer import CodePointer, FileCodePointer
+from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._grpc.utils import get_loadable_targets
+from dagster._utils.error import serializable_error_info_from_exc_info
+
+from dagster_stepfleet import seams
+
+# Building a job's config schema and plan is what the first step of each would pay for. Beyond
+# this many jobs the template would take too long to start.
+MAX_PRIMED_JOBS = 200
+
+
+@dataclass(frozen=True)
+class Location:
+    """How one preload went, as the loaded frame tells it."""
+
+    pointer: str
+    ok: bool
+    error: str
+    seconds: float
+
+    def frame(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load(spec: dict[str, str]) -> Location:
+    """Loads one entry of STEPFLEET_PRELOAD. A failure is told, never raised."""
+    seams.check_file_pointer()
+    started = time.monotonic()
+    module, file = spec.get("module"), spec.get("file")
+    name = f"module {module}" if module else f"file {file}"
+    error = ""
+    try:
+        if bool(module) == bool(file):
+            raise ValueError(f"a preload names a module or a file, not {spec!r}")
+        _load(module, file, spec.get("attribute"), spec.get("working_directory") or os.getcwd())
+    except BaseException as err:  # SystemExit too: a script may call it at import
+        if isinstance(err, KeyboardInterrupt):
+            raise
+        import sys
+
+        error = serializable_error_info_from_exc_info(sys.exc_info()).to_string()[-8192:]
+    finally:
+        # Steps load definitions as in a fresh process, not within our load.
+        DefinitionsLoadContext._instance = None
+    return Location(name, not error, error, round(time.monotonic() - started, 3))
+
+
+def _load(module: str | None, file: str | None, attribute: str | None, directory: str) -> None:
+    if file is not None:
+        _remember_files()
+    targets = get_loadable_targets(
+        python_file=file,
+        module_name=module,
+        package_name=None,
+        working_directory=directory,
+        attribute=attribute,
+        autoload_defs_module_name=None,
+    )
+    for target in targets:
+        pointer: CodePointer = (
+            CodePointer.from_python_file(file, target.attribute, directory)
+            if file is not None
+            else CodePointer.from_module(str(module), target.attribute, directory)
+        )
+        repository = ReconstructableRepository(pointer).get_definition()
+        for job in repository.get_all_jobs()[:MAX_PRIMED_JOBS]:
+            with contextlib.suppress(Exception):  # the step that needs it will say what is wrong
+                _ = job.run_config_schema
+
+
+_file_targets: dict[tuple[str, str, str], object] = {}
+_stock_load_target: Any = None
+
+
+def _remember_files() -> None:
+    """Makes file pointers load once per process and its forks."""
+    global _stock_load_target
+    if _stock_load_target is not None:
+        return
+    stock = _stock_load_target = FileCodePointer.load_target
+
+    def load_target(self: FileCodePointer) -> object:
+        directory = os.path.realpath(self.working_directory or os.getcwd())
+        key = (os.path.realpath(self.python_file), self.fn_name, directory)
+        if key not in _file_targets:
+            _file_targets[key] = stock(self)
+        return _file_targets[key]
+
+    FileCodePointer.load_target = load_target  # type: ignore[method-assign]

@@ -1,0 +1,255 @@
+"""Every private seam of Dagster that stepfleet uses, named in one place.
+
+Dagster does not promise these. Each is checked by `inspect` when the module that needs it is
+imported: an unsupported version fails there, with the name of the seam, and not in a run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from dagster._core.executor.base import Executor
+from dagster._core.executor.step_delegating.step_delegating_executor import (
+    StepDelegatingExecutor,
+)
+from dagster._core.executor.step_delegating.step_handler.base import StepHandler
+
+SUPPORTED = "dagster >= 1.11.10, tested up to 1.13"
+
+# Dagster's way to write a failure or a retry for a step whose process is gone has had three names.
+CRASH_HELPERS = (
+    "log_failure_or_retry_event_after_error",
+    "get_failure_or_retry_event_after_crash",
+    "get_failure_or_retry_event_after_error",
+)
+
+
+class SeamError(ImportError):
+    """A private part of Dagster is not what this version of stepfleet was written for."""
+
+    def __init__(self, seam: str, found: str) -> None:
+        super().__init__(
+            f"dagster_stepfleet cannot work with the installed dagster {dagster_version()}: "
+            f"{seam} has changed ({found}). Supported: {SUPPORTED}. "
+            "Install a supported dagster, or a newer dagster-stepfleet."
+        )
+        self.seam = seam
+
+
+def dagster_version() -> str:
+    try:
+        return metadata.version("dagster")
+    except metadata.PackageNotFoundError:
+        return "(unknown version)"
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _expect_parameters(seam: str, function: Any, expected: list[str]) -> None:
+    if function is None:
+        raise SeamError(seam, "it is gone")
+    found = parameters(function)
+    if found[: len(expected)] != expected:
+        raise SeamError(seam, f"parameters are {found}, expected {expected}")
+
+
+def _expect_attributes(seam: str, owner: Any, names: list[str]) -> None:
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        raise SeamError(seam, f"it has no {', '.join(missing)}")
+
+
+def crash_helper_name() -> str:
+    for name in CRASH_HELPERS:
+        if hasattr(Executor, name):
+            return name
+    raise SeamError("Executor's crash-retry helper", f"none of {', '.join(CRASH_HELPERS)} exists")
+
+
+def resource_init_failure_ends_step() -> bool:
+    """Before 1.12 the loop took RESOURCE_INIT_FAILURE as the end of a step. Since then it writes a
+    failure or a retry of its own after it, and that ends the step."""
+    return "elif dagster_event.is_resource_init_failure" not in inspect.getsource(
+        StepDelegatingExecutor.execute
+    )
+
+
+def inner_storage(storage: Any, attribute: str) -> Any:
+    """Returns the storage behind Dagster's wrapper for `storage:` in dagster.yaml.
+
+    The wrapper (LegacyEventLogStorage, LegacyRunStorage) keeps one DagsterStorage in _storage and
+    forwards every call to its `event_log_storage` or `run_storage`.
+    """
+    from dagster._core.storage.base_storage import DagsterStorage
+
+    inner = getattr(storage, "_storage", None)
+    return getattr(inner, attribute) if isinstance(inner, DagsterStorage) else storage
+
+
+def check_constructor() -> None:
+    wanted = {
+        "step_handler",
+        "retries",
+        "sleep_seconds",
+        "check_step_health_interval_seconds",
+        "max_concurrent",
+        "tag_concurrency_limits",
+        "should_verify_step",
+        "step_dependency_config",
+    }
+    missing = wanted - set(parameters(StepDelegatingExecutor.__init__))
+    if missing:
+        raise SeamError("StepDelegatingExecutor.__init__", f"it takes no {sorted(missing)}")
+
+
+def check_pop_events() -> None:
+    _expect_parameters(
+        "StepDelegatingExecutor._pop_events",
+        getattr(StepDelegatingExecutor, "_pop_events", None),
+        ["self", "instance", "run_id", "seen_storage_ids"],
+    )
+
+
+def check_loop() -> None:
+    source = inspect.getsource(StepDelegatingExecutor.execute)
+    for name, expression in (
+        ("_sleep_seconds", "time.sleep(self._sleep_seconds)"),
+        ("_check_step_health_interval_seconds", ">= self._check_step_health_interval_seconds"),
+    ):
+        if source.count(f"self.{name}") != 1 or expression not in source:
+            raise SeamError(
+                f"StepDelegatingExecutor.{name}",
+                f"the loop reads it {source.count(f'self.{name}')} times, expected once, "
+                f"as {expression!r}",
+            )
+
+
+def check_step_handler() -> None:
+    expected = {"name", "launch_step", "check_step_health", "terminate_step"}
+    found = set(StepHandler.__abstractmethods__)
+    if found != expected:
+        raise SeamError("StepHandler", f"abstract members are {sorted(found)}")
+
+
+def check_crash_helper() -> None:
+    name = crash_helper_name()
+    _expect_parameters(
+        f"Executor.{name}",
+        getattr(Executor, name),
+        ["self", "step_context", "err_info", "known_state"],
+    )
+
+
+def check_step_args() -> None:
+    from dagster._grpc.types import ExecuteStepArgs
+
+    wanted = {
+        "job_origin",
+        "run_id",
+        "step_keys_to_execute",
+        "instance_ref",
+        "retry_mode",
+        "known_state",
+        "should_verify_step",
+        "print_serialized_events",
+    }
+    missing = wanted - set(parameters(ExecuteStepArgs.__new__))
+    if missing:
+        raise SeamError("ExecuteStepArgs", f"it takes no {sorted(missing)}")
+
+
+def check_interrupts() -> None:
+    from dagster._utils import interrupts
+
+    _expect_attributes(
+        "dagster._utils.interrupts", interrupts, ["check_captured_interrupt", "capture_interrupts"]
+    )
+
+
+def check_step_body() -> None:
+    from dagster._cli import api
+
+    _expect_parameters(
+        "dagster._cli.api._execute_step_command_body",
+        getattr(api, "_execute_step_command_body", None),
+        ["args", "instance", "dagster_run"],
+    )
+
+
+def check_event_storage() -> None:
+    from dagster._core.storage.event_log.base import EventLogStorage
+
+    for name, expected in (("store_event", ["self", "event"]), ("store_event_batch", ["self"])):
+        _expect_parameters(
+            f"EventLogStorage.{name}", getattr(EventLogStorage, name, None), expected
+        )
+
+
+def check_file_pointer() -> None:
+    from dagster._core.code_pointer import FileCodePointer
+
+    _expect_parameters(
+        "FileCodePointer.load_target", getattr(FileCodePointer, "load_target", None), ["self"]
+    )
+
+
+def check_event_ids() -> None:
+    from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+
+    _expect_parameters(
+        "SqlEventLogStorage.run_connection",
+        getattr(SqlEventLogStorage, "run_connection", None),
+        ["self", "run_id"],
+    )
+    _expect_attributes(
+        "SqlEventLogStorageTable",
+        SqlEventLogStorageTable.c,
+        ["id", "run_id", "step_key", "dagster_event_type"],
+    )
+
+
+def check_postgres() -> None:
+    """Called only where the instance uses dagster-postgres."""
+    from dagster_postgres.event_log.event_log import PostgresEventLogStorage
+
+    seam = "PostgresEventLogStorage"
+    _expect_attributes(seam, PostgresEventLogStorage, ["store_event", "_connect"])
+    source = inspect.getsource(PostgresEventLogStorage.__init__)
+    if "self._engine = " not in source or "self.postgres_url = " not in source:
+        raise SeamError(seam, "its constructor sets no _engine or no postgres_url")
+
+
+EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
+    check_constructor,
+    check_pop_events,
+    check_loop,
+    check_step_handler,
+    check_crash_helper,
+    check_step_args,
+    check_interrupts,
+    check_event_ids,
+)
+
+CHILD_CHECKS: tuple[Callable[[], None], ...] = (
+    check_step_args,
+    check_step_body,
+    check_event_storage,
+    check_interrupts,
+    check_file_pointer,
+)
+
+
+def verify(checks: tuple[Callable[[], None], ...]) -> None:
+    """Runs the checks. Raises SeamError, an ImportError, at the first that fails."""
+    for check in checks:
+        try:
+            check()
+        except SeamError:
+            raise
+        except (ImportError, AttributeError, TypeError, OSError) as err:
+            raise SeamError(check.__name__.removeprefix("check_"), repr(err)) from err

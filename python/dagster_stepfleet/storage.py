@@ -1,0 +1,153 @@
+"""Keeps one PostgreSQL connection in a process instead of opening one for every event.
+
+Dagster's PostgreSQL storages hold no connection, so that idle processes do not pile them up; a
+step writes some ten events and pays for ten connections. A step's process, and a run worker, use
+one. Also, `get_run_by_id` asks the catalogue each time whether a migration has been made; once it
+has, the answer does not change.
+
+Anything unexpected leaves the storages as Dagster made them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dagster_stepfleet import seams
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+_log = logging.getLogger("dagster.stepfleet")
+
+# User code may log from threads of its own: those beyond the first connect, and are closed again.
+_MAX_OVERFLOW = 20
+# A step that writes nothing for longer gets a new connection, before a NAT gateway or a proxy has
+# forgotten the old one. Within it, the ping before each use finds a connection that is gone.
+_RECYCLE_SECONDS = 300
+
+# Catalogue checks of the run storage whose answer stays once it is yes.
+_MIGRATION_CHECKS = ("has_run_stats_index_cols", "has_backfill_id_column")
+
+
+def _nothing() -> None:
+    pass
+
+
+def pool(instance: DagsterInstance) -> Callable[[], None]:
+    """Pools the instance's PostgreSQL event and run storage. Returns what undoes it."""
+    undo: list[Callable[[], None]] = []
+
+    def restore() -> None:
+        while undo:
+            undo.pop()()
+
+    try:
+        _pool(instance, undo)
+    except Exception as err:
+        _log.warning("stepfleet leaves Dagster's storage unpooled: %s", err)
+        restore()
+        return _nothing
+    return restore
+
+
+def storages(instance: DagsterInstance) -> list[Any]:
+    """Returns the event log's and the runs' storage, out of Dagster's wrappers."""
+    return [
+        seams.inner_storage(instance.event_log_storage, "event_log_storage"),
+        seams.inner_storage(instance.run_storage, "run_storage"),
+    ]
+
+
+def is_postgres(storage: Any) -> bool:
+    return type(storage).__module__.partition(".")[0] == "dagster_postgres"
+
+
+def dispose(instance: DagsterInstance) -> None:
+    """Closes every idle connection that the instance's storages hold."""
+    for storage in [*storages(instance), instance.schedule_storage]:
+        inner = seams.inner_storage(storage, "schedule_storage")
+        engine = getattr(inner, "_engine", None)
+        if engine is not None:
+            engine.dispose()
+
+
+def connect(instance: DagsterInstance) -> None:
+    """Opens the pooled connection ahead of need."""
+    event_storage = storages(instance)[0]
+    if is_postgres(event_storage):
+        with event_storage._connect():
+            pass
+
+
+def prime(instance: DagsterInstance) -> None:
+    """Asks the catalogue once, so that processes that inherit the instance need not."""
+    for storage in storages(instance):
+        if is_postgres(storage):
+            for name in _MIGRATION_CHECKS:
+                check = getattr(storage, name, None)
+                if check is not None:
+                    check()
+
+
+def _pool(instance: DagsterInstance, undo: list[Callable[[], None]]) -> None:
+    engines: dict[str, Any] = {}
+    for storage in storages(instance):
+        if not is_postgres(storage):
+            continue
+        if not engines:
+            seams.check_postgres()
+        url = storage.postgres_url
+        if url not in engines:
+            engines[url] = _engine(storage, url)
+            undo.append(engines[url].dispose)
+        undo.append(_replace(storage, "_engine", engines[url]))
+        for name in _MIGRATION_CHECKS:
+            check = getattr(storage, name, None)
+            if check is not None:
+                undo.append(_replace(storage, name, _remember_yes(check)))
+
+
+def _engine(storage: Any, url: str) -> Any:
+    options: dict[str, Any] = {
+        "isolation_level": "AUTOCOMMIT",
+        "pool_size": 1,
+        "max_overflow": _MAX_OVERFLOW,
+        "pool_recycle": _RECYCLE_SECONDS,
+        "pool_pre_ping": True,
+    }
+    provider = getattr(storage, "_token_provider", None)
+    if provider is not None:
+        from dagster_postgres.utils import create_pg_engine
+
+        return create_pg_engine(url, provider, **options)
+    from dagster._core.storage.sql import create_engine
+
+    return create_engine(url, **options)
+
+
+def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Sets an attribute of the object; returns what puts back what was there."""
+    had = name in vars(owner)
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+    return undo
+
+
+def _remember_yes(check: Callable[[], bool]) -> Callable[[], bool]:
+    known = False
+
+    def remembered() -> bool:
+        nonlocal known
+        known = known or check()
+        return known
+
+    return remembered

@@ -1,0 +1,196 @@
+"""The code location of the tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dagster import (
+    AssetCheckResult,
+    Definitions,
+    DynamicOut,
+    DynamicOutput,
+    In,
+    Nothing,
+    Out,
+    RetryPolicy,
+    asset,
+    asset_check,
+    define_asset_job,
+    job,
+    op,
+    resource,
+)
+
+from dagster_stepfleet import stepfleet_executor
+
+
+@op
+def one() -> int:
+    print("hello from one")
+    print("oops from one", file=sys.stderr)
+    return 1
+
+
+@op
+def add(n: int) -> int:
+    return n + 1
+
+
+@job(executor_def=stepfleet_executor)
+def chain():
+    add.alias("c")(add.alias("b")(one()))
+
+
+@op(out=DynamicOut(int))
+def split():
+    for n in range(3):
+        yield DynamicOutput(n, mapping_key=f"k{n}")
+
+
+@op
+def collect(values: list[int]) -> int:
+    return sum(values)
+
+
+@job(executor_def=stepfleet_executor)
+def dynamic():
+    collect(split().map(add).collect())
+
+
+@op
+def boom() -> int:
+    raise ValueError("this op fails")
+
+
+@job(executor_def=stepfleet_executor)
+def failing():
+    add(boom())
+
+
+@op(retry_policy=RetryPolicy(max_retries=2, delay=0))
+def flaky(context) -> int:
+    if context.retry_number < 1:
+        raise ValueError("first try")
+    return context.retry_number
+
+
+@job(executor_def=stepfleet_executor)
+def retried():
+    flaky()
+
+
+@op
+def die_once(context) -> int:
+    if context.retry_number < 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 7
+
+
+@job(executor_def=stepfleet_executor)
+def dying():
+    add(die_once())
+
+
+@op(tags={"stepfleet/queue": "nowhere"})
+def unknown_queue() -> int:
+    return 1
+
+
+@op
+def fine() -> int:
+    return 1
+
+
+@job(executor_def=stepfleet_executor)
+def misplaced():
+    unknown_queue()
+    fine()
+
+
+@op(tags={"stepfleet/priority": "high"})
+def badly_tagged() -> int:
+    return 1
+
+
+@job(executor_def=stepfleet_executor)
+def warned():
+    badly_tagged()
+
+
+@op(out=Out(Nothing))
+def sleeper(context):
+    mark = Path(os.environ["MARK"])
+    child = subprocess.Popen(["sleep", "300"])
+    mark.write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(300)
+
+
+@job(executor_def=stepfleet_executor)
+def sleeping():
+    sleeper()
+
+
+@resource
+def broken(_):
+    raise RuntimeError("no such database")
+
+
+@op(required_resource_keys={"broken"}, ins={"n": In(Nothing)})
+def needs_broken():
+    pass
+
+
+@job(executor_def=stepfleet_executor, resource_defs={"broken": broken})
+def broken_resource():
+    needs_broken(fine())
+
+
+@op(out={"a": Out(int, is_required=False), "b": Out(int, is_required=False)})
+def only_a():
+    from dagster import Output
+
+    yield Output(1, "a")
+
+
+@job(executor_def=stepfleet_executor)
+def skipping():
+    a, b = only_a()
+    add.alias("after_a")(a)
+    add.alias("after_b")(b)
+
+
+@asset
+def raw() -> int:
+    return 3
+
+
+@asset
+def cooked(raw: int) -> int:
+    return raw * 2
+
+
+@asset_check(asset=cooked)
+def cooked_is_even(cooked: int):
+    return AssetCheckResult(passed=cooked % 2 == 0)
+
+
+defs = Definitions(
+    assets=[raw, cooked],
+    asset_checks=[cooked_is_even],
+    jobs=[
+        chain,
+        dynamic,
+        failing,
+        retried,
+        dying,
+        misplaced,
+        warned,
+        sleeping,
+        broken_resource,
+        skipping,
+        define_asset_job("assets", executor_def=stepfleet_executor),
+    ],
+)

@@ -1,0 +1,199 @@
+"""The executor against a server of the test, its steps in real forked children."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.execution.api import create_execution_plan, execute_run
+
+from tests.fakes import FakeServer, TemplateProcess, Worker
+
+PYTHON = str(Path(__file__).parent.parent)
+
+
+def recon(job: str):
+    pointer = ModuleCodePointer("tests.defs", "defs", PYTHON)
+    return ReconstructableRepository(pointer).get_reconstructable_job(job)
+
+
+def create(instance: DagsterInstance, job: str, config: dict | None = None, tags=None):
+    job_def = recon(job).get_definition()
+    run_config = {"execution": {"config": config}} if config else {}
+    plan = create_execution_plan(recon(job), run_config=run_config)
+    return instance.create_run_for_job(
+        job_def,
+        execution_plan=plan,
+        run_config=run_config,
+        tags=tags,
+        job_code_origin=recon(job).get_python_origin(),
+    )
+
+
+def execute(instance: DagsterInstance, job: str, config: dict | None = None, tags=None):
+    run = create(instance, job, config, tags)
+    execute_run(recon(job), run, instance)
+    return instance.get_run_by_id(run.run_id)
+
+
+def events(instance: DagsterInstance, run, kind: DagsterEventType):
+    records = instance.get_records_for_run(run.run_id, of_type=kind).records
+    return [r.event_log_entry.dagster_event for r in records]
+
+
+def steps(instance: DagsterInstance, run, kind: DagsterEventType) -> list[str]:
+    return sorted(e.step_key for e in events(instance, run, kind))
+
+
+@pytest.fixture
+def worker(server: FakeServer, template: TemplateProcess) -> Iterator[Worker]:
+    with Worker(server, template) as worker:
+        yield worker
+
+
+def test_chain(instance, server, worker):
+    run = execute(instance, "chain")
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert steps(instance, run, DagsterEventType.STEP_SUCCESS) == ["b", "c", "one"]
+    assert worker.ran == ["one", "b", "c"]
+    assert [r["outputs"] for r in worker.results] == [["result"]] * 3
+    assert server.closed == {run.run_id: "the run's steps have ended"}
+    first = server.bodies("/tasks")[0]
+    task = first["tasks"][0]
+    assert task["idempotency_key"] == f"{run.run_id}/one"
+    assert (task["op"], task["job"], task["attempt"], task["queue"]) == (
+        "one",
+        "chain",
+        0,
+        "default",
+    )
+    assert list(first["payloads"]) == [task["payload"]]
+
+
+def test_dynamic_steps_share_one_payload_and_one_submit(instance, server, worker):
+    run = execute(instance, "dynamic")
+    assert run.status == DagsterRunStatus.SUCCESS
+    mapped = [b for b in server.bodies("/tasks") if b and len(b["tasks"]) == 3]
+    assert len(mapped) == 1 and len(mapped[0]["payloads"]) == 1
+
+
+def test_assets_and_checks(instance, server, worker):
+    run = execute(instance, "assets")
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert len(events(instance, run, DagsterEventType.ASSET_MATERIALIZATION)) == 2
+    assert len(events(instance, run, DagsterEventType.ASSET_CHECK_EVALUATION)) == 1
+
+
+def test_failure_of_user_code(instance, server, worker):
+    run = execute(instance, "failing")
+    assert run.status == DagsterRunStatus.FAILURE
+    assert steps(instance, run, DagsterEventType.STEP_FAILURE) == ["boom"]
+    assert worker.results[0]["error"] == {
+        "code": "step_failure",
+        "message": "ValueError: this op fails",
+    }
+
+
+def test_skips(instance, server, worker):
+    run = execute(instance, "skipping")
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert sorted(worker.ran) == ["after_a", "only_a"]
+
+
+def test_retry_policy_makes_a_new_attempt(instance, server, worker):
+    run = execute(instance, "retried")
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert sorted(attempt for _, _, attempt in server.tasks) == [0, 1]
+
+
+def test_resource_failure(instance, server, worker):
+    run = execute(instance, "broken_resource")
+    assert run.status == DagsterRunStatus.FAILURE
+    assert steps(instance, run, DagsterEventType.STEP_FAILURE) == ["needs_broken"]
+
+
+def test_killed_process_fails_the_step_with_the_ledgers_reason(instance, server, worker):
+    run = execute(instance, "dying")
+    assert run.status == DagsterRunStatus.FAILURE
+    (failure,) = events(instance, run, DagsterEventType.STEP_FAILURE)
+    assert "worker-1's session died" in failure.step_failure_data.error.message
+    assert "ended as failed" in failure.step_failure_data.error.message
+
+
+@pytest.mark.parametrize("where", ["config", "tag"])
+def test_lost_step_retries(instance, server, worker, where):
+    worker.state_of_dead = "lost"
+    config = {"lost_step_retries": 1} if where == "config" else None
+    tags = {"stepfleet/lost_step_retries": "1"} if where == "tag" else None
+    run = execute(instance, "dying", config, tags)
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert steps(instance, run, DagsterEventType.STEP_UP_FOR_RETRY) == ["die_once"]
+
+
+def test_lost_step_without_budget_fails(instance, server, worker):
+    worker.state_of_dead = "lost"
+    assert execute(instance, "dying").status == DagsterRunStatus.FAILURE
+
+
+def test_lost_step_retries_is_ignored_where_retries_are_disabled(instance, server, worker):
+    worker.state_of_dead = "lost"
+    run = execute(instance, "dying", {"lost_step_retries": 1, "retries": {"disabled": {}}})
+    assert run.status == DagsterRunStatus.FAILURE
+    notes = [e.message for e in events(instance, run, DagsterEventType.ENGINE_EVENT)]
+    assert any("retries are disabled" in note for note in notes)
+
+
+def test_refused_step_fails_alone(instance, server, worker):
+    run = execute(instance, "misplaced")
+    assert run.status == DagsterRunStatus.FAILURE
+    (failure,) = events(instance, run, DagsterEventType.STEP_FAILURE)
+    assert failure.step_key == "unknown_queue"
+    assert "no queue nowhere [unknown_queue]" in failure.step_failure_data.error.message
+    assert steps(instance, run, DagsterEventType.STEP_SUCCESS) == ["fine"]
+
+
+def test_malformed_tag_is_a_warning(instance, server, worker):
+    run = execute(instance, "warned")
+    assert run.status == DagsterRunStatus.SUCCESS
+    notes = [e.message for e in events(instance, run, DagsterEventType.ENGINE_EVENT)]
+    assert any("stepfleet/priority='high' is ignored" in note for note in notes)
+
+
+def test_closed_run_fails_clearly(instance, server, worker):
+    run = create(instance, "chain")
+    server.closed[run.run_id] = "closed before"
+    execute_run(recon("chain"), run, instance)
+    (failure,) = events(instance, run, DagsterEventType.RUN_FAILURE)
+    assert "run_closed" in str(failure.event_specific_data)
+
+
+def test_wrong_token_fails_at_once(instance, server, worker, monkeypatch):
+    monkeypatch.setenv("STEPFLEET_TOKEN", "wrong")
+    run = execute(instance, "chain")
+    assert run.status == DagsterRunStatus.FAILURE
+    (failure,) = events(instance, run, DagsterEventType.RUN_FAILURE)
+    assert "STEPFLEET_TOKEN" in str(failure.event_specific_data)
+
+
+def test_unreachable_server_fails_after_the_budget(instance, monkeypatch):
+    monkeypatch.setenv("STEPFLEET_URL", "http://127.0.0.1:9")
+    run = execute(instance, "chain", {"outage_budget_seconds": 1})
+    assert run.status == DagsterRunStatus.FAILURE
+    (failure,) = events(instance, run, DagsterEventType.RUN_FAILURE)
+    assert "http://127.0.0.1:9" in str(failure.event_specific_data)
+
+
+def test_outage_shorter_than_the_budget_costs_nothing(instance, server, worker):
+    server.fail_next = [(503, {"v": 1, "error": {"code": "unavailable"}}, {"Retry-After": "0.1"})]
+    assert execute(instance, "chain").status == DagsterRunStatus.SUCCESS
+
+
+def test_secrets_do_not_reach_steps(template):
+    environ = open(f"/proc/{template.proc.pid}/environ").read()
+    assert "STEPFLEET_TOKEN" in environ  # as the kernel shows the start; the process dropped it
+    assert os.environ is not None
