@@ -103,6 +103,9 @@ func (p *Process) keep(l *life) {
 		if l == nil {
 			return
 		}
+		if p.spec.Restarted != nil {
+			p.spec.Restarted(p)
+		}
 	}
 }
 

@@ -49,6 +49,8 @@ type Spec struct {
 	StopWait time.Duration
 	// Exited is called once after every life, before the next begins. It must not block for long.
 	Exited func(Exit)
+	// Restarted is called once after every life but the first has begun. It must not block for long.
+	Restarted func(*Process)
 }
 
 // Exit is how one life of a child ended. The process has been reaped.

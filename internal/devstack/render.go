@@ -1,0 +1,93 @@
+package devstack
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// dagsterHome are the two files of DAGSTER_HOME.
+type dagsterHome struct {
+	Instance  string // dagster.yaml
+	Workspace string // workspace.yaml
+}
+
+// Names of the variables that Dagster's processes find their storage by. dagster.yaml names them, so
+// that it holds no password.
+const (
+	dagsterURLVariable = "DAGSTER_DATABASE_URL"
+	ledgerURLVariable  = "STEPFLEET_DATABASE_URL"
+)
+
+// instanceTemplate is dagster.yaml. Intervals are short, since people wait in front of it.
+const instanceTemplate = `# Written by stepfleet dev at every start; changes are lost.
+storage:
+  postgres:
+    postgres_url:
+      env: %s
+run_coordinator:
+  module: dagster.core.run_coordinator
+  class: QueuedRunCoordinator
+  config:
+    dequeue_interval_seconds: 1
+    dequeue_use_threads: true
+    dequeue_num_workers: 4
+concurrency:
+  runs:
+    max_concurrent_runs: %d
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 10
+  start_timeout_seconds: 180
+  cancel_timeout_seconds: 60
+local_artifact_storage:
+  module: dagster.core.storage.root
+  class: LocalArtifactStorage
+  config:
+    base_dir: %s
+compute_logs:
+  module: dagster.core.storage.local_compute_log_manager
+  class: LocalComputeLogManager
+  config:
+    base_dir: %s
+telemetry:
+  enabled: false
+`
+
+// dagsterHome renders the two files.
+func (s *Stack) dagsterHome() dagsterHome {
+	home := s.layout.DagsterHome()
+	var workspace strings.Builder
+	workspace.WriteString("# Written by stepfleet dev at every start; changes are lost.\nload_from:\n")
+	for i, target := range s.targets {
+		fmt.Fprintf(&workspace, "  - grpc_server:\n      host: 127.0.0.1\n      port: %d\n      location_name: %s\n",
+			s.ports.code[i], quote(target.Name))
+	}
+	return dagsterHome{
+		Instance: fmt.Sprintf(instanceTemplate, dagsterURLVariable, s.config.MaxRuns,
+			quote(filepath.Join(home, "artifacts")), quote(filepath.Join(home, "compute_logs"))),
+		Workspace: workspace.String(),
+	}
+}
+
+// quote makes any text a YAML scalar: a JSON string is one.
+func quote(text string) string {
+	quoted, _ := json.Marshal(text) // a string cannot fail
+	return string(quoted)
+}
+
+// Workspace returns the path of workspace.yaml.
+func (l Layout) Workspace() string { return l.path("dagster_home", "workspace.yaml") }
+
+// WriteDagsterHome writes the two files.
+func (l Layout) WriteDagsterHome(home dagsterHome) error {
+	if err := os.WriteFile(l.path("dagster_home", "dagster.yaml"), []byte(home.Instance), 0o600); err != nil {
+		return fmt.Errorf("write dagster.yaml: %w", err)
+	}
+	if err := os.WriteFile(l.Workspace(), []byte(home.Workspace), 0o600); err != nil {
+		return fmt.Errorf("write workspace.yaml: %w", err)
+	}
+	return nil
+}
