@@ -1,0 +1,82 @@
+# stepfleet's tasks. `make` alone lists them. Everything is installed below this directory:
+# .venv (Python, from python/requirements.lock), .cache (tools), bin (the binary).
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY      := .venv/bin/python
+STAMPS  := .venv/.stamps
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
+
+# Tools, by the version that wrote the code as it is.
+STATICCHECK := .cache/bin/staticcheck-v0.8.2
+GOFUMPT     := .cache/bin/gofumpt-v0.12.0
+
+# Go's race detector needs a C compiler.
+RACE := $(if $(shell command -v cc gcc clang 2>/dev/null),-race,)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+.PHONY: setup
+setup: $(STAMPS)/projects ## install Python packages into .venv, from the lock
+	@echo "setup: .venv is ready ($$($(PY) --version))"
+
+$(STAMPS)/lock: python/requirements.lock scripts/setup-python
+	@scripts/setup-python lock
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/projects: $(STAMPS)/lock python/pyproject.toml examples/pyproject.toml
+	@scripts/setup-python projects
+	@mkdir -p $(@D) && touch $@
+
+.PHONY: build
+build: ## build bin/stepfleet
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/stepfleet ./cmd/stepfleet
+
+.PHONY: dev
+dev: setup build ## start the whole stack with the example project; Ctrl-C stops it
+	cd examples && ../bin/stepfleet dev --python ../$(PY) --dir ../.stepfleet
+
+.PHONY: demo
+demo: setup build ## run the example jobs on a stack of their own, kill a worker, verify
+	@bin/stepfleet demo --python $(PY)
+
+.PHONY: test
+test: ## every test that must pass before a change goes in
+	@RACE="$(RACE)" scripts/test
+
+.PHONY: check
+check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy, pyright
+	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
+
+.PHONY: full
+full: check test demo ## check, test and demo
+
+.PHONY: fmt
+fmt: setup $(GOFUMPT) ## format Go and Python
+	$(GOFUMPT) -w $$(git ls-files -co --exclude-standard '*.go')
+	.venv/bin/ruff format python examples
+	.venv/bin/ruff check --fix python examples
+
+.PHONY: bench-dagster
+bench-dagster: setup build ## measure steps through Dagster
+	$(PY) bench/dagster_bench.py
+
+.PHONY: lock
+lock: ## renew python/requirements.lock from python/requirements.in
+	UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -o python/requirements.lock python/requirements.in
+
+.PHONY: clean
+clean: ## remove what was built (not .venv, not .stepfleet)
+	rm -rf bin .cache
+
+$(STATICCHECK):
+	@scripts/go-tool $@ honnef.co/go/tools/cmd/staticcheck v0.8.2
+
+$(GOFUMPT):
+	@scripts/go-tool $@ mvdan.cc/gofumpt v0.12.0
