@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/api"
 	"github.com/stepfleet/stepfleet/internal/dispatch"
 	"github.com/stepfleet/stepfleet/internal/postgres"
@@ -48,7 +51,7 @@ func (c *serverCmd) Run(g *globals) error {
 		return err
 	}
 	defer ledger.Close()
-	bells, err := sqs.New(g.ctx, sqs.Config{Prefix: c.QueuePrefix, Create: c.CreateQueues, Logger: g.log})
+	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, Logger: g.log})
 	if err != nil {
 		return err
 	}
@@ -60,7 +63,7 @@ func (c *serverCmd) Run(g *globals) error {
 	server, err := dispatch.New(dispatch.Config{
 		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: url, Queues: c.Queue,
 		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Logger: g.log,
-	}, ledger, bells)
+	}, ledger, ringer{bells, c.CreateQueues})
 	if err != nil {
 		return err
 	}
@@ -71,4 +74,22 @@ func (c *serverCmd) Run(g *globals) error {
 		return serve(ctx, listener, api.New(api.Config{Token: secret, Hosts: c.Hosts, Logger: g.log}, server))
 	})
 	return work.Wait()
+}
+
+// ringer makes queues that are missing, where it was told to: in development, and after a local
+// SQS that keeps everything in memory was started again.
+type ringer struct {
+	*sqs.Bells
+	create bool
+}
+
+func (r ringer) Ring(ctx context.Context, queue string, n int) error {
+	err := r.Bells.Ring(ctx, queue, n)
+	if !r.create || !errors.Is(err, stepfleet.ErrUnknownQueue) {
+		return err
+	}
+	if err := r.EnsureQueue(ctx, queue); err != nil {
+		return err
+	}
+	return r.Bells.Ring(ctx, queue, n)
 }

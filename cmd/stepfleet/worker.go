@@ -117,7 +117,7 @@ func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), erro
 		return worker.Ports{}, nil, err
 	}
 	closeBoth := func() { claims.Close(); renewals.Close() }
-	bells, err := sqs.New(g.ctx, sqs.Config{Prefix: c.QueuePrefix, Logger: g.log})
+	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, Logger: g.log})
 	if err != nil {
 		closeBoth()
 		return worker.Ports{}, nil, err

@@ -1,0 +1,339 @@
+package dispatch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/dispatch"
+	"github.com/stepfleet/stepfleet/internal/memory"
+)
+
+// bench is a server on ports in memory, in virtual time.
+type bench struct {
+	t      *testing.T
+	ctx    context.Context
+	ledger *memory.Ledger
+	bells  *memory.Bells
+	server *dispatch.Server
+}
+
+func inBubble(t *testing.T, f func(b *bench)) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bench{t: t, ctx: t.Context(), ledger: memory.NewLedger(), bells: memory.NewBells("default")}
+		var err error
+		b.server, err = dispatch.New(dispatch.Config{
+			Name: "s1", URL: "http://s1", Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(),
+			MaxPayloadBytes: 100, Logger: slog.New(slog.DiscardHandler),
+		}, b.ledger, b.bells)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- b.server.Run(ctx) }()
+		f(b)
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("server: %v", err)
+		}
+	})
+}
+
+func batchOf(run string, steps ...string) stepfleet.Batch {
+	payload := []byte(`{"args":1}`)
+	b := stepfleet.Batch{
+		RunID: run, Identity: "id",
+		Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
+	}
+	for _, s := range steps {
+		key := stepfleet.Key{RunID: run, StepKey: s}
+		b.Tasks = append(b.Tasks, stepfleet.Task{
+			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: s, Job: "job",
+			IdempotencyKey: key.IdempotencyKey(), Queue: "default", Payload: stepfleet.DigestOf(payload),
+		})
+	}
+	return b
+}
+
+func (b *bench) submit(run string, steps ...string) []dispatch.Answer {
+	b.t.Helper()
+	answers, err := b.server.Submit(b.ctx, batchOf(run, steps...))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return answers
+}
+
+// worker registers a session and claims what there is.
+func (b *bench) worker(slots int) stepfleet.SessionID {
+	b.t.Helper()
+	s, err := b.ledger.Register(b.ctx, stepfleet.SessionSpec{
+		Worker: "w", Instance: "i", Slots: map[string]int{"default": slots},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s.ID
+}
+
+func (b *bench) claimAndStart(session stepfleet.SessionID) stepfleet.Ref {
+	b.t.Helper()
+	c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, ID: "c", Queue: "default", Max: 1})
+	if err != nil || len(c.Leases) != 1 {
+		b.t.Fatalf("claim: %d leases, %v", len(c.Leases), err)
+	}
+	if errs, err := b.ledger.Start(b.ctx, session, []stepfleet.Ref{c.Leases[0].Ref}); err != nil || errs[0] != nil {
+		b.t.Fatalf("start: %v %v", errs, err)
+	}
+	return c.Leases[0].Ref
+}
+
+func (b *bench) settle(session stepfleet.SessionID, ref stepfleet.Ref) {
+	b.t.Helper()
+	errs, err := b.ledger.Settle(b.ctx, session, []stepfleet.Settlement{{Ref: ref, Result: stepfleet.Result{
+		V: stepfleet.TaskVersion, Success: true, Outcome: stepfleet.StateSucceeded, Outputs: []string{},
+	}}})
+	if err != nil || errs[0] != nil {
+		b.t.Fatalf("settle: %v %v", errs, err)
+	}
+}
+
+func TestABadTaskIsRefusedAloneAndTheRestIsTaken(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		batch := batchOf("run-1", "good", "lost-queue", "too-big", "bad-version")
+		batch.Tasks[1].Queue = "gpu"
+		big := make([]byte, 101)
+		batch.Tasks[2].Payload = stepfleet.DigestOf(big)
+		batch.Payloads[batch.Tasks[2].Payload] = big
+		batch.Tasks[3].V = 9
+		answers, err := b.server.Submit(b.ctx, batch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []*stepfleet.Refusal{nil, stepfleet.ErrUnknownQueue, stepfleet.ErrPayloadTooBig, stepfleet.ErrTaskInvalid}
+		for i, a := range answers {
+			if stepfleet.RefusalOf(a.Err) != want[i] {
+				t.Errorf("%s: %v", a.StepKey, a.Err)
+			}
+		}
+		views, err := b.ledger.RunTasks(b.ctx, "run-1")
+		if err != nil || len(views) != 1 || views[0].StepKey != "good" {
+			t.Errorf("recorded %+v, %v", views, err)
+		}
+	})
+}
+
+func TestAForgedDigestIsRefused(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		batch := batchOf("run-1", "a")
+		batch.Payloads[batch.Tasks[0].Payload] = []byte("something else")
+		answers, err := b.server.Submit(b.ctx, batch)
+		if err != nil || !errors.Is(answers[0].Err, stepfleet.ErrTaskInvalid) {
+			t.Errorf("%v %v", answers, err)
+		}
+	})
+}
+
+func TestASubmitIsAnsweredWhileBellsAreDown(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.bells.Fail(func(string, string) error { return stepfleet.ErrUnavailable })
+		if a := b.submit("run-1", "a"); a[0].State != stepfleet.StateQueued {
+			t.Errorf("answer %+v", a[0])
+		}
+		b.worker(1)
+		time.Sleep(time.Minute)
+		b.bells.Fail(nil)
+		time.Sleep(20 * time.Second)
+		if b.bells.Pending("default") == 0 {
+			t.Error("no bell after the queue healed, although a task waits and a slot is free")
+		}
+	})
+}
+
+func TestRingsNoMoreBellsThanSlots(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.worker(3)
+		time.Sleep(5 * time.Second) // the ringer has seen the slots
+		steps := make([]string, 100)
+		for i := range steps {
+			steps[i] = fmt.Sprint("s", i)
+		}
+		b.submit("run-1", steps...)
+		synctest.Wait()
+		if n := b.bells.Pending("default"); n != 3 {
+			t.Errorf("%d bells for 3 slots", n)
+		}
+	})
+}
+
+func TestAStreamTellsOfEachEndOnce(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.submit("run-1", "a", "b")
+		session := b.worker(2)
+		first := b.claimAndStart(session)
+		b.settle(session, first)
+		st, snapshot, err := b.server.Open(b.ctx, "run-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		if len(snapshot) != 1 || snapshot[0].ID != first.TaskID {
+			t.Errorf("snapshot %+v", snapshot)
+		}
+		second := b.claimAndStart(session)
+		b.settle(session, second)
+		for range 3 {
+			if err := b.server.Notified(b.ctx, []stepfleet.TaskID{first.TaskID, second.TaskID}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		views, err := st.Next(b.ctx)
+		if err != nil || len(views) != 1 || views[0].ID != second.TaskID {
+			t.Errorf("told %+v, %v", views, err)
+		}
+		quiet, cancel := context.WithTimeout(b.ctx, time.Minute)
+		defer cancel()
+		if views, err := st.Next(quiet); err == nil {
+			t.Errorf("told again: %+v", views)
+		}
+	})
+}
+
+func TestALostNotifyIsCoveredByTheLook(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.submit("run-1", "a")
+		st, _, err := b.server.Open(b.ctx, "run-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		session := b.worker(1)
+		b.settle(session, b.claimAndStart(session))
+		before := time.Now()
+		views, err := st.Next(b.ctx)
+		if err != nil || len(views) != 1 {
+			t.Fatalf("told %+v, %v", views, err)
+		}
+		if took := time.Since(before); took > 10*time.Second {
+			t.Errorf("told after %s", took)
+		}
+	})
+}
+
+func TestProofOfDeathTakesOverAtOnce(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.submit("run-1", "a", "b")
+		st, _, err := b.server.Open(b.ctx, "run-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		session := b.worker(2)
+		b.claimAndStart(session)
+		c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, ID: "c2", Queue: "default", Max: 1})
+		if err != nil || len(c.Leases) != 1 {
+			t.Fatal(c, err)
+		}
+		before := time.Now()
+		dead, err := b.server.InstanceDead(b.ctx, "i", "killed by signal 9")
+		if err != nil || len(dead) != 1 {
+			t.Fatal(dead, err)
+		}
+		views, err := st.Next(b.ctx)
+		if err != nil || len(views) != 1 || views[0].State != stepfleet.StateLost {
+			t.Errorf("told %+v, %v", views, err)
+		}
+		if took := time.Since(before); took > 0 {
+			t.Errorf("told after %s of a proof of death", took)
+		}
+		if again, _ := b.ledger.Tasks(b.ctx, []stepfleet.TaskID{c.Leases[0].TaskID}); again[0].State != stepfleet.StateQueued {
+			t.Errorf("the lease is %s", again[0].State)
+		}
+	})
+}
+
+func TestASilentWorkerIsSuspectThenDead(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.submit("run-1", "a")
+		session := b.worker(1)
+		ref := b.claimAndStart(session)
+		time.Sleep(100 * time.Second)
+		if s := b.session(session); s.State != stepfleet.SessionSuspect {
+			t.Errorf("session is %s", s.State)
+		}
+		if v, _ := b.ledger.Tasks(b.ctx, []stepfleet.TaskID{ref.TaskID}); v[0].State != stepfleet.StateRunning {
+			t.Errorf("what a suspect session runs is %s", v[0].State)
+		}
+		time.Sleep(100 * time.Second)
+		if v, _ := b.ledger.Tasks(b.ctx, []stepfleet.TaskID{ref.TaskID}); v[0].State != stepfleet.StateLost {
+			t.Errorf("what a dead session ran is %s", v[0].State)
+		}
+	})
+}
+
+// After an outage of the ledger all renewals are late, through no fault of the workers.
+func TestTheSweeperWaitsATTLAfterAnOutage(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		session := b.worker(1)
+		time.Sleep(time.Second)
+		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		time.Sleep(170 * time.Second)
+		b.ledger.SetFail(nil)
+		time.Sleep(15 * time.Second) // past the run lease, within the grace
+		if s := b.session(session); s.State != stepfleet.SessionAlive {
+			t.Fatalf("session is %s right after the outage", s.State)
+		}
+		if _, err := b.ledger.Renew(b.ctx, session); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		if s := b.session(session); s.State != stepfleet.SessionAlive {
+			t.Errorf("session is %s after it renewed", s.State)
+		}
+	})
+}
+
+func (b *bench) session(id stepfleet.SessionID) stepfleet.Session {
+	b.t.Helper()
+	sessions, err := b.ledger.Sessions(b.ctx, time.Hour)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, s := range sessions {
+		if s.ID == id {
+			return s
+		}
+	}
+	b.t.Fatalf("no session %d", id)
+	return stepfleet.Session{}
+}
+
+func TestCloseStreamsWhenTheServerEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ledger := memory.NewLedger()
+		server, err := dispatch.New(dispatch.Config{
+			Name: "s", Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(), Logger: slog.New(slog.DiscardHandler),
+		}, ledger, memory.NewBells("default"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- server.Run(ctx) }()
+		st, _, err := server.Open(t.Context(), "run-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if views, err := st.Next(t.Context()); err != nil || len(views) != 0 {
+			t.Errorf("%v %v", views, err)
+		}
+		<-done
+	})
+}

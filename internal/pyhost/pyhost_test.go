@@ -1,0 +1,245 @@
+package pyhost_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/pyhost"
+)
+
+// python is the project's own interpreter, with Dagster and the plugin.
+func python(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("../../.venv/bin/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run `make setup` first", err)
+	}
+	return path
+}
+
+const wait = 60 * time.Second
+
+// dagsterRun makes a run of a one-op job on an instance of its own, and the payload of its step.
+func dagsterRun(t *testing.T, body string) (dir, runID, payload string) {
+	t.Helper()
+	dir = t.TempDir()
+	script := `
+import json, os, sys
+from dagster import DagsterInstance, reconstructable
+from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._grpc.types import ExecuteStepArgs
+from dagster._serdes import serialize_value
+from dagster._core.definitions.reconstruct import ReconstructableJob
+os.environ["DAGSTER_HOME"] = sys.argv[1]
+sys.path.insert(0, sys.argv[1])
+open(os.path.join(sys.argv[1], "dagster.yaml"), "w").write("telemetry: {enabled: false}\n")
+import probe_defs
+with DagsterInstance.get() as instance:
+    recon = ReconstructableJob.for_file(os.path.join(sys.argv[1], "probe_defs.py"), "probe_job")
+    run = instance.create_run_for_job(probe_defs.probe_job, job_code_origin=recon.get_python_origin())
+    args = ExecuteStepArgs(job_origin=recon.get_python_origin(), run_id=run.run_id, step_keys_to_execute=None,
+        instance_ref=instance.get_ref(), retry_mode=RetryMode.DEFERRED, known_state=KnownExecutionState(), should_verify_step=False)
+    print(json.dumps({"run_id": run.run_id, "payload": serialize_value(args)}))
+`
+	defs := "import os, time, sys, signal, subprocess\nfrom dagster import job, op\n\n@op\ndef probe(context):\n" + body + "\n\n@job\ndef probe_job():\n    probe()\n"
+	if err := os.WriteFile(filepath.Join(dir, "probe_defs.py"), []byte(defs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(python(t), "-c", script, dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var made struct{ RunID, Payload string }
+	var raw map[string]string
+	if err := json.Unmarshal(out[strings.LastIndex(string(out), "{\"run_id"):], &raw); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	made.RunID, made.Payload = raw["run_id"], raw["payload"]
+	return dir, made.RunID, made.Payload
+}
+
+func startHost(t *testing.T, mode pyhost.Mode, dir string) *pyhost.Host {
+	t.Helper()
+	h := pyhost.New(pyhost.Config{
+		Python: python(t), Mode: mode, Idle: 1,
+		Preload: []pyhost.Preload{{File: filepath.Join(dir, "probe_defs.py")}},
+		Logger:  slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("host: %v", err)
+		}
+	})
+	return h
+}
+
+// openGate grants everything and tells what was asked.
+type openGate struct {
+	refuse  error
+	started chan struct{}
+	events  chan string
+}
+
+func newGate() *openGate {
+	return &openGate{started: make(chan struct{}, 1), events: make(chan string, 100)}
+}
+
+func (g *openGate) Start(context.Context) error {
+	if g.refuse == nil {
+		g.started <- struct{}{}
+	}
+	return g.refuse
+}
+
+func (g *openGate) Event(_ context.Context, name string) error { g.events <- name; return nil }
+
+func launch(t *testing.T, h *pyhost.Host, runID, payload string, gate stepfleet.Gate) stepfleet.Process {
+	t.Helper()
+	key := stepfleet.Key{RunID: runID, StepKey: "probe"}
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	p, err := h.Launch(ctx, stepfleet.Job{
+		Lease: stepfleet.Lease{Ref: stepfleet.Ref{TaskID: 7, Fence: 3}, Task: stepfleet.Task{
+			V: 1, Kind: stepfleet.KindStep, Key: key, Op: "probe", Job: "probe_job", IdempotencyKey: key.IdempotencyKey(),
+			Queue: "default", Payload: stepfleet.DigestOf([]byte(payload)),
+		}},
+		Payload: []byte(payload),
+		Env:     map[string]string{"STEPFLEET_FENCE": "3", "STEPFLEET_IDEMPOTENCY_KEY": key.IdempotencyKey()},
+	}, gate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Kill)
+	return p
+}
+
+func exitOf(t *testing.T, p stepfleet.Process) stepfleet.Exit {
+	t.Helper()
+	select {
+	case <-p.Done():
+	case <-time.After(wait):
+		t.Fatal("the process does not end")
+	}
+	return p.Exit()
+}
+
+func modes(t *testing.T, f func(t *testing.T, mode pyhost.Mode)) {
+	for _, mode := range []pyhost.Mode{pyhost.ModeFork, pyhost.ModeCold} {
+		t.Run(string(mode), func(t *testing.T) { f(t, mode) })
+	}
+}
+
+func TestAStepRunsAndReports(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "ran"), "a").write(os.environ["STEPFLEET_FENCE"] + os.environ.get("STEPFLEET_TOKEN", ""))`)
+		t.Setenv("DAGSTER_HOME", dir)
+		t.Setenv("STEPFLEET_TOKEN", "secret")
+		gate := newGate()
+		exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, gate))
+		if exit.Result == nil || !exit.Result.Success || exit.Result.Event != "STEP_SUCCESS" || exit.Status != 0 {
+			t.Fatalf("exit %+v result %+v", exit, exit.Result)
+		}
+		if ran, _ := os.ReadFile(filepath.Join(dir, "ran")); string(ran) != "3" {
+			t.Errorf("user code saw %q", ran)
+		}
+		close(gate.events)
+		asked := map[string]int{}
+		for e := range gate.events {
+			asked[e]++
+		}
+		if asked["STEP_OUTPUT"] != 1 || asked["STEP_SUCCESS"] != 1 {
+			t.Errorf("asked %v", asked)
+		}
+	})
+}
+
+func TestARefusedStartRunsNoUserCode(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "ran"), "a").write("x")`)
+		t.Setenv("DAGSTER_HOME", dir)
+		gate := newGate()
+		gate.refuse = stepfleet.ErrFenced
+		exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, gate))
+		if exit.Result != nil || exit.Status != 3 {
+			t.Errorf("exit %+v", exit)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "ran")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("user code ran: %v", err)
+		}
+	})
+}
+
+func TestKillTakesTheWholeGroup(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    p = subprocess.Popen(["sleep", "600"])
+    path = os.path.join(os.path.dirname(__file__), "pid")
+    open(path + ".new", "w").write(str(p.pid))
+    os.rename(path + ".new", path)
+    time.sleep(600)`)
+		t.Setenv("DAGSTER_HOME", dir)
+		gate := newGate()
+		p := launch(t, startHost(t, mode, dir), run, payload, gate)
+		pid := waitPID(t, filepath.Join(dir, "pid"))
+		p.Kill()
+		if exit := exitOf(t, p); exit.Status != -int(syscall.SIGKILL) || exit.Result != nil {
+			t.Errorf("exit %+v", exit)
+		}
+		waitGone(t, pid)
+	})
+}
+
+func TestADyingStepIsReportedByItsStatus(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    os._exit(17)`)
+		t.Setenv("DAGSTER_HOME", dir)
+		if exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, newGate())); exit.Status != 17 || exit.Result != nil {
+			t.Errorf("exit %+v", exit)
+		}
+	})
+}
+
+func waitPID(t *testing.T, path string) int {
+	t.Helper()
+	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if raw, err := os.ReadFile(path); err == nil {
+			pid, err := strconv.Atoi(string(raw))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("%s does not come", path)
+	return 0
+}
+
+func waitGone(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err != nil || strings.Contains(string(stat), ") Z ") {
+			return
+		}
+	}
+	t.Errorf("process %d lives", pid)
+}

@@ -1,0 +1,210 @@
+package worker_test
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/memory"
+	"github.com/stepfleet/stepfleet/internal/worker"
+)
+
+// bench is a worker on ports in memory, in virtual time.
+type bench struct {
+	t      *testing.T
+	ctx    context.Context
+	ledger *memory.Ledger
+	bells  *memory.Bells
+	host   *scriptedHost
+	notes  *noteBook
+	cfg    worker.Config
+}
+
+// inBubble runs f with a bench whose clock is virtual.
+func inBubble(t *testing.T, f func(b *bench)) {
+	synctest.Test(t, func(t *testing.T) {
+		f(&bench{
+			t: t, ctx: t.Context(),
+			ledger: memory.NewLedger(),
+			bells:  memory.NewBells("default"),
+			host:   &scriptedHost{began: make(chan *scriptedProcess, 100)},
+			notes:  &noteBook{},
+			cfg: worker.Config{
+				Spec: stepfleet.SessionSpec{
+					Worker: "worker-1", Instance: "i-1", Slots: map[string]int{"default": 2},
+				},
+				Lifetimes:    stepfleet.DefaultLifetimes(),
+				DrainTimeout: 30 * time.Second,
+				KillGrace:    2 * time.Second,
+				Logger:       slog.New(slog.DiscardHandler),
+			},
+		})
+	})
+}
+
+// start runs the worker and returns what stops it and waits for its end.
+func (b *bench) start() (stop func()) {
+	b.t.Helper()
+	w := b.worker()
+	ctx, cancel := context.WithCancel(b.ctx)
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Errorf("worker: %v", err)
+		}
+	}
+	b.t.Cleanup(stop)
+	return stop
+}
+
+func (b *bench) worker() *worker.Worker {
+	b.t.Helper()
+	w, err := worker.New(b.cfg, worker.Ports{
+		Claims: b.ledger, Renewals: b.ledger, Bells: b.bells, Host: b.host, Notifier: b.notes,
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return w
+}
+
+// submit puts steps of run-1 into the ledger, and rings for each when asked.
+func (b *bench) submit(ring bool, steps ...string) {
+	b.t.Helper()
+	payload := []byte(`{"args":1}`)
+	batch := stepfleet.Batch{
+		RunID: "run-1", Identity: "id", NotifyURL: "http://server",
+		Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
+	}
+	for _, s := range steps {
+		key := stepfleet.Key{RunID: "run-1", StepKey: s}
+		batch.Tasks = append(batch.Tasks, stepfleet.Task{
+			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: s, Job: "job",
+			IdempotencyKey: key.IdempotencyKey(), Queue: "default", Payload: stepfleet.DigestOf(payload),
+		})
+	}
+	if _, err := b.ledger.Submit(b.ctx, batch); err != nil {
+		b.t.Fatal(err)
+	}
+	if ring {
+		if err := b.bells.Ring(b.ctx, "default", len(steps)); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
+func (b *bench) view(step string) stepfleet.View {
+	b.t.Helper()
+	views, err := b.ledger.RunTasks(b.ctx, "run-1")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, v := range views {
+		if v.StepKey == step {
+			return v
+		}
+	}
+	b.t.Fatalf("no task %s", step)
+	return stepfleet.View{}
+}
+
+func (b *bench) expect(step string, want stepfleet.State) {
+	b.t.Helper()
+	synctest.Wait()
+	if got := b.view(step).State; got != want {
+		b.t.Errorf("%s is %s, want %s", step, got, want)
+	}
+}
+
+// next waits for the next process that was given a task.
+func (b *bench) next() *scriptedProcess {
+	b.t.Helper()
+	select {
+	case p := <-b.host.began:
+		return p
+	case <-time.After(time.Hour):
+		b.t.Fatal("no task was launched within an hour")
+		return nil
+	}
+}
+
+// scriptedHost gives each task a process that the test drives.
+type scriptedHost struct {
+	mu    sync.Mutex
+	fail  error
+	began chan *scriptedProcess
+}
+
+func (h *scriptedHost) Launch(_ context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fail != nil {
+		return nil, h.fail
+	}
+	p := &scriptedProcess{job: job, gate: gate, done: make(chan struct{}), signals: make(chan string, 10)}
+	h.began <- p
+	return p, nil
+}
+
+func (h *scriptedHost) setFail(err error) { h.mu.Lock(); defer h.mu.Unlock(); h.fail = err }
+
+// scriptedProcess is a step process. Kill ends it; Terminate is only noted.
+type scriptedProcess struct {
+	job     stepfleet.Job
+	gate    stepfleet.Gate
+	done    chan struct{}
+	signals chan string
+
+	mu   sync.Mutex
+	over bool
+	exit stepfleet.Exit
+}
+
+func (p *scriptedProcess) Terminate() { p.signals <- "terminate" }
+func (p *scriptedProcess) Kill()      { p.end(stepfleet.Exit{Status: -9}) }
+
+func (p *scriptedProcess) Done() <-chan struct{} { return p.done }
+
+func (p *scriptedProcess) Exit() stepfleet.Exit { p.mu.Lock(); defer p.mu.Unlock(); return p.exit }
+
+func (p *scriptedProcess) end(exit stepfleet.Exit) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return
+	}
+	p.over, p.exit = true, exit
+	close(p.done)
+}
+
+func (p *scriptedProcess) succeed() {
+	p.end(stepfleet.Exit{Result: &stepfleet.Result{
+		V: stepfleet.TaskVersion, Success: true, Outcome: stepfleet.StateSucceeded, Event: "STEP_SUCCESS",
+	}})
+}
+
+// noteBook keeps what a worker told its servers.
+type noteBook struct {
+	mu   sync.Mutex
+	told []string
+}
+
+func (n *noteBook) Notify(_ context.Context, url string, ended []stepfleet.Lease) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, l := range ended {
+		n.told = append(n.told, url+" "+l.StepKey)
+	}
+	return nil
+}

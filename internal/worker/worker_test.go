@@ -1,0 +1,349 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+func TestAStepGoesFromBellToSettled(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		b.expect("a", stepfleet.StateLeased)
+		if p.job.Env["STEPFLEET_IDEMPOTENCY_KEY"] != "run-1/a" || p.job.Env["STEPFLEET_FENCE"] != "1" {
+			t.Errorf("env %v", p.job.Env)
+		}
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		b.expect("a", stepfleet.StateRunning)
+		if err := p.gate.Event(b.ctx, "STEP_SUCCESS"); err != nil {
+			t.Fatal(err)
+		}
+		p.succeed()
+		b.expect("a", stepfleet.StateSucceeded)
+		if got := b.view("a"); got.Result == nil || got.Result.Worker != "worker-1" {
+			t.Errorf("result %+v", got.Result)
+		}
+		if len(b.notes.told) != 1 || b.notes.told[0] != "http://server a" {
+			t.Errorf("told %v", b.notes.told)
+		}
+	})
+}
+
+func TestClaimsNoMoreThanFreeSlots(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a", "b", "c")
+		p := b.next()
+		b.next()
+		time.Sleep(time.Minute)
+		b.expect("c", stepfleet.StateQueued)
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		before := time.Now()
+		p.succeed()
+		if got := b.next().job.StepKey; got != "c" {
+			t.Errorf("launched %s", got)
+		}
+		if waited := time.Since(before); waited > 0 {
+			t.Errorf("the freed slot stood empty for %s: the last claim had come back full", waited)
+		}
+	})
+}
+
+func TestALostBellCostsADelayOnly(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		time.Sleep(10 * time.Minute) // an idle worker looks rarely
+		before := time.Now()
+		b.submit(false, "a")
+		b.next()
+		if waited := time.Since(before); waited > 20*time.Second {
+			t.Errorf("found after %s", waited)
+		}
+	})
+}
+
+func TestWithoutBellsWorkersLookOften(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.bells.Fail(func(string, string) error { return stepfleet.ErrUnavailable })
+		b.start()
+		time.Sleep(10 * time.Minute)
+		before := time.Now()
+		b.submit(false, "a")
+		b.next()
+		if waited := time.Since(before); waited > 3*time.Second {
+			t.Errorf("found after %s", waited)
+		}
+	})
+}
+
+func TestCancelTerminatesThenKills(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		before := time.Now()
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+			t.Fatal(err)
+		}
+		if sig := <-p.signals; sig != "terminate" {
+			t.Errorf("signal %s", sig)
+		}
+		<-p.done // deaf to SIGTERM: killed after the grace
+		if took := time.Since(before); took > 5*time.Second {
+			t.Errorf("gone after %s", took)
+		}
+		b.expect("a", stepfleet.StateCancelled)
+	})
+}
+
+func TestACancelledLeaseIsRefusedItsStart(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.gate.Start(b.ctx); !errors.Is(err, stepfleet.ErrCancelled) {
+			t.Errorf("start: %v", err)
+		}
+		p.end(stepfleet.Exit{Status: 3})
+		b.expect("a", stepfleet.StateCancelled)
+	})
+}
+
+func TestDrainLetsStepsFinishAndGivesBackTheRest(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		b.submit(true, "a", "b", "c")
+		p, unstarted := b.next(), b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(10 * time.Second)
+			p.succeed()
+			unstarted.end(stepfleet.Exit{Status: 3})
+		}()
+		stop()
+		b.expect(p.job.StepKey, stepfleet.StateSucceeded)
+		b.expect("c", stepfleet.StateQueued)
+		sessions, err := b.ledger.Sessions(b.ctx, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(sessions) != 1 || sessions[0].State != stepfleet.SessionDead {
+			t.Errorf("sessions %+v", sessions)
+		}
+	})
+}
+
+func TestDrainEndsWhatDoesNotFinishAsLost(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		before := time.Now()
+		stop()
+		if took := time.Since(before); took < b.cfg.DrainTimeout || took > b.cfg.DrainTimeout+5*time.Second {
+			t.Errorf("drained in %s", took)
+		}
+		b.expect("a", stepfleet.StateLost)
+		if err := p.gate.Event(b.ctx, "STEP_FAILURE"); err == nil {
+			t.Error("the gate lets a revoked process write")
+		}
+		if f := b.view("a").Fence; f != 2 {
+			t.Errorf("fence %d: the process's own fence must be old", f)
+		}
+	})
+}
+
+func TestAnOutageShorterThanTheRunLeaseKillsNobody(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		time.Sleep(60 * time.Second)
+		wrote := make(chan error, 1)
+		go func() { wrote <- p.gate.Event(b.ctx, "STEP_SUCCESS") }()
+		time.Sleep(60 * time.Second)
+		select {
+		case err := <-wrote:
+			t.Fatalf("the gate answered while the session was not renewed: %v", err)
+		case <-p.done:
+			t.Fatal("killed before the run lease ran out")
+		default:
+		}
+		b.ledger.SetFail(nil)
+		if err := <-wrote; err != nil {
+			t.Errorf("the gate after the outage: %v", err)
+		}
+		p.succeed()
+		time.Sleep(10 * time.Second)
+		b.expect("a", stepfleet.StateSucceeded)
+	})
+}
+
+func TestTheRunLeaseEndsWhatRuns(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		before := time.Now()
+		<-p.done
+		took, lease := time.Since(before), b.cfg.Lifetimes.RunLease
+		if took > lease-b.cfg.Lifetimes.Margin+time.Second || took < lease-3*b.cfg.Lifetimes.Margin {
+			t.Errorf("killed after %s of a run lease of %s", took, lease)
+		}
+		if err := p.gate.Event(b.ctx, "STEP_SUCCESS"); err == nil {
+			t.Error("the gate of a life that is over lets a process write")
+		}
+		b.ledger.SetFail(nil)
+		time.Sleep(time.Minute)
+		sessions, err := b.ledger.Sessions(b.ctx, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(sessions) != 2 {
+			t.Errorf("%d sessions, want the old one and a new life", len(sessions))
+		}
+	})
+}
+
+func TestADeadSessionKillsAndBeginsANewLife(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.ledger.DeclareDead(b.ctx, "i-1", "a mistake"); err != nil {
+			t.Fatal(err)
+		}
+		<-p.done
+		b.expect("a", stepfleet.StateRunning) // only the sweep says lost
+		if _, err := b.ledger.Sweep(b.ctx, time.Minute, 10); err != nil {
+			t.Fatal(err)
+		}
+		b.expect("a", stepfleet.StateLost)
+		b.submit(true, "b")
+		b.next() // the new life works
+	})
+}
+
+func TestAClaimWhoseAnswerWasLostIsGivenBack(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		lost := false
+		b.ledger.SetFailAfter(func(op string) error {
+			if op == "claim" && !lost && b.view("a").State == stepfleet.StateLeased {
+				lost = true
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		})
+		b.submit(false, "a")
+		b.start()
+		if got := b.next().job; got.StepKey != "a" || !lost {
+			t.Errorf("launched %s, answer lost: %t", got.StepKey, lost)
+		}
+	})
+}
+
+func TestAProcessThatDiesBeforeItsStartFailsItsAttempt(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		b.next().end(stepfleet.Exit{Status: 1})
+		b.expect("a", stepfleet.StateFailed)
+		if r := b.view("a").Result; r == nil || r.Error == nil || r.Error.Code != "process_died" {
+			t.Errorf("result %+v", r)
+		}
+	})
+}
+
+func TestWithoutAProcessTheLeaseGoesBack(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.host.setFail(errors.New("no template"))
+		b.start()
+		b.submit(true, "a")
+		time.Sleep(time.Second)
+		b.expect("a", stepfleet.StateQueued)
+		b.host.setFail(nil)
+		b.next()
+	})
+}
+
+func TestAnAmbiguousStartIsAskedAgain(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		lost := false
+		b.ledger.SetFailAfter(func(op string) error {
+			if op == "start" && !lost {
+				lost = true
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		})
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil || !lost {
+			t.Errorf("start: %v, answer lost: %t", err, lost)
+		}
+		p.succeed()
+		b.expect("a", stepfleet.StateSucceeded)
+	})
+}
+
+func TestReadiness(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(b.ctx)
+		defer cancel()
+		w := b.worker()
+		done := make(chan struct{})
+		go func() { defer close(done); _ = w.Run(ctx) }()
+		time.Sleep(time.Second)
+		if w.Ready(ctx) == nil {
+			t.Error("ready without a session")
+		}
+		b.ledger.SetFail(nil)
+		time.Sleep(time.Minute)
+		if r := w.Ready(ctx); r != nil {
+			t.Errorf("not ready: %v", r)
+		}
+		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		time.Sleep(time.Minute)
+		if w.Ready(ctx) == nil {
+			t.Error("ready although the session is not renewed")
+		}
+		b.ledger.SetFail(nil)
+		cancel()
+		<-done
+	})
+}
