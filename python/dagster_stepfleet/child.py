@@ -142,7 +142,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
         try:
             for event in dagster_api._execute_step_command_body(args, instance, dagster_run):
                 outcome.note(event)
-        except (Exception, KeyboardInterrupt) as err:
+        except BaseException as err:  # Dagster's interrupt is no Exception
             traceback.print_exc()
             outcome.note_exception(err)
         finally:

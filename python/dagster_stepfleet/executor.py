@@ -56,6 +56,7 @@ from dagster_stepfleet.client import (
     Client,
     Ended,
     Interrupted,
+    ServerUnreachable,
     StepfleetError,
     read_token,
 )
@@ -161,7 +162,7 @@ class StepfleetStepHandler(StepHandler):
             (serialize_value(cast("Any", origin)) + (run.job_snapshot_id or "")).encode()
         ).hexdigest()
 
-    def end(self, *, reason: str | None, resuming: bool) -> None:
+    def end(self, *, reason: str | None, resuming: bool, budget_seconds: float) -> None:
         """Ends the run in the ledger: closes it, after cancelling all when there is a reason."""
         client, self.client = self.client, None
         if client is None:
@@ -171,10 +172,8 @@ class StepfleetStepHandler(StepHandler):
             if resuming or not self._tried:
                 return
             if reason is not None:
-                client.cancel(None, reason, budget_seconds=GOODBYE_BUDGET_SECONDS)
-            client.close_run(
-                reason or "the run's steps have ended", budget_seconds=GOODBYE_BUDGET_SECONDS
-            )
+                client.cancel(None, reason, budget_seconds=budget_seconds)
+            client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
         except StepfleetError as err:
             # The server closes runs that Dagster shows as ended by itself.
             _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
@@ -498,6 +497,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
         handler = self._handler
         reason: str | None = "the run worker's executor was left before its steps had ended"
         resuming = False
+        budget_seconds = GOODBYE_BUDGET_SECONDS
         restore = storage.pool(instance)
         try:
             handler.begin(plan_context)
@@ -508,10 +508,12 @@ class StepfleetExecutor(StepDelegatingExecutor):
             resuming = instance.run_will_resume(plan_context.run_id)
             raise
         except Exception as err:
+            if isinstance(err, ServerUnreachable):
+                budget_seconds = 0.0  # the outage has had its budget: one last try
             reason = f"the run worker's executor failed: {type(err).__name__}"
             raise
         finally:
-            handler.end(reason=reason, resuming=resuming)
+            handler.end(reason=reason, resuming=resuming, budget_seconds=budget_seconds)
             restore()
 
     def log_failure_or_retry_event_after_error(

@@ -16,7 +16,10 @@ from typing import Any
 from dagster._core.code_pointer import CodePointer, FileCodePointer
 from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._grpc.utils import get_loadable_targets
+from dagster._core.workspace.autodiscovery import (
+    loadable_targets_from_python_file,
+    loadable_targets_from_python_module,
+)
 from dagster._utils.error import serializable_error_info_from_exc_info
 
 from dagster_stepfleet import seams
@@ -65,24 +68,37 @@ def load(spec: dict[str, str]) -> Location:
 def _load(module: str | None, file: str | None, attribute: str | None, directory: str) -> None:
     if file is not None:
         _remember_files()
-    targets = get_loadable_targets(
-        python_file=file,
-        module_name=module,
-        package_name=None,
-        working_directory=directory,
-        attribute=attribute,
-        autoload_defs_module_name=None,
-    )
-    for target in targets:
-        pointer: CodePointer = (
-            CodePointer.from_python_file(file, target.attribute, directory)
-            if file is not None
-            else CodePointer.from_module(str(module), target.attribute, directory)
-        )
+    for pointer in _pointers(module, file, attribute, directory):
         repository = ReconstructableRepository(pointer).get_definition()
         for job in repository.get_all_jobs()[:MAX_PRIMED_JOBS]:
             with contextlib.suppress(Exception):  # the step that needs it will say what is wrong
                 _ = job.run_config_schema
+
+
+def _pointers(
+    module: str | None, file: str | None, attribute: str | None, directory: str
+) -> list[CodePointer]:
+    """Returns the pointers that Dagster's code server makes for the same location."""
+
+    def point(name: str) -> CodePointer:
+        if file is not None:
+            return CodePointer.from_python_file(file, name, directory)
+        return CodePointer.from_module(str(module), name, directory)
+
+    if attribute:
+        return [point(attribute)]
+    pointers: list[CodePointer] = []
+    targets = (
+        loadable_targets_from_python_file(file, directory)
+        if file is not None
+        else loadable_targets_from_python_module(str(module), directory)
+    )
+    for target in targets:
+        pointer = point(target.attribute)
+        if isinstance(pointer, FileCodePointer):
+            _file_targets[_file_key(pointer)] = target.target_definition
+        pointers.append(pointer)
+    return pointers
 
 
 _file_targets: dict[tuple[str, str, str], object] = {}
@@ -97,10 +113,14 @@ def _remember_files() -> None:
     stock = _stock_load_target = FileCodePointer.load_target
 
     def load_target(self: FileCodePointer) -> object:
-        directory = os.path.realpath(self.working_directory or os.getcwd())
-        key = (os.path.realpath(self.python_file), self.fn_name, directory)
+        key = _file_key(self)
         if key not in _file_targets:
             _file_targets[key] = stock(self)
         return _file_targets[key]
 
     FileCodePointer.load_target = load_target  # type: ignore[method-assign]
+
+
+def _file_key(pointer: FileCodePointer) -> tuple[str, str, str]:
+    directory = os.path.realpath(pointer.working_directory or os.getcwd())
+    return os.path.realpath(pointer.python_file), pointer.fn_name, directory

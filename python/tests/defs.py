@@ -120,6 +120,28 @@ def warned():
     badly_tagged()
 
 
+@op
+def environ() -> str:
+    return ",".join(sorted(n for n in os.environ if n.startswith("STEPFLEET_")))
+
+
+@job(executor_def=stepfleet_executor)
+def environment():
+    environ()
+
+
+@op
+def forks() -> int:
+    print("before the kill")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+@job(executor_def=stepfleet_executor)
+def printing():
+    forks()
+
+
 @op(out=Out(Nothing))
 def sleeper(context):
     mark = Path(os.environ["MARK"])
@@ -189,6 +211,8 @@ defs = Definitions(
         misplaced,
         warned,
         sleeping,
+        environment,
+        printing,
         broken_resource,
         skipping,
         define_asset_job("assets", executor_def=stepfleet_executor),

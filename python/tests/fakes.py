@@ -107,9 +107,9 @@ class FakeServer:
         wanted = None if keys is None else {(k["step_key"], k["attempt"]) for k in keys}
         with self.lock:
             for (run, step, attempt), task in self.tasks.items():
-                if run == run_id and (wanted is None or (step, attempt) in wanted):
-                    if task["state"] not in TERMINAL:
-                        task.update(state="cancelled", reason=reason)
+                mine = run == run_id and (wanted is None or (step, attempt) in wanted)
+                if mine and task["state"] not in TERMINAL:
+                    task.update(state="cancelled", reason=reason)
             self.lock.notify_all()
 
     def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
@@ -245,7 +245,7 @@ class Child:
         return frame
 
     def run(self, task: dict, payload: str, refuse: set[str] = frozenset(), **env: str) -> dict:
-        """Runs the task; returns the result, and None with the log of asks when it ended without."""
+        """Runs the task; returns its result, {} when the child ended without one."""
         self.asked: list[str] = []
         self.frames.send(
             {

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
-from dagster._core.code_pointer import ModuleCodePointer
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.execution.api import create_execution_plan, execute_run
+from dagster._core.execution.api import execute_run
 
 from tests.fakes import FakeServer, TemplateProcess, Worker
-
-PYTHON = str(Path(__file__).parent.parent)
-
-
-def recon(job: str):
-    pointer = ModuleCodePointer("tests.defs", "defs", PYTHON)
-    return ReconstructableRepository(pointer).get_reconstructable_job(job)
-
-
-def create(instance: DagsterInstance, job: str, config: dict | None = None, tags=None):
-    job_def = recon(job).get_definition()
-    run_config = {"execution": {"config": config}} if config else {}
-    plan = create_execution_plan(recon(job), run_config=run_config)
-    return instance.create_run_for_job(
-        job_def,
-        execution_plan=plan,
-        run_config=run_config,
-        tags=tags,
-        job_code_origin=recon(job).get_python_origin(),
-    )
+from tests.payloads import create_run as create
+from tests.payloads import recon
 
 
 def execute(instance: DagsterInstance, job: str, config: dict | None = None, tags=None):
@@ -191,9 +169,3 @@ def test_unreachable_server_fails_after_the_budget(instance, monkeypatch):
 def test_outage_shorter_than_the_budget_costs_nothing(instance, server, worker):
     server.fail_next = [(503, {"v": 1, "error": {"code": "unavailable"}}, {"Retry-After": "0.1"})]
     assert execute(instance, "chain").status == DagsterRunStatus.SUCCESS
-
-
-def test_secrets_do_not_reach_steps(template):
-    environ = open(f"/proc/{template.proc.pid}/environ").read()
-    assert "STEPFLEET_TOKEN" in environ  # as the kernel shows the start; the process dropped it
-    assert os.environ is not None
