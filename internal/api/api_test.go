@@ -1,0 +1,302 @@
+package api_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/dispatch"
+	"github.com/stepfleet/stepfleet/internal/memory"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const token = "s3cret"
+
+// bench is the API over HTTP, in front of a running server on ports in memory.
+type bench struct {
+	t      *testing.T
+	url    string
+	ledger *memory.Ledger
+	client *http.Client
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	ledger := memory.NewLedger()
+	web := httptest.NewUnstartedServer(nil)
+	url := "http://" + web.Listener.Addr().String()
+	server, err := dispatch.New(dispatch.Config{
+		Name: "s1", URL: url, Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(),
+		MaxPayloadBytes: 1000, Logger: log,
+	}, ledger, memory.NewBells("default"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	web.Config.Handler = api.New(api.Config{Token: token, Logger: log}, server)
+	web.Start()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	b := &bench{t: t, url: url, ledger: ledger, client: web.Client()}
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		b.client.CloseIdleConnections()
+		web.Close()
+	})
+	return b
+}
+
+// call sends a request with the token and decodes the answer.
+func (b *bench) call(method, path, body string, change ...func(*http.Request)) (int, map[string]any) {
+	b.t.Helper()
+	req, err := http.NewRequestWithContext(b.t.Context(), method, b.url+path, strings.NewReader(body))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	for _, c := range change {
+		c(req)
+	}
+	resp, err := b.client.Do(req)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var answer map[string]any
+	if len(raw) > 0 && bytes.HasPrefix(raw, []byte("{")) {
+		if err := json.Unmarshal(raw, &answer); err != nil {
+			b.t.Fatalf("%s: %v", raw, err)
+		}
+	}
+	return resp.StatusCode, answer
+}
+
+func code(answer map[string]any) string {
+	e, _ := answer["error"].(map[string]any)
+	c, _ := e["code"].(string)
+	return c
+}
+
+func submission(run string, steps ...string) string {
+	payload := `{"args":1}`
+	digest := stepfleet.DigestOf([]byte(payload))
+	tasks := []stepfleet.Task{}
+	for _, s := range steps {
+		key := stepfleet.Key{RunID: run, StepKey: s}
+		tasks = append(tasks, stepfleet.Task{
+			V: 1, Kind: stepfleet.KindStep, Key: key, Op: s, Job: "job", IdempotencyKey: key.IdempotencyKey(),
+			Queue: "default", Payload: digest,
+		})
+	}
+	raw, err := json.Marshal(map[string]any{
+		"v": 1, "identity": "id", "payloads": map[stepfleet.Digest]string{digest: payload}, "tasks": tasks,
+	})
+	if err != nil {
+		panic(err)
+	}
+	return string(raw)
+}
+
+func (b *bench) runOne(outcome stepfleet.State) stepfleet.TaskID {
+	b.t.Helper()
+	ctx := b.t.Context()
+	s, err := b.ledger.Register(ctx, stepfleet.SessionSpec{Worker: "w", Instance: "i", Slots: map[string]int{"default": 1}})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	c, err := b.ledger.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, ID: "c", Queue: "default", Max: 1})
+	if err != nil || len(c.Leases) != 1 {
+		b.t.Fatal(c, err)
+	}
+	ref := c.Leases[0].Ref
+	if errs, err := b.ledger.Start(ctx, s.ID, []stepfleet.Ref{ref}); err != nil || errs[0] != nil {
+		b.t.Fatal(errs, err)
+	}
+	errs, err := b.ledger.Settle(ctx, s.ID, []stepfleet.Settlement{{Ref: ref, Result: stepfleet.Result{
+		V: 1, Success: outcome == stepfleet.StateSucceeded, Outcome: outcome, Outputs: []string{}, Worker: "w",
+	}}})
+	if err != nil || errs[0] != nil {
+		b.t.Fatal(errs, err)
+	}
+	return ref.TaskID
+}
+
+func TestSubmitIsIdempotentAndAnswersEachTask(t *testing.T) {
+	b := newBench(t)
+	for i := range 2 {
+		status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a", "b"))
+		if status != http.StatusOK {
+			t.Fatalf("%d %v", status, answer)
+		}
+		receipts := answer["receipts"].([]any)
+		for j, step := range []string{"a", "b"} {
+			r := receipts[j].(map[string]any)
+			if r["step_key"] != step || r["state"] != "queued" || r["known"] != (i == 1) {
+				t.Errorf("receipt %v", r)
+			}
+		}
+	}
+	_, answer := b.call("GET", "/v1/runs/r1/tasks", "")
+	if n := len(answer["tasks"].([]any)); n != 2 {
+		t.Errorf("%d tasks", n)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	b := newBench(t)
+	if status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a")); status != 200 {
+		t.Fatal(status, answer)
+	}
+	big := `{"v":1,"identity":"id","payloads":{},"tasks":[],"more":1}`
+	other := strings.Replace(submission("r1", "a"), `"identity":"id"`, `"identity":"other"`, 1)
+	cases := []struct {
+		name, method, path, body string
+		status                   int
+		code                     string
+		change                   func(*http.Request)
+	}{
+		{name: "no token", method: "GET", path: "/v1/queues", status: 401, code: "unauthorized", change: func(r *http.Request) { r.Header.Del("Authorization") }},
+		{name: "wrong token", method: "GET", path: "/v1/queues", status: 401, code: "unauthorized", change: func(r *http.Request) { r.Header.Set("Authorization", "Bearer no") }},
+		{name: "foreign host", method: "GET", path: "/livez", status: 421, change: func(r *http.Request) { r.Host = "evil.example" }},
+		{name: "cross origin", method: "POST", path: "/v1/runs/r1/close", body: `{"v":1,"reason":"x"}`, status: 403, change: func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "cross-site") }},
+		{name: "unknown field", method: "POST", path: "/v1/runs/r1/tasks", body: big, status: 400, code: "task_invalid"},
+		{name: "not JSON", method: "POST", path: "/v1/runs/r1/tasks", body: "hello", status: 400, code: "task_invalid"},
+		{name: "two values", method: "POST", path: "/v1/runs/r1/close", body: `{"v":1,"reason":"x"}{}`, status: 400, code: "task_invalid"},
+		{name: "other version", method: "POST", path: "/v1/runs/r1/close", body: `{"v":2,"reason":"x"}`, status: 400, code: "task_invalid"},
+		{name: "other identity", method: "POST", path: "/v1/runs/r1/tasks", body: other, status: 409, code: "conflict"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			change := c.change
+			if change == nil {
+				change = func(*http.Request) {}
+			}
+			status, answer := b.call(c.method, c.path, c.body, change)
+			if status != c.status || code(answer) != c.code {
+				t.Errorf("%d %v, want %d %s", status, answer, c.status, c.code)
+			}
+		})
+	}
+	if _, answer := b.call("GET", "/v1/runs/r1/tasks", ""); len(answer["tasks"].([]any)) != 1 {
+		t.Errorf("a refused request has left something: %v", answer)
+	}
+}
+
+func TestABadTaskIsAnsweredAlone(t *testing.T) {
+	b := newBench(t)
+	body := strings.Replace(submission("r1", "a", "b"), `"queue":"default"`, `"queue":"gpu"`, 1)
+	_, answer := b.call("POST", "/v1/runs/r1/tasks", body)
+	receipts := answer["receipts"].([]any)
+	if code(receipts[0].(map[string]any)) != "unknown_queue" || receipts[1].(map[string]any)["state"] != "queued" {
+		t.Errorf("%v", receipts)
+	}
+}
+
+func TestAnUnreachableLedgerIsSaidSo(t *testing.T) {
+	b := newBench(t)
+	b.ledger.SetFail(func(string) error { return fmt.Errorf("%w: connection refused", stepfleet.ErrUnavailable) })
+	defer b.ledger.SetFail(nil)
+	var retryAfter string
+	req := func(r *http.Request) {}
+	status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a"), req)
+	if status != 503 || code(answer) != "unavailable" {
+		t.Errorf("%d %v %s", status, answer, retryAfter)
+	}
+	status, answer = b.call("GET", "/readyz", "")
+	if reasons, _ := answer["reasons"].([]any); status != 503 || len(reasons) != 1 || !strings.Contains(reasons[0].(string), "ledger") {
+		t.Errorf("%d %v", status, answer)
+	}
+	if status, _ := b.call("GET", "/livez", ""); status != 200 {
+		t.Errorf("livez %d: it must not depend on the ledger", status)
+	}
+}
+
+func TestStream(t *testing.T) {
+	b := newBench(t)
+	b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a", "b"))
+	first := b.runOne(stepfleet.StateSucceeded)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", b.url+"/v1/runs/r1/stream", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := b.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	next := func() map[string]any {
+		t.Helper()
+		for lines.Scan() {
+			var line map[string]any
+			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+				t.Fatal(err)
+			}
+			if line["type"] != "ping" {
+				return line
+			}
+		}
+		t.Fatal(lines.Err())
+		return nil
+	}
+	if l := next(); l["type"] != "hello" || l["v"] != 1.0 {
+		t.Errorf("%v", l)
+	}
+	if l := next(); l["type"] != "task" || l["task_id"] != float64(first) || l["state"] != "succeeded" {
+		t.Errorf("%v", l)
+	}
+	if l := next(); l["type"] != "snapshot_end" {
+		t.Errorf("%v", l)
+	}
+	second := b.runOne(stepfleet.StateFailed)
+	notifier := api.Notifier{Token: token, Client: b.client}
+	if err := notifier.Notify(ctx, b.url, []stepfleet.Lease{{Ref: stepfleet.Ref{TaskID: second}}}); err != nil {
+		t.Fatal(err)
+	}
+	if l := next(); l["task_id"] != float64(second) || l["state"] != "failed" {
+		t.Errorf("%v", l)
+	}
+	b.call("POST", "/v1/runs/r1/tasks", submission("r1", "c"))
+	b.call("POST", "/v1/runs/r1/cancel", `{"v":1,"tasks":null,"reason":"asked"}`)
+	if l := next(); l["step_key"] != "c" || l["state"] != "cancelled" || l["reason"] != "asked" {
+		t.Errorf("%v", l)
+	}
+	cancel()
+}
+
+func TestProofOfDeath(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.ledger.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Instance: "i-7", Slots: map[string]int{"default": 1}}); err != nil {
+		t.Fatal(err)
+	}
+	status, answer := b.call("POST", "/v1/instances/i-7/dead", `{"v":1,"reason":"signal: killed"}`)
+	sessions, _ := answer["sessions"].([]any)
+	if status != 200 || len(sessions) != 1 || sessions[0].(map[string]any)["end_reason"] != "signal: killed" {
+		t.Errorf("%d %v", status, answer)
+	}
+}
