@@ -1,0 +1,108 @@
+// Package postgres is the ledger on PostgreSQL, and the only package that knows SQL.
+//
+// Every method is one round trip and one commit (CloseRun is two). Most are a pipeline of the
+// same shape:
+//
+//  1. lock what decides (the session, the run, then the tasks in id order);
+//  2. decide and act in one statement, whose snapshot is younger than the locks, so that it reads
+//     what it has locked as plain data; winners and refusals are audited by the same statement.
+//
+// Claim and Sweep lock and act in one statement instead; their comments say why that is safe.
+//
+// Files, in the order of a task's life: submit.go, claim.go, start.go, settle.go, release.go,
+// cancel.go; session.go and sweep.go for sessions; records.go for readers; migrate.go and
+// check.go for the schema. Only the database's clock counts.
+//
+// It works behind PgBouncer in transaction mode: no LISTEN, no session advisory locks, no SET, no
+// temporary tables, no named prepared statements unless the DSN asks for them.
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// DefaultMinServerVersion is PostgreSQL 15, as server_version_num says it.
+const DefaultMinServerVersion = 150000
+
+// defaultMaxConns is room for one role's concurrent calls; a fleet multiplies it by its processes.
+const defaultMaxConns = 8
+
+// Options of Open.
+type Options struct {
+	// MaxConns bounds the pool; 0 is 8.
+	MaxConns int
+	// MinServerVersion as in server_version_num; 0 is PostgreSQL 15.
+	MinServerVersion int
+	// AllowUnsafe lets Check pass on a server that may lose acknowledged commits.
+	AllowUnsafe bool
+	// AppName is shown in pg_stat_activity; empty is "stepfleet".
+	AppName string
+	// Logger hears of retries and of partitions that could not be made; nil is quiet.
+	Logger *slog.Logger
+}
+
+// Ledger is the ledger on PostgreSQL.
+type Ledger struct {
+	pool *pgxpool.Pool
+	opts Options
+	log  *slog.Logger
+	// partitionsDue is when Beat next looks after the audit's partitions, in Unix seconds.
+	partitionsDue atomic.Int64
+}
+
+var _ stepfleet.Ledger = (*Ledger)(nil)
+
+// Open prepares a ledger on the database. It does not wait for the database to be there: Check
+// says whether it is, and every method returns ErrUnavailable until it is.
+func Open(ctx context.Context, dsn string, opts Options) (*Ledger, error) {
+	if opts.MaxConns == 0 {
+		opts.MaxConns = defaultMaxConns
+	}
+	if opts.MinServerVersion == 0 {
+		opts.MinServerVersion = DefaultMinServerVersion
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err) // pgx keeps the password out of it
+	}
+	cfg.MaxConns = int32(opts.MaxConns)
+	adjust(cfg.ConnConfig, dsn, opts.AppName)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	return &Ledger{pool: pool, opts: opts, log: opts.Logger}, nil
+}
+
+// adjust sets what stepfleet wants of a connection and the DSN does not say. Unnamed statements
+// work behind any pooler; a DSN may ask for default_query_exec_mode=cache_statement.
+func adjust(cfg *pgx.ConnConfig, dsn, appName string) {
+	if appName == "" {
+		appName = "stepfleet"
+	}
+	if _, ok := cfg.RuntimeParams["application_name"]; !ok {
+		cfg.RuntimeParams["application_name"] = appName
+	}
+	if !strings.Contains(dsn, "default_query_exec_mode") {
+		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+}
+
+// Close ends the ledger's connections, after the calls that use them.
+func (l *Ledger) Close() { l.pool.Close() }
