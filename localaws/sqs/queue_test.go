@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -277,4 +278,37 @@ func BenchmarkReceiveDelete(b *testing.B) {
 			}
 		})
 	}
+}
+
+// countingClock counts how often anything asked to be called back, and how often it was.
+type countingClock struct {
+	clock.Clock
+	set, fired atomic.Int64
+}
+
+func (c *countingClock) AfterFunc(d time.Duration, f func()) clock.Timer {
+	c.set.Add(1)
+	return c.Clock.AfterFunc(d, func() { c.fired.Add(1); f() })
+}
+
+// TestWaitingCostsNothing has long polls wait on a queue with nothing due: between their start and
+// their end nothing may run.
+func TestWaitingCostsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &countingClock{Clock: clock.System()}
+		q := testQueue(c)
+		const waiters = 100
+		var running sync.WaitGroup
+		for range waiters {
+			running.Go(func() { _, _ = q.receive(t.Context(), receive{max: 1, wait: 20 * time.Second}) })
+		}
+		time.Sleep(19 * time.Second)
+		if set, fired := c.set.Load(), c.fired.Load(); set != waiters || fired != 0 {
+			t.Errorf("%d long polls set %d timers, of which %d fired before the end", waiters, set, fired)
+		}
+		running.Wait()
+		if fired := c.fired.Load(); fired != waiters {
+			t.Errorf("%d timers fired for %d long polls", fired, waiters)
+		}
+	})
 }
