@@ -1,3 +1,4 @@
+// Package conformance holds the suites that every adapter of a port must pass, one file a port.
 package conformance
 
 import (
