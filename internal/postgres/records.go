@@ -39,8 +39,8 @@ WITH waiting AS (
     WHERE t.state IN ('leased', 'running') GROUP BY t.queue
 ), room AS (
     SELECT e.key AS queue, sum(e.value::integer) AS slots FROM stepfleet.session s, jsonb_each_text(s.slots) e
-    WHERE s.state = 'alive' AND NOT s.draining AND jsonb_typeof(s.slots) = 'object'
-    GROUP BY e.key HAVING sum(e.value::integer) > 0
+    WHERE s.state = 'alive' AND NOT s.draining AND e.value::integer > 0
+    GROUP BY e.key
 )
 SELECT queue, coalesce(ready, 0), greatest(coalesce(extract(epoch FROM clock_timestamp() - oldest), 0), 0)::float8,
     coalesce(leased, 0), coalesce(running, 0), coalesce(slots, 0)

@@ -53,6 +53,9 @@ WHERE id = $1 AND state <> 'dead'`
 // may have left expires by itself.
 func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (stepfleet.Session, error) {
 	var s stepfleet.Session
+	if spec.Slots == nil {
+		spec.Slots = map[string]int{} // an object, never null
+	}
 	slots, err := json.Marshal(spec.Slots)
 	if err != nil {
 		return s, fmt.Errorf("register session: %w", err)
