@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/stepfleet/stepfleet/internal/devstack"
 	"github.com/stepfleet/stepfleet/internal/pglocal"
@@ -70,7 +71,7 @@ func startPostgres(g *globals) func(context.Context, string, int, string) (*devs
 			}
 		}
 		return &devstack.Database{
-			LedgerURL: server.DSN("stepfleet"), DagsterURL: server.DSN("dagster"),
+			LedgerURL: server.DSN("stepfleet"), DagsterURL: strings.Replace(server.DSN("dagster"), "postgres://", "postgresql://", 1), // SQLAlchemy knows this scheme only
 			Address: fmt.Sprintf("127.0.0.1:%d", server.Port()), Version: fmt.Sprint(server.Version()),
 			PID: server.PID(), Done: server.Done(), Stop: server.Stop,
 		}, nil

@@ -211,6 +211,11 @@ func (c *Config) complete() error {
 	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
 		return fmt.Errorf("--dir: %w", err)
 	}
+	if filepath.Base(c.Python) != c.Python { // a name alone is found in PATH
+		if c.Python, err = filepath.Abs(c.Python); err != nil {
+			return fmt.Errorf("--python: %w", err)
+		}
+	}
 	if c.Executable == "" {
 		if c.Executable, err = os.Executable(); err != nil {
 			return fmt.Errorf("find the stepfleet binary: %w", err)
