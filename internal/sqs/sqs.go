@@ -161,13 +161,13 @@ func (b *Bells) ringBatch(ctx context.Context, queue, url, body string, n int) e
 }
 
 // Receive implements stepfleet.Listener. SQS waits in whole seconds, at most 20: a wait is rounded
-// down, never up, and one below a second does not wait.
+// up, so that a caller with a fraction of a second left does not turn into a spin of short polls.
 func (b *Bells) Receive(ctx context.Context, queue string, max int, wait time.Duration) ([]stepfleet.RungBell, error) {
 	url, err := b.url(ctx, queue)
 	if err != nil {
 		return nil, err
 	}
-	wait = min(wait, maxWait).Truncate(time.Second)
+	wait = min((wait + time.Second - 1).Truncate(time.Second), maxWait)
 	call, cancel := context.WithTimeout(ctx, wait+callTimeout)
 	defer cancel()
 	out, err := b.client.ReceiveMessage(call, &sqs.ReceiveMessageInput{
