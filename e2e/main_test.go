@@ -1,0 +1,104 @@
+//go:build linux
+
+// Package e2e runs real Dagster jobs through built binaries: `stepfleet dev` with its server,
+// workers, local AWS and PostgreSQL, driven over Dagster's GraphQL API. Tests use signals, not
+// sleeps: an op of testdata/e2e_defs.py waits for a file that the test creates, and notes what it
+// does in the effect log.
+//
+// The tests share one stack and run one after another; each waits for it to be healthy before it
+// begins. Environment: STEPFLEET_BIN (the binary; built when unset), STEPFLEET_PYTHON (the
+// interpreter; .venv of the repository when unset).
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+)
+
+var (
+	binary string // of stepfleet
+	python string // with Dagster, dagster_stepfleet and stepfleet_examples
+
+	sharedOnce  sync.Once
+	sharedStack *stack
+	errShared   error
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(holdVariable); dir != "" {
+		hold(dir)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "stepfleet-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := findPrograms(dir); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	code := m.Run()
+	if sharedStack != nil {
+		if err := sharedStack.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: stop the shared stack:", err)
+			code = 1
+		}
+	}
+	return code
+}
+
+// findPrograms finds the binary, or builds it into dir, and the interpreter.
+func findPrograms(dir string) error {
+	root, err := filepath.Abs("..")
+	if err != nil {
+		return err
+	}
+	python = os.Getenv("STEPFLEET_PYTHON")
+	if python == "" {
+		python = filepath.Join(root, ".venv", "bin", "python")
+	}
+	if out, err := exec.Command(python, "-c", "import dagster_webserver, dagster_stepfleet, stepfleet_examples").CombinedOutput(); err != nil {
+		return fmt.Errorf("%s cannot import what the tests need (make setup): %w\n%s", python, err, out)
+	}
+	if binary = os.Getenv("STEPFLEET_BIN"); binary != "" {
+		binary, err = filepath.Abs(binary)
+		return err
+	}
+	binary = filepath.Join(dir, "stepfleet")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "./cmd/stepfleet")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// shared returns the stack that most tests use, healthy, with what this test leaves checked: no
+// attempt of any run has begun twice.
+func shared(t *testing.T) *stack {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	sharedOnce.Do(func() {
+		var dir string
+		if dir, errShared = os.MkdirTemp("", "stepfleet-e2e-stack-"); errShared == nil {
+			sharedStack, errShared = startStack(dir, stackOptions{workers: 2, queues: []string{"default:20", "small:2"}})
+		}
+	})
+	if errShared != nil {
+		t.Fatalf("start the shared stack: %v", errShared)
+	}
+	sharedStack.use(t)
+	return sharedStack
+}
