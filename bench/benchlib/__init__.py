@@ -1,0 +1,1 @@
+"""The parts of the Dagster benchmark; dagster_bench.py puts them together."""
