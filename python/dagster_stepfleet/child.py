@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance
-from dagster._cli import api as dagster_api
 from dagster._cli.utils import get_instance_for_cli
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._grpc.types import ExecuteStepArgs
@@ -140,7 +139,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
         parent.ask({"op": "start"})
         started = time.monotonic()
         try:
-            for event in dagster_api._execute_step_command_body(args, instance, dagster_run):
+            for event in seams.step_body()(args, instance, dagster_run):
                 outcome.note(event)
         except BaseException as err:  # Dagster's interrupt is no Exception
             traceback.print_exc()

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,7 +46,6 @@ from dagster._core.executor.step_delegating.step_handler.base import (
 )
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
-from dagster._utils.error import SerializableErrorInfo
 from dagster._utils.interrupts import check_captured_interrupt
 
 from dagster_stepfleet import seams, storage, tags
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from dagster._core.execution.context.system import IStepContext, PlanOrchestrationContext
     from dagster._core.execution.plan.plan import ExecutionPlan
     from dagster._core.execution.plan.state import KnownExecutionState
+    from dagster_shared.error import SerializableErrorInfo
 
 seams.verify(seams.EXECUTOR_CHECKS)
 
@@ -185,7 +185,7 @@ class StepfleetStepHandler(StepHandler):
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         args = step_handler_context.execute_step_args
         run = step_handler_context.dagster_run
-        (step_key,) = args.step_keys_to_execute or ()
+        step_key = _step_key(args)
         step_context = step_handler_context.get_step_context(step_key)
         placement = tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults)
         for warning in placement.warnings:
@@ -217,7 +217,7 @@ class StepfleetStepHandler(StepHandler):
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Unhealthy exactly when the ledger has ended the step and Dagster's log has not."""
         try:
-            (step_key,) = step_handler_context.execute_step_args.step_keys_to_execute or ()
+            step_key = _step_key(step_handler_context.execute_step_args)
             if not self.submitted:
                 return CheckStepHealthResult.unhealthy(
                     "this run worker has not submitted it yet; submitting again is safe"
@@ -417,6 +417,13 @@ class StepfleetStepHandler(StepHandler):
         )
 
 
+def _step_key(args: ExecuteStepArgs) -> str:
+    keys = args.step_keys_to_execute or []
+    if len(keys) != 1:
+        raise StepfleetError(f"Dagster asked for {len(keys)} steps in one process, not for one")
+    return keys[0]
+
+
 def _payload(args: ExecuteStepArgs) -> str:
     """Serialises the arguments without the step key, which each child puts in for itself."""
     return serialize_value(
@@ -492,7 +499,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
-    ) -> Iterator[DagsterEvent]:
+    ) -> Generator[DagsterEvent, Any, None]:
         instance = plan_context.instance
         handler = self._handler
         reason: str | None = "the run worker's executor was left before its steps had ended"

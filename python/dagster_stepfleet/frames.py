@@ -29,7 +29,7 @@ class FrameSocket:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._buffer = bytearray()
-        self._fds: deque[int] = deque()
+        self.fds: deque[int] = deque()
 
     def send(self, frame: Frame) -> None:
         body = json.dumps(frame, separators=(",", ":")).encode()
@@ -40,20 +40,21 @@ class FrameSocket:
     def receive(self) -> Frame | None:
         """Blocks for the next frame. Returns None when the peer has gone."""
         while True:
-            frame = self._take()
+            frame = self.take()
             if frame is not None:
                 return frame
-            if not self._fill():
+            if not self.fill():
                 return None
 
     def take_fd(self) -> int | None:
         """Returns the oldest descriptor received and not yet taken."""
-        return self._fds.popleft() if self._fds else None
+        return self.fds.popleft() if self.fds else None
 
     def close(self) -> None:
         self.sock.close()
 
-    def _take(self) -> Frame | None:
+    def take(self) -> Frame | None:
+        """Returns the next frame that has been read whole, None when there is none."""
         if len(self._buffer) < 4:
             return None
         (length,) = struct.unpack_from(">I", self._buffer)
@@ -71,7 +72,7 @@ class FrameSocket:
             raise FrameError('a frame is not an object with an "op"')
         return frame
 
-    def _fill(self) -> bool:
+    def fill(self) -> bool:
         """Reads what is there, at least one byte. Returns False at the end of the stream."""
         fds = array.array("i")
         try:
@@ -85,6 +86,6 @@ class FrameSocket:
                 fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
         for fd in fds:
             os.set_inheritable(fd, False)
-            self._fds.append(fd)
+            self.fds.append(fd)
         self._buffer += data
         return bool(data)

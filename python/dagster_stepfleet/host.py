@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -116,8 +117,9 @@ class Template:
 
     def _load(self) -> tuple[list[dict[str, Any]], str]:
         """Imports and primes. Returns how the locations went, and what makes forking unsafe."""
-        from dagster_stepfleet import child, preload, priming  # noqa: F401
+        from dagster_stepfleet import preload, priming
 
+        importlib.import_module("dagster_stepfleet.child")
         for name in ("dagster_postgres", "psycopg2", "sqlalchemy.dialects.postgresql"):
             with contextlib.suppress(ImportError):
                 __import__(name)
@@ -157,15 +159,14 @@ class Template:
 
     def _turn(self) -> None:
         """Waits for the parent, a child's death or a child's lesson, and acts on it."""
-        readable, _, _ = select.select(
-            [self._control.sock, self._wake_read, self._teach_read], [], []
-        )
+        control = self._control.sock.fileno()
+        readable, _, _ = select.select([control, self._wake_read, self._teach_read], [], [])
         if self._wake_read in readable:
             _drain(self._wake_read)
             self._reap()
         if self._teach_read in readable:
             self._take_lessons()
-        if self._control.sock in readable:
+        if control in readable:
             self._read_control()
         elif self._wanted:
             # Only when the parent wants nothing: building an instance takes tens of ms.
@@ -175,8 +176,8 @@ class Template:
 
     def _read_control(self) -> None:
         try:
-            more = self._control._fill()
-            while (frame := self._control._take()) is not None:
+            more = self._control.fill()
+            while (frame := self._control.take()) is not None:
                 self._obey(frame)
         except FrameError as err:
             print(f"stepfleet: {err}", file=sys.stderr)
@@ -208,7 +209,7 @@ class Template:
                 self._fork(number, fd)
 
     def _unsafe_with(self, fd: int) -> str:
-        pending = {fd, *self._control._fds}
+        pending = {fd, *self._control.fds}
         threads = process.threads()
         if len(threads) > 1:
             return f"the template has {len(threads)} threads: {', '.join(sorted(threads))}"
@@ -244,7 +245,7 @@ class Template:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         for other in (
             self._control.sock.detach(),
-            *self._control._fds,
+            *self._control.fds,
             self._wake_read,
             self._wake_write,
             self._teach_read,

@@ -12,8 +12,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, cast
 
 _log = logging.getLogger("dagster.stepfleet")
 
@@ -34,7 +34,7 @@ def install(instance: Any) -> bool:
         return False
 
     @contextlib.contextmanager
-    def capture_logs(log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+    def capture_logs(log_key: Sequence[str]) -> Generator[CapturedLogContext, None, None]:
         out = manager.get_captured_local_path(log_key, IO_TYPE_EXTENSION[ComputeIOType.STDOUT])
         err = manager.get_captured_local_path(log_key, IO_TYPE_EXTENSION[ComputeIOType.STDERR])
         with redirected(1, out), redirected(2, err):
@@ -43,12 +43,12 @@ def install(instance: Any) -> bool:
         with open(manager.complete_artifact_path(log_key), "a"):
             pass
 
-    manager.capture_logs = capture_logs
+    cast("Any", manager).capture_logs = capture_logs
     return True
 
 
 @contextlib.contextmanager
-def redirected(fd: int, path: str) -> Iterator[None]:
+def redirected(fd: int, path: str) -> Generator[None, None, None]:
     """Lets the descriptor be the file, opened to append, and puts it back."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     saved = os.dup(fd)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dagster._core.code_pointer import CodePointer, FileCodePointer
-from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.workspace.autodiscovery import (
     loadable_targets_from_python_file,
@@ -61,7 +60,7 @@ def load(spec: dict[str, str]) -> Location:
         error = serializable_error_info_from_exc_info(sys.exc_info()).to_string()[-8192:]
     finally:
         # Steps load definitions as in a fresh process, not within our load.
-        DefinitionsLoadContext._instance = None
+        seams.reset_load_context()
     return Location(name, not error, error, round(time.monotonic() - started, 3))
 
 

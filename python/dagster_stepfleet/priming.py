@@ -9,17 +9,16 @@ without a socket that a fork would share.
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from dagster import Config, DagsterInstance, In, OpExecutionContext, Out, job, op, reconstructable
-from dagster._cli import api as dagster_api
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.retries import RetryMode
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import deserialize_value, serialize_value
 
-from dagster_stepfleet import logs
+from dagster_stepfleet import logs, seams
 
 
 class _PrimeConfig(Config):
@@ -69,14 +68,14 @@ def prime() -> None:
             args = deserialize_value(serialize_value(args), ExecuteStepArgs)
             found = instance.get_run_by_id(run.run_id)
             assert found is not None
-            for event in dagster_api._execute_step_command_body(args, instance, found):
+            for event in seams.step_body()(args, instance, found):
                 if event.is_successful_output:
                     handle = event.step_output_data.step_output_handle
                     known = KnownExecutionState(ready_outputs={handle})
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Keeps the primer's log lines out of the worker's."""
     logs.flush()
     saved = os.dup(2)

@@ -7,7 +7,7 @@ imported: an unsupported version fails there, with the name of the seam, and not
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -89,6 +89,20 @@ def inner_storage(storage: Any, attribute: str) -> Any:
 
     inner = getattr(storage, "_storage", None)
     return getattr(inner, attribute) if isinstance(inner, DagsterStorage) else storage
+
+
+def step_body() -> Callable[..., Iterator[Any]]:
+    """Dagster's own body of `dagster api execute_step`."""
+    from dagster._cli import api
+
+    return getattr(api, "_execute_step_command_body")  # noqa: B009
+
+
+def reset_load_context() -> None:
+    """Forgets that definitions were loaded in this process, so that a step starts afresh."""
+    from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
+
+    setattr(DefinitionsLoadContext, "_instance", None)  # noqa: B010
 
 
 def check_constructor() -> None:
@@ -181,6 +195,12 @@ def check_step_body() -> None:
     )
 
 
+def check_load_context() -> None:
+    from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
+
+    _expect_attributes("DefinitionsLoadContext", DefinitionsLoadContext, ["_instance", "is_set"])
+
+
 def check_event_storage() -> None:
     from dagster._core.storage.event_log.base import EventLogStorage
 
@@ -218,7 +238,10 @@ def check_postgres() -> None:
     from dagster_postgres.event_log.event_log import PostgresEventLogStorage
 
     seam = "PostgresEventLogStorage"
-    _expect_attributes(seam, PostgresEventLogStorage, ["store_event", "_connect"])
+    _expect_attributes(seam, PostgresEventLogStorage, ["prepare_insert_event", "_connect"])
+    writer = inspect.getsource(PostgresEventLogStorage.store_event)
+    if "prepare_insert_event(event)" not in writer or "NOTIFY" not in writer:
+        raise SeamError(f"{seam}.store_event", "it does not insert and notify any more")
     source = inspect.getsource(PostgresEventLogStorage.__init__)
     if "self._engine = " not in source or "self.postgres_url = " not in source:
         raise SeamError(seam, "its constructor sets no _engine or no postgres_url")
@@ -241,6 +264,7 @@ CHILD_CHECKS: tuple[Callable[[], None], ...] = (
     check_event_storage,
     check_interrupts,
     check_file_pointer,
+    check_load_context,
 )
 
 

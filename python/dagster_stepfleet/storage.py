@@ -2,8 +2,10 @@
 
 Dagster's PostgreSQL storages hold no connection, so that idle processes do not pile them up; a
 step writes some ten events and pays for ten connections. A step's process, and a run worker, use
-one. Also, `get_run_by_id` asks the catalogue each time whether a migration has been made; once it
-has, the answer does not change.
+one. Each event also costs a NOTIFY that nothing in Dagster listens to any more, and that takes
+a lock of the whole server; events that touch nothing but the log are written without it. Last,
+`get_run_by_id` asks the catalogue each time whether a migration has been made; once it has, the
+answer does not change.
 
 Anything unexpected leaves the storages as Dagster made them.
 """
@@ -11,6 +13,7 @@ Anything unexpected leaves the storages as Dagster made them.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,10 @@ _log = logging.getLogger("dagster.stepfleet")
 
 # User code may log from threads of its own: those beyond the first connect, and are closed again.
 _MAX_OVERFLOW = 20
+# A connection that was used this recently is not asked whether it still lives.
+_FRESH_SECONDS = 1.0
 # A step that writes nothing for longer gets a new connection, before a NAT gateway or a proxy has
-# forgotten the old one. Within it, the ping before each use finds a connection that is gone.
+# forgotten the old one. Within it, a ping before use finds a connection that is gone.
 _RECYCLE_SECONDS = 300
 
 # Catalogue checks of the run storage whose answer stays once it is yes.
@@ -93,11 +98,13 @@ def prime(instance: DagsterInstance) -> None:
 
 def _pool(instance: DagsterInstance, undo: list[Callable[[], None]]) -> None:
     engines: dict[str, Any] = {}
-    for storage in storages(instance):
+    for number, storage in enumerate(storages(instance)):
         if not is_postgres(storage):
             continue
         if not engines:
             seams.check_postgres()
+        if number == 0 and type(storage).__name__ == "PostgresEventLogStorage":
+            undo.append(_replace(storage, "store_event", _write_plainly(storage)))
         url = storage.postgres_url
         if url not in engines:
             engines[url] = _engine(storage, url)
@@ -115,16 +122,59 @@ def _engine(storage: Any, url: str) -> Any:
         "pool_size": 1,
         "max_overflow": _MAX_OVERFLOW,
         "pool_recycle": _RECYCLE_SECONDS,
-        "pool_pre_ping": True,
     }
     provider = getattr(storage, "_token_provider", None)
     if provider is not None:
         from dagster_postgres.utils import create_pg_engine
 
-        return create_pg_engine(url, provider, **options)
-    from dagster._core.storage.sql import create_engine
+        engine = create_pg_engine(url, provider, **options)
+    else:
+        from dagster._core.storage.sql import create_engine
 
-    return create_engine(url, **options)
+        engine = create_engine(url, **options)
+    _ping_when_stale(engine)
+    return engine
+
+
+def _ping_when_stale(engine: Any) -> None:
+    """As the pool's pre-ping, but not for a connection that has just worked."""
+    import sqlalchemy.event
+    import sqlalchemy.exc
+
+    def checkout(connection: Any, record: Any, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("stepfleet_used", -1e9) < _FRESH_SECONDS:
+            return
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except Exception as err:
+            # The pool then throws the connection away and makes another.
+            raise sqlalchemy.exc.DisconnectionError(str(err)) from err
+
+    def used(connection: Any, record: Any) -> None:
+        record.info["stepfleet_used"] = time.monotonic()
+
+    sqlalchemy.event.listen(engine, "checkout", checkout)
+    sqlalchemy.event.listen(engine, "checkin", used)
+    sqlalchemy.event.listen(engine, "connect", used)
+
+
+def _write_plainly(storage: Any) -> Callable[[Any], None]:
+    """Returns a store_event that inserts an ordinary event and does nothing else."""
+    from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+
+    stock: Callable[[Any], None] = storage.store_event
+    special = ASSET_EVENTS | ASSET_CHECK_EVENTS
+
+    def store_event(event: Any) -> None:
+        if event.is_dagster_event and event.dagster_event_type in special:
+            stock(event)
+            return
+        statement = storage.prepare_insert_event(event)
+        with storage._connect() as connection:
+            connection.execute(statement)
+
+    return store_event
 
 
 def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:

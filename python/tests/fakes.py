@@ -177,6 +177,7 @@ class FakeServer:
                 self.send_response(200)
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
+                self.close_connection = True
                 self.line({"v": 1, "type": "hello", "run_id": run_id})
                 told: set[int] = set()
                 with server.lock:

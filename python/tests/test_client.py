@@ -1,0 +1,167 @@
+"""The client against a real HTTP server of the test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dagster_stepfleet import client as client_module
+from dagster_stepfleet.client import (
+    Client,
+    Interrupted,
+    ServerRefused,
+    ServerUnreachable,
+    StepfleetError,
+    read_token,
+)
+from tests.fakes import TOKEN, FakeServer
+
+RUN = "run-1"
+
+
+def task(step: str, queue: str = "default", attempt: int = 0) -> dict:
+    return {
+        "run_id": RUN,
+        "step_key": step,
+        "attempt": attempt,
+        "queue": queue,
+        "payload": "p",
+    }
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(client_module, "_BACKOFF_SECONDS", (0.05, 0.1))
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    client = Client(server.url, RUN, token=TOKEN, outage_budget_seconds=5)
+    yield client
+    client.shutdown()
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_submit_keeps_one_connection(client, server):
+    for n in range(3):
+        (receipt,) = client.submit("id", {"p": "{}"}, [task(f"s{n}")])
+        assert receipt["state"] == "queued" and receipt["task_id"] == n + 1
+    assert len(server.bodies("/tasks")) == 3
+
+
+def test_retry_after_is_honoured(client, server):
+    busy = {"v": 1, "error": {"code": "busy", "message": "later", "retry": True}}
+    server.fail_next = [(429, busy, {"Retry-After": "0.5"}), (503, busy, {})]
+    started = time.monotonic()
+    client.submit("id", {"p": "{}"}, [task("s")])
+    assert 0.4 < time.monotonic() - started < 3
+    assert len(server.bodies("/tasks")) == 3
+
+
+def test_refusal_is_not_repeated(client, server):
+    conflict = {"v": 1, "error": {"code": "conflict", "message": "another", "retry": False}}
+    server.fail_next = [(409, conflict, {})]
+    with pytest.raises(ServerRefused, match="conflict") as info:
+        client.submit("id", {"p": "{}"}, [task("s")])
+    assert info.value.code == "conflict"
+    assert len(server.bodies("/tasks")) == 1
+
+
+def test_wrong_token(server):
+    client = Client(server.url, RUN, token="wrong")
+    with pytest.raises(ServerRefused, match="STEPFLEET_TOKEN"):
+        client.tasks()
+
+
+def test_budget_ends_an_outage():
+    client = Client("http://127.0.0.1:9", RUN, outage_budget_seconds=0.3)
+    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:9.*stepfleet server"):
+        client.submit("id", {}, [task("s")])
+
+
+def test_interrupt_ends_a_wait():
+    started = time.monotonic()
+    client = Client(
+        "http://127.0.0.1:9",
+        RUN,
+        outage_budget_seconds=60,
+        interrupted=lambda: time.monotonic() - started > 0.2,
+    )
+    with pytest.raises(Interrupted):
+        client.submit("id", {}, [task("s")])
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("url", ["localhost:8630", "ftp://x", "http://u:p@host"])
+def test_bad_urls(url):
+    with pytest.raises(StepfleetError):
+        Client(url, RUN)
+
+
+def test_token_file(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("abc\n")
+    assert read_token({"STEPFLEET_TOKEN_FILE": str(path)}) == "abc"
+    assert read_token({"STEPFLEET_TOKEN": "x", "STEPFLEET_TOKEN_FILE": str(path)}) == "x"
+    assert read_token({}) is None
+    with pytest.raises(StepfleetError, match="TOKEN_FILE"):
+        read_token({"STEPFLEET_TOKEN_FILE": str(tmp_path / "none")})
+
+
+def test_stream_tells_of_ends_and_wakes(client, server):
+    client.submit("id", {"p": "{}"}, [task("a"), task("b")])
+    server.finish(task("a"), "succeeded")
+    client.start_stream()
+    until(lambda: client.completions.get("a", 0))
+    version = client.completions.version
+    assert not client.wait(version, 0.05)
+    server.finish(task("b"), "lost", "worker-1's session died")
+    started = time.monotonic()
+    assert client.wait(version, 3)
+    assert time.monotonic() - started < 1
+    ended = client.completions.get("b", 0)
+    assert ended.state == "lost" and "worker-1's session died" in ended.describe()
+    assert client.completions.lost_attempts("b") == 1
+
+
+def test_stream_reconnects_and_knows_what_it_was_told(client, server):
+    client.submit("id", {"p": "{}"}, [task("a"), task("b")])
+    server.finish(task("a"), "succeeded")
+    client.start_stream()
+    until(lambda: client.completions.get("a", 0))
+    version = client.completions.version
+    with server.lock:  # the server drops the stream
+        server.streams += 1
+        server.lock.notify_all()
+    until(lambda: server.streams >= 3)
+    assert client.completions.version == version
+    server.finish(task("b"), "failed")
+    until(lambda: client.completions.get("b", 0))
+    assert client.completions.version == version + 1
+
+
+def test_silent_stream_is_replaced(client, server, monkeypatch):
+    monkeypatch.setattr(client_module, "STREAM_SILENCE_SECONDS", 0.3)
+    server.ping_seconds = 60
+    client.submit("id", {"p": "{}"}, [task("a")])
+    client.start_stream()
+    until(lambda: server.streams >= 2)
+
+
+def test_cancel_and_close(client, server):
+    client.submit("id", {"p": "{}"}, [task("a"), task("b")])
+    client.cancel([("a", 0)], "why")
+    assert server.bodies("/cancel") == [
+        {"v": 1, "tasks": [{"step_key": "a", "attempt": 0}], "reason": "why"}
+    ]
+    client.close_run("done")
+    with pytest.raises(ServerRefused, match="run_closed"):
+        client.submit("id", {"p": "{}"}, [task("c")])
