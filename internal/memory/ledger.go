@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -340,8 +341,14 @@ func validateBatch(b stepfleet.Batch) error {
 	return nil
 }
 
-// copyResult is what reading a stored result gives: the value as JSON carries it.
+// copyResult is what reading a stored result gives: the value as JSON carries it, its message cut
+// to the limit.
 func copyResult(r stepfleet.Result) (*stepfleet.Result, error) {
+	if r.Error != nil && len(r.Error.Message) > stepfleet.MaxErrorBytes {
+		short := *r.Error
+		short.Message = strings.ToValidUTF8(short.Message[:stepfleet.MaxErrorBytes], "\uFFFD")
+		r.Error = &short
+	}
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return nil, err

@@ -222,7 +222,7 @@ func sortedPayloads(in map[stepfleet.Digest][]byte) (digests, payloads [][]byte)
 	slices.SortFunc(keys, func(a, b stepfleet.Digest) int { return cmp.Compare(a, b) })
 	for _, d := range keys {
 		digests = append(digests, digestBytes(d))
-		payloads = append(payloads, slices.Concat([]byte{}, in[d])) // never NULL
+		payloads = append(payloads, append([]byte{}, in[d]...)) // an empty one is not NULL
 	}
 	return digests, payloads
 }
