@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -188,7 +189,7 @@ func (d *demo) kill(ctx context.Context, worker string, victims []stepfleet.View
 		k.Steps = append(k.Steps, t.StepKey)
 	}
 	d.killed = append(d.killed, k)
-	d.say("  killed %s, process %d, in the middle of %d steps", worker, pid, len(k.Steps))
+	d.say("  killed %s, process %d, in the middle of %s", worker, pid, strings.Join(k.Steps, ", "))
 	return nil
 }
 

@@ -1,0 +1,349 @@
+package devstack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stepfleet/stepfleet/internal/supervise"
+)
+
+// takenPort listens on a port for as long as the test runs.
+func takenPort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+func TestAssignRefusesATakenPortByItsFlag(t *testing.T) {
+	port := takenPort(t)
+	for flag, ports := range map[string]Ports{
+		"--port-dagster":  {Dagster: port},
+		"--port-server":   {Server: port},
+		"--port-sqs":      {AWS: port},
+		"--port-postgres": {Postgres: port},
+	} {
+		_, err := assign(ports, 1, 1, true)
+		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), strconv.Itoa(port)) {
+			t.Errorf("%s: err = %v", flag, err)
+		}
+	}
+	if _, err := assign(Ports{AWS: port}, 1, 1, false); err != nil {
+		t.Errorf("without a local AWS its port is nobody's business: %v", err)
+	}
+}
+
+func TestAssignFindsDifferentPorts(t *testing.T) {
+	a, err := assign(Ports{}, 8, 8, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Concat([]int{a.dagster, a.server, a.aws, a.postgres}, a.workers, a.code)
+	slices.Sort(all)
+	if len(slices.Compact(slices.Clone(all))) != 20 || all[0] < firstFreePort {
+		t.Errorf("ports = %v", all)
+	}
+	if _, err := assign(Ports{Dagster: all[0], Server: all[0]}, 1, 1, true); err == nil {
+		t.Error("one port was given twice")
+	}
+}
+
+func TestParseQueues(t *testing.T) {
+	queues, err := ParseQueues([]string{"default:8", "gpu"})
+	if err != nil || len(queues) != 2 || queues[0].String() != "default:8" || queues[1].String() != "gpu:4" {
+		t.Errorf("queues = %v, %v", queues, err)
+	}
+	for _, wrong := range []string{"default:0", "default:x", "Default:1", ":4", "a:9999"} {
+		if _, err := ParseQueues([]string{wrong}); err == nil || !strings.Contains(err.Error(), wrong) {
+			t.Errorf("%q: err = %v", wrong, err)
+		}
+	}
+}
+
+func TestASecondStackOnADirectoryIsRefused(t *testing.T) {
+	layout := Layout{filepath.Join(t.TempDir(), "dir")}
+	lock, err := layout.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(layout.State(), []byte(`{"v":1,"pids":{"dev":4711}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := layout.Lock(); err == nil || !strings.Contains(err.Error(), "4711") || !strings.Contains(err.Error(), "--dir") {
+		t.Errorf("second lock: %v", err)
+	}
+	lock.Close()
+	again, err := layout.Lock()
+	if err != nil {
+		t.Fatalf("after the first is gone: %v", err)
+	}
+	again.Close()
+}
+
+func TestCreateKeepsAndForgets(t *testing.T) {
+	layout := Layout{t.TempDir()}
+	mine := filepath.Join(layout.Dir, "mine.txt")
+	if err := os.WriteFile(mine, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := layout.Create(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(layout.Log("server"), []byte("before"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second, err := layout.Create(false)
+	if err != nil || second != first || len(first) < 20 {
+		t.Errorf("token %q, then %q, %v", first, second, err)
+	}
+	if text, _ := os.ReadFile(layout.Log("server") + ".1"); string(text) != "before" {
+		t.Errorf("the log before is %q", text)
+	}
+	if info, err := os.Stat(layout.TokenFile()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("token file: %v, %v", info.Mode(), err)
+	}
+	third, err := layout.Create(true)
+	if err != nil || third == first {
+		t.Errorf("a fresh stack has the old token, %v", err)
+	}
+	if _, err := os.Stat(mine); err != nil {
+		t.Errorf("--fresh removed somebody else's file: %v", err)
+	}
+}
+
+func testStack(t *testing.T) *Stack {
+	t.Helper()
+	return &Stack{
+		config: Config{Python: "/venv/bin/python", Project: "/project", MaxRuns: 7, Executable: "/bin/stepfleet", Queues: []Queue{{"default", 4}}},
+		layout: Layout{t.TempDir()}, id: "the-id", instances: map[string]string{},
+		targets: []Target{{Name: `odd: "name"`, Flag: "-m", Code: "a.defs"}, {Name: "b.py", Flag: "-f", Code: "/b.py"}},
+		ports:   assigned{dagster: 1, server: 2, aws: 3, postgres: 4, workers: []int{5}, code: []int{6, 7}},
+		running: &Database{LedgerURL: "postgres://ledger", DagsterURL: "postgresql://dagster", PID: 9},
+	}
+}
+
+// TestDagsterHome checks lines; that Dagster takes the files is seen whenever a stack starts.
+func TestDagsterHome(t *testing.T) {
+	s := testStack(t)
+	home := s.dagsterHome()
+	for _, line := range []string{
+		"      env: DAGSTER_DATABASE_URL\n", "    max_concurrent_runs: 7\n", "run_monitoring:\n  enabled: true\n",
+		"telemetry:\n  enabled: false\n", "    base_dir: \"" + s.layout.Dir + "/dagster_home/compute_logs\"\n",
+	} {
+		if !strings.Contains(home.Instance, line) {
+			t.Errorf("dagster.yaml lacks %q:\n%s", line, home.Instance)
+		}
+	}
+	if strings.Contains(home.Instance, "postgresql://") {
+		t.Error("dagster.yaml holds the database's URL")
+	}
+	const want = `load_from:
+  - grpc_server:
+      host: 127.0.0.1
+      port: 6
+      location_name: "odd: \"name\""
+  - grpc_server:
+      host: 127.0.0.1
+      port: 7
+      location_name: "b.py"
+`
+	if !strings.HasSuffix(home.Workspace, want) {
+		t.Errorf("workspace.yaml:\n%s\nwant:\n%s", home.Workspace, want)
+	}
+}
+
+func value(environ []string, name string) string {
+	for _, variable := range environ {
+		if key, value, _ := strings.Cut(variable, "="); key == name {
+			return value
+		}
+	}
+	return ""
+}
+
+func TestEnvironmentOfChildren(t *testing.T) {
+	t.Setenv("AWS_PROFILE", "work")
+	t.Setenv("STEPFLEET_DATABASE_URL", "postgres://elsewhere")
+	t.Setenv("MY_SETTING", "kept")
+	s := testStack(t)
+	for name, want := range map[string]string{
+		"MY_SETTING": "kept", "AWS_PROFILE": "", "STEPFLEET_DATABASE_URL": "", supervise.MarkVariable: "the-id",
+		"AWS_ENDPOINT_URL": "http://127.0.0.1:3", "STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "postgresql://dagster",
+	} {
+		if got := value(s.plain(), name); got != want {
+			t.Errorf("%s = %q, want %q", name, got, want)
+		}
+	}
+	if path := value(s.plain(), "PATH"); !strings.HasPrefix(path, "/venv/bin:") {
+		t.Errorf("PATH = %s", path)
+	}
+	if got := value(s.withLedger(), "STEPFLEET_DATABASE_URL"); got != "postgres://ledger" {
+		t.Errorf("the ledger is %q", got)
+	}
+	s.config.AWSEndpoint = "http://sqs.example"
+	if got := value(s.plain(), "AWS_ENDPOINT_URL"); got != "http://sqs.example" {
+		t.Errorf("AWS_ENDPOINT_URL = %q", got)
+	}
+}
+
+func TestEveryLifeOfAWorkerIsAnInstance(t *testing.T) {
+	s := testStack(t)
+	command := s.workerCommand("worker-1", "127.0.0.1:5")
+	first, second := command(0), command(1)
+	if first.Tag == second.Tag || s.instances["worker-1"] != second.Tag {
+		t.Errorf("instances %q, %q, recorded %q", first.Tag, second.Tag, s.instances["worker-1"])
+	}
+	line := strings.Join(first.Args, " ")
+	for _, part := range []string{"worker --name worker-1 --instance " + first.Tag, "--queue default:4", "-m a.defs", "-f /b.py", "--python /venv/bin/python"} {
+		if !strings.Contains(line, part) {
+			t.Errorf("%s: lacks %q", line, part)
+		}
+	}
+}
+
+func TestTargets(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "defs.py")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var project facts
+	project.Project.Modules, project.Project.Name = []string{"p.definitions"}, "p"
+	var none facts
+	none.Project.Problem = "there is no pyproject.toml here"
+	for name, test := range map[string]struct {
+		config Config
+		facts  facts
+		want   []Target
+		err    string
+	}{
+		"given":   {Config{Modules: []string{"m"}, Files: []string{file}}, project, []Target{{"m", "-m", "m"}, {"defs.py", "-f", file}}, ""},
+		"project": {Config{}, project, []Target{{"p", "-m", "p.definitions"}}, ""},
+		"none":    {Config{}, none, nil, "there is no pyproject.toml here"},
+		"twice":   {Config{Modules: []string{"m", "m"}}, none, nil, `code location "m"`},
+		"no file": {Config{Files: []string{"missing.py"}}, none, nil, "missing.py"},
+	} {
+		got, err := test.config.targets(test.facts)
+		if test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("%s: err = %v", name, err)
+			}
+			continue
+		}
+		if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+// TestInspect runs inspect.py on whatever python3 is there; it needs the standard library only.
+func TestInspect(t *testing.T) {
+	dir := t.TempDir()
+	text := "[tool.dagster]\nmodule_name = \"shop.definitions\"\ncode_location_name = \"shop\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "pyproject.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "dagster_webserver"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PYTHONPATH", "")
+	t.Setenv("PYTHONNOUSERSITE", "1")
+	wrapper := filepath.Join(dir, "python") // without site-packages, so that dagster is missing for certain
+	if err := os.WriteFile(wrapper, []byte("#!/bin/sh\nexec python3 -S \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	found, err := inspect(t.Context(), Config{Python: wrapper, Project: dir})
+	if err == nil || !strings.Contains(err.Error(), "pip install dagster dagster-postgres dagster-stepfleet") {
+		t.Errorf("err = %v", err)
+	}
+	if !slices.Equal(found.Project.Modules, []string{"shop.definitions"}) || found.Project.Name != "shop" {
+		t.Errorf("project = %+v", found.Project)
+	}
+	if _, err := inspect(t.Context(), Config{Python: "/no/such/python", Project: dir}); err == nil || !strings.Contains(err.Error(), "--python") {
+		t.Errorf("a missing interpreter: %v", err)
+	}
+}
+
+func TestDeathsAreReportedUntilTheServerHears(t *testing.T) {
+	var mu sync.Mutex
+	var calls []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		body, _ := io.ReadAll(r.Body)
+		var sent struct {
+			V      int
+			Reason string
+		}
+		_ = json.Unmarshal(body, &sent)
+		calls = append(calls, r.Header.Get("Authorization")+" "+r.URL.Path+" "+sent.Reason)
+		if len(calls) == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer server.Close()
+	d := newDeaths(server.URL, "secret", testLog())
+	d.report("life-1", "killed")
+	d.finish(10 * time.Second)
+	want := "Bearer secret /v1/instances/life-1/dead killed"
+	if !slices.Equal(calls, []string{want, want}) {
+		t.Errorf("calls = %q", calls)
+	}
+	d = newDeaths("http://127.0.0.1:1", "secret", testLog())
+	d.report("life-2", "killed")
+	began := time.Now()
+	d.finish(50 * time.Millisecond)
+	if time.Since(began) > 5*time.Second {
+		t.Errorf("giving up took %s", time.Since(began))
+	}
+}
+
+// TestAFailedStartLeavesNothing starts a stack whose PostgreSQL cannot come up.
+func TestAFailedStartLeavesNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dir")
+	broken := errors.New("no PostgreSQL here")
+	python := filepath.Join(t.TempDir(), "python")
+	answer := `{"python":"3.12.0","missing":[],"versions":{"dagster":"1"},"project":{"modules":[],"problem":""}}`
+	if err := os.WriteFile(python, []byte("#!/bin/sh\necho '"+answer+"'\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	_, err := Start(t.Context(), Config{
+		Modules: []string{"m"}, Dir: dir, Python: python, Workers: 1, Executable: "/bin/cat", AWSEndpoint: "http://127.0.0.1:1",
+		StartPostgres: func(context.Context, string, int, string) (*Database, error) { return nil, broken },
+		Out:           &out,
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("err = %v\n%s", err, &out)
+	}
+	if _, err := ReadState(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("dev.json is left: %v", err)
+	}
+	lock, err := Layout{dir}.Lock()
+	if err != nil {
+		t.Fatalf("the lock is left: %v", err)
+	}
+	lock.Close()
+	if os.Getenv(supervise.MarkVariable) != "" {
+		t.Error("the mark is left")
+	}
+}
+
+func testLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
