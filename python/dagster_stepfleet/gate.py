@@ -67,9 +67,6 @@ class Parent:
             if answer is None or answer.get("op") != "granted":
                 _leave()
 
-    def close(self) -> None:
-        self._frames.close()
-
 
 def _leave() -> NoReturn:
     os._exit(REFUSED_STATUS)

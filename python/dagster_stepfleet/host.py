@@ -35,7 +35,7 @@ _PIPE_BUF = 4096
 # Instances that the template keeps ready. Deployments have one; tests and moves have two.
 _MAX_INSTANCES = 4
 # After an instance could not be built (its database is down) the template leaves it alone.
-_INSTANCE_RETRY_SECONDS = 15.0
+_INSTANCE_RETRY_SECONDS = 60.0
 
 
 def main(argv: list[str]) -> None:

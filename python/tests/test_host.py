@@ -272,3 +272,20 @@ def test_stop_waits_for_children(template):
     assert own.proc.poll() is None
     child.close()
     assert own.proc.wait(5) == 0
+
+
+def test_template_learns_the_instance_from_a_child(instance):
+    template = TemplateProcess([{"module": "tests.defs"}])
+    try:
+        run = create_run(instance, "chain")
+        first = template.fork()
+        first.ready()
+        assert first.run(*step(instance, run, "one"))["success"]
+        template.exited(first.pid)
+        marker = "stepfleet: the Dagster instance could not be built"
+        second = template.fork()
+        second.ready()
+        assert second.run(*step(instance, run, "one"))["success"], marker
+        assert template.loaded["fork_safe"]
+    finally:
+        template.close()
