@@ -59,7 +59,8 @@ class Outcome:
             name = handle.output_name
             self.outputs.append(f"{name}[{handle.mapping_key}]" if handle.mapping_key else name)
         error: Any = getattr(event.event_specific_data, "error", None)
-        if error is not None:
+        # What comes after the end, of a hook for example, does not explain it.
+        if error is not None and (kind in ENDING_TYPES or not self.event):
             self.code = {
                 DagsterEventType.STEP_FAILURE: "step_failure",
                 DagsterEventType.STEP_UP_FOR_RETRY: "step_up_for_retry",

@@ -8,6 +8,7 @@ import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 from dagster._core.execution.api import execute_run
 
+from dagster_stepfleet import seams
 from tests.fakes import FakeServer, TemplateProcess, Worker
 from tests.payloads import create_run as create
 from tests.payloads import recon
@@ -92,7 +93,10 @@ def test_retry_policy_makes_a_new_attempt(instance, server, worker):
 def test_resource_failure(instance, server, worker):
     run = execute(instance, "broken_resource")
     assert run.status == DagsterRunStatus.FAILURE
-    assert steps(instance, run, DagsterEventType.STEP_FAILURE) == ["needs_broken"]
+    ends = DagsterEventType.STEP_FAILURE
+    if seams.resource_init_failure_ends_step():  # before Dagster 1.12
+        ends = DagsterEventType.RESOURCE_INIT_FAILURE
+    assert steps(instance, run, ends) == ["needs_broken"]
 
 
 def test_killed_process_fails_the_step_with_the_ledgers_reason(instance, server, worker):

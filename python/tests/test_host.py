@@ -282,10 +282,9 @@ def test_template_learns_the_instance_from_a_child(instance):
         first.ready()
         assert first.run(*step(instance, run, "one"))["success"]
         template.exited(first.pid)
-        marker = "stepfleet: the Dagster instance could not be built"
         second = template.fork()
         second.ready()
-        assert second.run(*step(instance, run, "one"))["success"], marker
+        assert second.run(*step(instance, run, "one"))["success"]
         assert template.loaded["fork_safe"]
     finally:
         template.close()

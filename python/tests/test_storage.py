@@ -1,0 +1,76 @@
+"""One kept PostgreSQL connection. Needs a database: STEPFLEET_TEST_POSTGRES_URL."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import sqlalchemy
+from dagster import DagsterEventType, DagsterInstance
+from dagster._core.instance import InstanceRef
+
+from dagster_stepfleet import storage
+from tests.payloads import create_run, step
+from tests.test_events import store
+
+URL = os.environ.get("STEPFLEET_TEST_POSTGRES_URL", "")
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    if not URL:
+        if os.environ.get("CI"):
+            pytest.fail("STEPFLEET_TEST_POSTGRES_URL is not set")
+        pytest.skip("STEPFLEET_TEST_POSTGRES_URL is not set")
+    (tmp_path / "dagster.yaml").write_text(
+        f"telemetry: {{enabled: false}}\nstorage: {{postgres: {{postgres_url: '{URL}'}}}}\n"
+    )
+    with DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+        yield instance
+
+
+def _backend(instance) -> int:
+    with storage.storages(instance)[0]._connect() as connection:
+        return connection.execute(sqlalchemy.text("select pg_backend_pid()")).scalar()
+
+
+def test_one_connection_is_kept(postgres):
+    assert _backend(postgres) != _backend(postgres), "stock opens one for each use"
+    restore = storage.pool(postgres)
+    first = _backend(postgres)
+    run = create_run(postgres, "chain")
+    for _ in range(3):
+        store(postgres, run, DagsterEventType.ENGINE_EVENT, "one")
+    assert postgres.get_run_by_id(run.run_id) is not None
+    assert _backend(postgres) == first
+    records = postgres.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    assert len(records.records) == 3
+    restore()
+    assert _backend(postgres) != _backend(postgres)
+    assert "store_event" not in vars(storage.storages(postgres)[0])
+
+
+def test_lost_connection_is_replaced(postgres, monkeypatch):
+    monkeypatch.setattr(storage, "_FRESH_SECONDS", 0.0)
+    storage.pool(postgres)
+    first = _backend(postgres)
+    run = create_run(postgres, "chain")
+    engine = sqlalchemy.create_engine(URL)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"select pg_terminate_backend({first})"))
+    store(postgres, run, DagsterEventType.ENGINE_EVENT, "one")
+    assert _backend(postgres) != first
+    engine.dispose()
+
+
+def test_template_holds_no_connection(postgres, template):
+    run = create_run(postgres, "chain")
+    for _ in range(2):  # the second finds the instance that the first has taught
+        child = template.fork()
+        child.ready()
+        assert child.run(*step(postgres, run, "one"))["success"]
+        template.exited(child.pid)
+        child.close()
+    frame, child = template.try_fork()
+    assert child is not None, frame
+    child.close()
