@@ -28,15 +28,20 @@ func TestKilledWorkersStepsRunElsewhere(t *testing.T) {
 	s := shared(t)
 	file, give := release(t)
 	waiting := behaviour{"release": file}
+	const victim, other = "worker-1", "worker-2"
+	thaw := s.freeze(t, other)
 	granted := s.dagster.launch(t, "six", config{
 		executor: map[string]any{"lost_step_retries": 1}, ops: numbered("work", 6, waiting, nil),
 	})
 	policy := s.dagster.launch(t, "six_retried", config{ops: numbered("retried", 6, waiting, nil)})
 	s.awaitBegins(t, runTimeout, 12, granted, policy)
-	victim, other := busiest(s.server.tasks(t, granted), s.server.tasks(t, policy))
+	thaw()
 	running := map[string]views{}
 	for _, run := range []string{granted, policy} {
 		running[run] = s.server.tasks(t, run).in(stepfleet.StateRunning).on(victim)
+		if len(running[run]) != 6 {
+			t.Fatalf("run %s has %d tasks on %s, want 6", run, len(running[run]), victim)
+		}
 	}
 	leasing := s.dagster.launch(t, "six", config{ops: numbered("work", 6, behaviour{}, nil)})
 	leased := s.leaseWithoutStart(t, leasing, victim, other)
@@ -134,18 +139,4 @@ func (s *stack) leaseWithoutStart(t *testing.T, run, victim, other string) views
 
 func (v views) on(worker string) views {
 	return slices.DeleteFunc(slices.Clone(v), func(view stepfleet.View) bool { return view.Worker != worker })
-}
-
-// busiest returns the worker that runs most of the tasks, and the other one.
-func busiest(all ...views) (victim, other string) {
-	count := map[string]int{}
-	for _, tasks := range all {
-		for _, task := range tasks.in(stepfleet.StateRunning) {
-			count[task.Worker]++
-		}
-	}
-	if count["worker-1"] >= count["worker-2"] {
-		return "worker-1", "worker-2"
-	}
-	return "worker-2", "worker-1"
 }

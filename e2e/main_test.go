@@ -92,7 +92,7 @@ func shared(t *testing.T) *stack {
 	}
 	sharedOnce.Do(func() {
 		var dir string
-		if dir, errShared = os.MkdirTemp("", "stepfleet-e2e-stack-"); errShared == nil {
+		if dir, errShared = stackDir(); errShared == nil {
 			sharedStack, errShared = startStack(dir, stackOptions{workers: 2, queues: []string{"default:20", "small:2"}})
 		}
 	})

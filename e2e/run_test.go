@@ -151,10 +151,18 @@ func TestThousandStepsAreSubmittedInOneCommit(t *testing.T) {
 		}
 	}
 	t.Logf("submit times of 1000 tasks lie within %s", last.Sub(first))
-	s.awaitBegins(t, runTimeout, 2, run) // of the fan-out, so that there is something to cancel
+	s.awaitBegins(t, runTimeout, 41, run) // split, and as many as there are slots
+	asked := time.Now()
 	s.dagster.terminate(t, run)
 	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunCanceled)
-	awaitAllEnded(t, s, run)
+	tasks := awaitAllEnded(t, s, run)
+	t.Logf("40 running and 960 waiting steps were cancelled %.1f s after the cancel in Dagster", time.Since(asked).Seconds())
+	if cancelled := tasks.in(stepfleet.StateCancelled); len(cancelled) != 1000 {
+		t.Errorf("%d tasks are cancelled, want 1000", len(cancelled))
+	}
+	if begins := s.begins(t, run); len(begins) != 41 {
+		t.Errorf("%d steps began, want 41: none starts after the cancel", len(begins))
+	}
 }
 
 func awaitAllEnded(t *testing.T, s *stack, run string) views {

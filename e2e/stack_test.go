@@ -46,6 +46,16 @@ type stack struct {
 	server  *server
 }
 
+// stackDir makes a directory for a stack. PostgreSQL refuses to run as root, so where the tests do,
+// another user must be able to enter.
+func stackDir() (string, error) {
+	dir, err := os.MkdirTemp("", "stepfleet-e2e-stack-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o711)
+}
+
 // startStack starts a stack in dir and waits until everything in it is ready.
 func startStack(dir string, options stackOptions) (*stack, error) {
 	s := &stack{dir: dir, effects: filepath.Join(dir, "effects.jsonl"), options: options, gone: make(chan struct{})}

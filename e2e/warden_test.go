@@ -31,7 +31,11 @@ func hold(dir string) {
 }
 
 func TestNothingOutlivesAKilledTestProcess(t *testing.T) {
-	dir := t.TempDir()
+	dir, err := stackDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	holder := exec.Command(os.Args[0])
 	holder.Env = append(os.Environ(), holdVariable+"="+dir, "STEPFLEET_BIN="+binary, "STEPFLEET_PYTHON="+python)
 	holder.Stderr = os.Stderr

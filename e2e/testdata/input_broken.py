@@ -1,0 +1,3 @@
+"""A code location that loads nowhere."""
+
+raise ImportError("no module named 'not_installed_anywhere'")
