@@ -197,7 +197,14 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 	if b.NotifyURL != "" {
 		r.notify = b.NotifyURL
 	}
+	first := map[stepfleet.Key]bool{} // a key named twice counts as it comes first
 	for _, t := range b.Tasks {
+		if first[t.Key] {
+			known := l.byKey[t.Key]
+			out = append(out, stepfleet.Receipt{TaskID: known.ID, Key: known.Key, State: known.State, Known: true})
+			continue
+		}
+		first[t.Key] = true
 		out = append(out, l.insert(r, t))
 	}
 	return out, nil

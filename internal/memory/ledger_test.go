@@ -36,3 +36,11 @@ func TestLedgerFaults(t *testing.T) {
 		t.Errorf("what failed after the commit has happened: %v %v", all, err)
 	}
 }
+
+// TestLedgerSameAsItself tests the comparison: a ledger has the same answers as itself.
+func TestLedgerSameAsItself(t *testing.T) {
+	conformance.CompareLedgers(t, func(*testing.T) conformance.LedgerEnv {
+		l := memory.NewLedger()
+		return conformance.LedgerEnv{Ledger: l, AgeSession: l.AgeSession, AgeLease: l.AgeLease}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 
 	"github.com/jackc/pgx/v5"
 
@@ -103,11 +104,21 @@ func (l *Ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepfle
 	}
 	switch state {
 	case stepfleet.SessionAlive:
+		keepNamed(&out)
 		return out, nil
 	case stepfleet.SessionSuspect:
 		return stepfleet.Claimed{}, fmt.Errorf("%s: %w", op, stepfleet.ErrSessionSuspect)
 	}
 	return stepfleet.Claimed{}, fmt.Errorf("%s: %w", op, stepfleet.ErrSessionDead)
+}
+
+// keepNamed drops arguments of an earlier claim, where the caller used one claim id twice.
+func keepNamed(c *stepfleet.Claimed) {
+	named := make(map[stepfleet.Digest]bool, len(c.Payloads))
+	for _, l := range c.Leases {
+		named[l.Payload] = true
+	}
+	maps.DeleteFunc(c.Payloads, func(d stepfleet.Digest, _ []byte) bool { return !named[d] })
 }
 
 func scanLease(row pgx.CollectableRow) (stepfleet.Lease, error) {

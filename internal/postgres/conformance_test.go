@@ -46,3 +46,5 @@ func rawPool(t testing.TB, dsn string) *pgxpool.Pool {
 }
 
 func TestConformance(t *testing.T) { conformance.RunLedger(t, env) }
+
+func TestSameAsInMemory(t *testing.T) { conformance.CompareLedgers(t, env) }

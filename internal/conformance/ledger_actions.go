@@ -1,0 +1,260 @@
+package conformance
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+func (p *pair) runIDs() []string { return []string{p.scope + "-run1", p.scope + "-run2"} }
+
+func (p *pair) run() string { return rapid.SampledFrom(p.runIDs()).Draw(p.rt, "run") }
+func (p *pair) queue() string {
+	return rapid.SampledFrom([]string{p.scope + "-a", p.scope + "-b"}).Draw(p.rt, "queue")
+}
+func (p *pair) step() string {
+	return rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"}).Draw(p.rt, "step")
+}
+func (p *pair) instance() string {
+	return p.scope + rapid.SampledFrom([]string{"-i1", "-i2"}).Draw(p.rt, "instance")
+}
+
+// rarely is true once in about n draws.
+func (p *pair) rarely(n int, what string) bool { return rapid.IntRange(1, n).Draw(p.rt, what) == n }
+
+// session picks a session that was registered, or skips the action.
+func (p *pair) session() int {
+	if len(p.sessions.real) == 0 {
+		p.rt.Skip("no session yet")
+	}
+	return rapid.IntRange(0, len(p.sessions.real)-1).Draw(p.rt, "session")
+}
+
+// ref picks a fence that was handed out, mostly a late one, sometimes in a wrong hand.
+func (p *pair) ref() ref {
+	if len(p.refs) == 0 {
+		p.rt.Skip("nothing claimed yet")
+	}
+	r := p.refs[rapid.IntRange(max(0, len(p.refs)-6), len(p.refs)-1).Draw(p.rt, "ref")]
+	if p.rarely(10, "wrong fence") {
+		r.fence += stepfleet.Fence(rapid.IntRange(-1, 2).Draw(p.rt, "fence off by"))
+	}
+	if p.rarely(10, "wrong session") {
+		r.session = p.session()
+	}
+	return r
+}
+
+func (s side) ref(r ref) stepfleet.Ref { return stepfleet.Ref{TaskID: s.tasks[r.task], Fence: r.fence} }
+
+func (p *pair) actions() map[string]func(*rapid.T) {
+	actions := map[string]func(){
+		"submit": p.submit, "cancel": p.cancel, "close": p.closeRun, "notify": p.notify,
+		"register": p.register, "renew": p.renew, "held": p.heldBy, "drain": p.drain, "end": p.end,
+		"claim": p.claim, "claim more": p.claim, "start": p.start, "start more": p.start,
+		"settle": p.settle, "settle more": p.settle, "release": p.release, "revoke": p.revoke,
+		"age session": p.ageSession, "age lease": p.ageLease, "expire": p.expire, "declare dead": p.declareDead, "sweep": p.sweep,
+	}
+	out := map[string]func(*rapid.T){}
+	for name, action := range actions {
+		out[name] = func(rt *rapid.T) {
+			p.rt = rt
+			action()
+		}
+	}
+	return out
+}
+
+func (p *pair) submit() {
+	b := stepfleet.Batch{
+		RunID: p.run(), Identity: "identity", NotifyURL: rapid.SampledFrom([]string{"", "http://a"}).Draw(p.rt, "url"),
+		Payloads: map[stepfleet.Digest][]byte{},
+	}
+	if p.rarely(12, "other identity") {
+		b.Identity = "another"
+	}
+	for range rapid.IntRange(1, 5).Draw(p.rt, "tasks") {
+		t := task(b.RunID, p.step())
+		t.Attempt = rapid.IntRange(0, 1).Draw(p.rt, "attempt")
+		t.Queue, t.Priority = p.queue(), rapid.IntRange(-1, 1).Draw(p.rt, "priority")
+		data := []byte(p.scope + rapid.SampledFrom([]string{"one", "two"}).Draw(p.rt, "payload"))
+		t.Payload = stepfleet.DigestOf(data)
+		if !p.rarely(12, "payload left out") {
+			b.Payloads[t.Payload] = data
+		}
+		b.Tasks = append(b.Tasks, t)
+	}
+	var answers [][]stepfleet.Receipt
+	p.both("submit", func(s side) string {
+		receipts, err := s.Ledger.Submit(p.ctx, b)
+		answers = append(answers, receipts)
+		out := []string{code(err)}
+		for _, r := range receipts {
+			out = append(out, fmt.Sprint(r.Key, r.State, r.Known))
+		}
+		return strings.Join(out, "\n")
+	})
+	for i := range answers[0] {
+		p.tasks.add(answers[0][i].TaskID, answers[1][i].TaskID)
+	}
+}
+
+func (p *pair) cancel() {
+	runID := p.run()
+	var keys []stepfleet.Key
+	if !p.rarely(4, "all") {
+		keys = []stepfleet.Key{{RunID: runID, StepKey: p.step()}, {RunID: runID, StepKey: p.step(), Attempt: 1}}
+	}
+	p.both("cancel", func(s side) string { return s.changes(s.Ledger.Cancel(p.ctx, runID, keys, "asked")) })
+}
+
+func (p *pair) closeRun() {
+	if !p.rarely(4, "really") {
+		p.rt.Skip("a closed run has little to show")
+	}
+	runID := p.run()
+	p.both("close", func(s side) string { return s.changes(s.Ledger.CloseRun(p.ctx, runID, "over")) })
+}
+
+func (p *pair) notify() {
+	runID := p.run()
+	p.both("notify", func(s side) string { return code(s.Ledger.SetNotifyURL(p.ctx, runID, "http://b")) })
+}
+
+func (p *pair) register() {
+	spec := stepfleet.SessionSpec{Worker: "w", Instance: p.instance(), Slots: map[string]int{p.queue(): 2}}
+	var ids []stepfleet.SessionID
+	p.both("register", func(s side) string {
+		got, err := s.Ledger.Register(p.ctx, spec)
+		ids = append(ids, got.ID)
+		return fmt.Sprint(code(err), got.SessionSpec, got.State)
+	})
+	p.sessions.add(ids[0], ids[1])
+}
+
+func (p *pair) renew() {
+	i := p.session()
+	p.both("renew", func(s side) string {
+		r, err := s.Ledger.Renew(p.ctx, s.sessions[i])
+		return code(err) + string(r.Was) + "\n" + s.held(r.Held)
+	})
+}
+
+func (p *pair) heldBy() {
+	i := p.session()
+	p.both("held", func(s side) string {
+		held, err := s.Ledger.Held(p.ctx, s.sessions[i])
+		return code(err) + "\n" + s.held(held)
+	})
+}
+
+func (p *pair) drain() {
+	i := p.session()
+	if !p.rarely(3, "really") {
+		p.rt.Skip("a draining session has little to show")
+	}
+	p.both("drain", func(s side) string { return code(s.Ledger.SetDraining(p.ctx, s.sessions[i])) })
+}
+
+func (p *pair) end() {
+	i := p.session()
+	if !p.rarely(3, "really") {
+		p.rt.Skip("a dead session has little to show")
+	}
+	p.both("end", func(s side) string { return code(s.Ledger.EndSession(p.ctx, s.sessions[i], "exit")) })
+}
+
+func (p *pair) claim() {
+	i, queue, most := p.session(), p.queue(), rapid.IntRange(0, 4).Draw(p.rt, "max")
+	p.both("claim", func(s side) string {
+		got, err := s.Ledger.Claim(p.ctx, stepfleet.ClaimRequest{Session: s.sessions[i], ID: "claim", Queue: queue, Max: most})
+		out := []string{code(err), fmt.Sprint(got.More, len(got.Payloads))}
+		for _, l := range got.Leases {
+			out = append(out, fmt.Sprint(s.task(l.TaskID), l.Fence, l.Task, l.NotifyURL, string(got.Payloads[l.Payload])))
+		}
+		if slices.Equal(s.tasks, p.tasks.real) {
+			for _, l := range got.Leases {
+				p.refs = append(p.refs, ref{slices.Index(s.tasks, l.TaskID), i, l.Fence})
+			}
+		}
+		return strings.Join(out, "\n")
+	})
+}
+
+func (p *pair) start() {
+	refs := []ref{p.ref(), p.ref()}
+	p.both("start", func(s side) string {
+		return codes(s.Ledger.Start(p.ctx, s.sessions[refs[0].session], []stepfleet.Ref{s.ref(refs[0]), s.ref(refs[1])}))
+	})
+}
+
+func (p *pair) settle() {
+	refs := []ref{p.ref(), p.ref()}
+	outcomes := []stepfleet.State{
+		stepfleet.StateSucceeded, stepfleet.StateFailed, stepfleet.StateCancelled, stepfleet.StateLost, stepfleet.StateQueued,
+	}
+	one, two := rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"), rapid.SampledFrom(outcomes).Draw(p.rt, "outcome")
+	p.both("settle", func(s side) string {
+		return codes(s.Ledger.Settle(p.ctx, s.sessions[refs[0].session], []stepfleet.Settlement{
+			{Ref: s.ref(refs[0]), Result: result(one)}, {Ref: s.ref(refs[1]), Result: result(two)},
+		}))
+	})
+}
+
+func (p *pair) release() {
+	r := p.ref()
+	p.both("release", func(s side) string {
+		return codes(s.Ledger.Release(p.ctx, s.sessions[r.session], []stepfleet.Ref{s.ref(r)}, "drain"))
+	})
+}
+
+func (p *pair) revoke() {
+	r := p.ref()
+	var fence stepfleet.Fence
+	answer := p.both("revoke", func(s side) string {
+		got, err := s.Ledger.Revoke(p.ctx, s.sessions[r.session], s.ref(r), "timeout")
+		fence = got
+		return fmt.Sprint(code(err), got)
+	})
+	if strings.HasPrefix(answer, "ok") {
+		p.refs = append(p.refs, ref{r.task, r.session, fence})
+	}
+}
+
+// Times pass in steps that add up to no deadline exactly, so that the moments between two
+// ledgers' clocks decide nothing.
+func (p *pair) ageSession() {
+	i, d := p.session(), time.Duration(rapid.SampledFrom([]int{10, 35, 190}).Draw(p.rt, "minutes"))*time.Minute
+	p.real.AgeSession(p.sessions.real[i], d)
+	p.model.AgeSession(p.sessions.model[i], d)
+}
+
+func (p *pair) ageLease() {
+	r := p.ref()
+	p.real.AgeLease(p.tasks.real[r.task], 65*time.Minute)
+	p.model.AgeLease(p.tasks.model[r.task], 65*time.Minute)
+}
+
+func (p *pair) expire() {
+	short := lives
+	short.SessionTTL, short.RunLease = 32*time.Minute, 182*time.Minute
+	p.both("expire", func(s side) string { return s.sessionList(s.Ledger.ExpireSessions(p.ctx, short)) })
+}
+
+func (p *pair) declareDead() {
+	instance := p.instance()
+	if !p.rarely(3, "really") {
+		p.rt.Skip("a dead session has little to show")
+	}
+	p.both("declare dead", func(s side) string { return s.sessionList(s.Ledger.DeclareDead(p.ctx, instance, "stopped")) })
+}
+
+func (p *pair) sweep() {
+	most := rapid.IntRange(1, 3).Draw(p.rt, "max")
+	p.both("sweep", func(s side) string { return s.changes(s.Ledger.Sweep(p.ctx, lives.StartWithin, most)) })
+}
