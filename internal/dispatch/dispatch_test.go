@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +20,7 @@ type bench struct {
 	t      *testing.T
 	ctx    context.Context
 	ledger *memory.Ledger
+	down   atomic.Bool // the ledger is
 	bells  *memory.Bells
 	server *dispatch.Server
 }
@@ -26,6 +28,12 @@ type bench struct {
 func inBubble(t *testing.T, f func(b *bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{t: t, ctx: t.Context(), ledger: memory.NewLedger(), bells: memory.NewBells("default")}
+		b.ledger.Fail = func(string) error {
+			if b.down.Load() {
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		}
 		var err error
 		b.server, err = dispatch.New(dispatch.Config{
 			Name: "s1", URL: "http://s1", Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(),
@@ -147,9 +155,9 @@ func TestASubmitIsAnsweredWhileBellsAreDown(t *testing.T) {
 			t.Errorf("answer %+v", a[0])
 		}
 		b.worker(1)
-		time.Sleep(time.Minute)
+		time.Sleep(10 * time.Second)
 		b.bells.Fail(nil)
-		time.Sleep(20 * time.Second)
+		time.Sleep(15 * time.Second)
 		if b.bells.Pending("default") == 0 {
 			t.Error("no bell after the queue healed, although a task waits and a slot is free")
 		}
@@ -282,9 +290,9 @@ func TestTheSweeperWaitsATTLAfterAnOutage(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		session := b.worker(1)
 		time.Sleep(time.Second)
-		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		b.down.Store(true)
 		time.Sleep(170 * time.Second)
-		b.ledger.SetFail(nil)
+		b.down.Store(false)
 		time.Sleep(15 * time.Second) // past the run lease, within the grace
 		if s := b.session(session); s.State != stepfleet.SessionAlive {
 			t.Fatalf("session is %s right after the outage", s.State)

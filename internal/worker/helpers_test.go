@@ -18,6 +18,7 @@ type bench struct {
 	t      *testing.T
 	ctx    context.Context
 	ledger *memory.Ledger
+	faults faults
 	bells  *memory.Bells
 	host   *scriptedHost
 	notes  *noteBook
@@ -27,7 +28,7 @@ type bench struct {
 // inBubble runs f with a bench whose clock is virtual.
 func inBubble(t *testing.T, f func(b *bench)) {
 	synctest.Test(t, func(t *testing.T) {
-		f(&bench{
+		b := &bench{
 			t: t, ctx: t.Context(),
 			ledger: memory.NewLedger(),
 			bells:  memory.NewBells("default"),
@@ -42,8 +43,42 @@ func inBubble(t *testing.T, f func(b *bench)) {
 				KillGrace:    2 * time.Second,
 				Logger:       slog.New(slog.DiscardHandler),
 			},
-		})
+		}
+		b.ledger.Fail, b.ledger.FailAfter = b.faults.before, b.faults.after
+		f(b)
 	})
+}
+
+// faults are the ledger's, as they stand.
+type faults struct {
+	mu        sync.Mutex
+	fail, aft func(op string) error
+}
+
+func (f *faults) before(op string) error { return f.ask(&f.fail, op) }
+func (f *faults) after(op string) error  { return f.ask(&f.aft, op) }
+
+func (f *faults) ask(which *func(string) error, op string) error {
+	f.mu.Lock()
+	fault := *which
+	f.mu.Unlock()
+	if fault == nil {
+		return nil
+	}
+	return fault(op)
+}
+
+// fail lets the ledger fail before it does anything, failAfter lose its answer.
+func (b *bench) fail(f func(op string) error) {
+	b.faults.mu.Lock()
+	defer b.faults.mu.Unlock()
+	b.faults.fail = f
+}
+
+func (b *bench) failAfter(f func(op string) error) {
+	b.faults.mu.Lock()
+	defer b.faults.mu.Unlock()
+	b.faults.aft = f
 }
 
 // start runs the worker and returns what stops it and waits for its end.

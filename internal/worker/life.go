@@ -303,10 +303,13 @@ func (l *life) add(t *task) {
 	l.tasks[t.job.TaskID] = t
 }
 
+// remove forgets the task, unless the worker has claimed it anew in the meantime.
 func (l *life) remove(t *task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.tasks, t.job.TaskID)
+	if l.tasks[t.job.TaskID] == t {
+		delete(l.tasks, t.job.TaskID)
+	}
 }
 
 func (l *life) isDraining() bool {

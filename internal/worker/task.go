@@ -44,8 +44,9 @@ func (t *task) run(ctx context.Context) {
 		if ctx.Err() == nil {
 			t.log.Error("no process for the task: giving it back", "err", err)
 		}
+		t.l.remove(t)
 		t.l.release([]stepfleet.Ref{t.job.Ref}, "no process: "+err.Error())
-		pause(ctx, retryMax)
+		pause(ctx, retryMax) // the slot rests: the next task would fare no better
 		return
 	}
 	t.adopt(proc)

@@ -182,7 +182,7 @@ func TestAnOutageShorterThanTheRunLeaseKillsNobody(t *testing.T) {
 		if err := p.gate.Start(b.ctx); err != nil {
 			t.Fatal(err)
 		}
-		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		time.Sleep(60 * time.Second)
 		wrote := make(chan error, 1)
 		go func() { wrote <- p.gate.Event(b.ctx, "STEP_SUCCESS") }()
@@ -194,7 +194,7 @@ func TestAnOutageShorterThanTheRunLeaseKillsNobody(t *testing.T) {
 			t.Fatal("killed before the run lease ran out")
 		default:
 		}
-		b.ledger.SetFail(nil)
+		b.fail(nil)
 		if err := <-wrote; err != nil {
 			t.Errorf("the gate after the outage: %v", err)
 		}
@@ -212,7 +212,7 @@ func TestTheRunLeaseEndsWhatRuns(t *testing.T) {
 		if err := p.gate.Start(b.ctx); err != nil {
 			t.Fatal(err)
 		}
-		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		before := time.Now()
 		<-p.done
 		took, lease := time.Since(before), b.cfg.Lifetimes.RunLease
@@ -222,7 +222,7 @@ func TestTheRunLeaseEndsWhatRuns(t *testing.T) {
 		if err := p.gate.Event(b.ctx, "STEP_SUCCESS"); err == nil {
 			t.Error("the gate of a life that is over lets a process write")
 		}
-		b.ledger.SetFail(nil)
+		b.fail(nil)
 		time.Sleep(time.Minute)
 		sessions, err := b.ledger.Sessions(b.ctx, time.Hour)
 		if err != nil {
@@ -259,7 +259,7 @@ func TestADeadSessionKillsAndBeginsANewLife(t *testing.T) {
 func TestAClaimWhoseAnswerWasLostIsGivenBack(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		lost := false
-		b.ledger.SetFailAfter(func(op string) error {
+		b.failAfter(func(op string) error {
 			if op == "claim" && !lost && b.view("a").State == stepfleet.StateLeased {
 				lost = true
 				return stepfleet.ErrUnavailable
@@ -301,7 +301,7 @@ func TestWithoutAProcessTheLeaseGoesBack(t *testing.T) {
 func TestAnAmbiguousStartIsAskedAgain(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		lost := false
-		b.ledger.SetFailAfter(func(op string) error {
+		b.failAfter(func(op string) error {
 			if op == "start" && !lost {
 				lost = true
 				return stepfleet.ErrUnavailable
@@ -321,7 +321,7 @@ func TestAnAmbiguousStartIsAskedAgain(t *testing.T) {
 
 func TestReadiness(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		synctest.Wait()
 		ctx, cancel := context.WithCancel(b.ctx)
 		defer cancel()
@@ -332,17 +332,17 @@ func TestReadiness(t *testing.T) {
 		if w.Ready(ctx) == nil {
 			t.Error("ready without a session")
 		}
-		b.ledger.SetFail(nil)
+		b.fail(nil)
 		time.Sleep(time.Minute)
 		if r := w.Ready(ctx); r != nil {
 			t.Errorf("not ready: %v", r)
 		}
-		b.ledger.SetFail(func(string) error { return stepfleet.ErrUnavailable })
+		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		time.Sleep(time.Minute)
 		if w.Ready(ctx) == nil {
 			t.Error("ready although the session is not renewed")
 		}
-		b.ledger.SetFail(nil)
+		b.fail(nil)
 		cancel()
 		<-done
 	})
