@@ -64,8 +64,10 @@ func records(tasks []stepfleet.View) []Record {
 			Fence: t.Fence, Outcome: t.State, Reason: t.Reason,
 		}
 		for _, reached := range []Reached{
-			{stepfleet.StateQueued, t.SubmittedAt}, {stepfleet.StateLeased, t.ClaimedAt},
-			{stepfleet.StateRunning, t.StartedAt}, {t.State, t.EndedAt},
+			{stepfleet.StateQueued, t.SubmittedAt},
+			{stepfleet.StateLeased, t.ClaimedAt},
+			{stepfleet.StateRunning, t.StartedAt},
+			{t.State, t.EndedAt},
 		} {
 			if !reached.At.IsZero() {
 				r.States = append(r.States, reached)

@@ -57,10 +57,11 @@ func (d *deaths) post(path, reason string) {
 			if err == nil {
 				return
 			}
-			d.log.Warn("tell the server", "path", path, "error", err, "retry", retry)
 			if !retry {
+				d.log.Warn("tell the server", "path", path, "error", err)
 				return
 			}
+			d.log.Debug("tell the server, again soon", "path", path, "error", err) // it may not be up yet
 			select {
 			case <-d.ctx.Done():
 				return

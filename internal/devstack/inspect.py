@@ -9,7 +9,7 @@ import sys
 def importable(name):
     try:
         return importlib.util.find_spec(name) is not None
-    except Exception:
+    except (ImportError, ValueError):
         return False
 
 
@@ -40,8 +40,13 @@ def project():
     elif dg.get("root_module"):
         modules = [dg.get("code_location_target_module") or dg["root_module"] + ".definitions"]
     else:
-        return {"problem": "neither -m nor -f is given, and pyproject.toml has no [tool.dagster] module_name"}
-    return {"modules": modules, "name": block.get("code_location_name") or dg.get("code_location_name") or ""}
+        return {
+            "problem": "neither -m nor -f is given, and pyproject.toml has no [tool.dagster] module_name"
+        }
+    return {
+        "modules": modules,
+        "name": block.get("code_location_name") or dg.get("code_location_name") or "",
+    }
 
 
 missing = [name for name in sys.argv[1:] if not importable(name)]

@@ -17,7 +17,11 @@ with DagsterInstance.get() as instance:
     runs = instance.get_runs(filters=RunsFilter(statuses=GOING_ON), limit=1000)
     for run in runs:
         if run.status == DagsterRunStatus.CANCELING:
-            instance.report_run_canceled(run, message="stepfleet dev was stopped while this run was being cancelled.")
+            instance.report_run_canceled(
+                run, message="stepfleet dev was stopped while this run was being cancelled."
+            )
         else:
-            instance.report_run_failed(run, message="stepfleet dev was stopped while this run was going on.")
+            instance.report_run_failed(
+                run, message="stepfleet dev was stopped while this run was going on."
+            )
     json.dump({"ended": [run.run_id for run in runs]}, sys.stdout)

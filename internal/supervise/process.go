@@ -120,7 +120,7 @@ func (p *Process) await(l *life) (stopped bool) {
 	select {
 	case <-l.waited:
 	case <-time.After(p.spec.StopWait):
-		p.log.Warn("did not end after SIGTERM, killing its group", "pid", l.pid)
+		p.log.Info("has not ended after SIGTERM, killing its group", "pid", l.pid)
 		_ = syscall.Kill(-l.pid, syscall.SIGKILL)
 		<-l.waited
 	}
