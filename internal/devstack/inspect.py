@@ -40,9 +40,7 @@ def project():
     elif dg.get("root_module"):
         modules = [dg.get("code_location_target_module") or dg["root_module"] + ".definitions"]
     else:
-        return {
-            "problem": "neither -m nor -f is given, and pyproject.toml has no [tool.dagster] module_name"
-        }
+        return {"problem": "neither -m nor -f is given, and pyproject.toml has no module_name"}
     return {
         "modules": modules,
         "name": block.get("code_location_name") or dg.get("code_location_name") or "",
