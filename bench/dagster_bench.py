@@ -27,6 +27,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -84,6 +85,8 @@ class Bench:
         self.instance = DagsterInstance.from_config(str(home))
 
     def close(self) -> None:
+        for pid in self._run_meter.pids():  # only when a run was interrupted
+            os.kill(pid, signal.SIGKILL)
         self.instance.dispose()
         self.postgres.stop()
         self._run_meter.close()
@@ -224,7 +227,7 @@ class Bench:
                 return
             if time.monotonic() > deadline:
                 for pid in alive:
-                    os.kill(pid, 9)
+                    os.kill(pid, signal.SIGKILL)
                 return
             time.sleep(0.02)
 
@@ -377,6 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "stepfleet" in options.modes:
         stack.find_binary(options.stepfleet)
     process.become_reaper()
+    # So that a termination cleans up as an interrupt does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     directory = Path(tempfile.mkdtemp(prefix="stepfleet-bench-", dir=options.tmp))
     with ExitStack() as closing:
         if options.keep:
