@@ -48,7 +48,7 @@ func (c *serverCmd) Run(g *globals) error {
 	defer listener.Close()
 	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet server"})
 	if err != nil {
-		return err
+		return fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
 	defer ledger.Close()
 	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, Logger: g.log})

@@ -109,7 +109,7 @@ func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), erro
 	}
 	claims, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker", MaxConns: 4})
 	if err != nil {
-		return worker.Ports{}, nil, err
+		return worker.Ports{}, nil, fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
 	renewals, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker renewals", MaxConns: 1})
 	if err != nil {
