@@ -23,8 +23,13 @@ const (
 // maxFileLines keeps a file to what one reader can hold.
 const maxFileLines = 800
 
-// skipped are directories that are not ours.
-var skipped = []string{".git", ".venv", ".stepfleet", ".cache", "bin", "node_modules", "__pycache__", "results"}
+// skipped are directories that are not ours, besides the hidden ones.
+var skipped = []string{"bin", "node_modules", "__pycache__", "results"}
+
+func isSkipped(name string) bool {
+	hidden := strings.HasPrefix(name, ".") && name != ".ci" && name != "." && name != ".."
+	return hidden || slices.Contains(skipped, name)
+}
 
 func walk(t *testing.T, visit func(path string)) {
 	t.Helper()
@@ -32,7 +37,7 @@ func walk(t *testing.T, visit func(path string)) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && slices.Contains(skipped, d.Name()) {
+		if d.IsDir() && isSkipped(d.Name()) {
 			return filepath.SkipDir
 		}
 		if d.Type().IsRegular() {
