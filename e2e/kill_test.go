@@ -53,10 +53,11 @@ func TestKilledWorkersStepsRunElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := awaitGone(t, childrenGoneWithin, killed, children)
+	goneAt := killed.Add(gone)
 	t.Logf("killed %s with %d running and %d leased tasks; its %d processes were gone after %s",
 		victim, len(running[granted])+len(running[policy]), len(leased), len(children), gone.Round(time.Millisecond))
 	for _, run := range []string{granted, policy} {
-		s.awaitNextAttempts(t, run, running[run], killed)
+		s.awaitNextAttempts(t, run, running[run], killed, goneAt)
 	}
 	s.dagster.awaitEnd(t, recoverWithin, leasing, dagsterapi.RunSuccess)
 	for _, task := range leased {
@@ -77,8 +78,8 @@ func TestKilledWorkersStepsRunElsewhere(t *testing.T) {
 }
 
 // awaitNextAttempts waits until every task that ran on the dead worker is lost and its next
-// attempt has begun on a living one.
-func (s *stack) awaitNextAttempts(t *testing.T, run string, lost views, killed time.Time) {
+// attempt has begun on a living one, which must not be while the dead one's processes still were.
+func (s *stack) awaitNextAttempts(t *testing.T, run string, lost views, killed, gone time.Time) {
 	t.Helper()
 	await(t, recoverWithin, "the next attempts of run "+run, func() (bool, string) {
 		begins := s.begins(t, run)
@@ -102,6 +103,9 @@ func (s *stack) awaitNextAttempts(t *testing.T, run string, lost views, killed t
 		next.Attempt++
 		lostAfter = max(lostAfter, now.EndedAt.Sub(killed))
 		begunAfter = max(begunAfter, begins[next].time().Sub(killed))
+		if early := gone.Sub(begins[next].time()); early > 0 {
+			t.Errorf("%s began %s before the processes of the attempt before were gone", next, early)
+		}
 	}
 	t.Logf("run %s: %d tasks lost %.1f s, all next attempts begun %.1f s after the kill", run[:8], len(lost), lostAfter.Seconds(), begunAfter.Seconds())
 }
@@ -115,12 +119,7 @@ func (s *stack) leaseWithoutStart(t *testing.T, run, victim, other string) views
 		busy[e.PID] = true
 	}
 	worker := s.pid(t, victim)
-	var template int
-	for _, p := range descendants(worker) {
-		if p.parent == worker && strings.Contains(p.command, "dagster_stepfleet.host template") {
-			template = p.pid
-		}
-	}
+	template := templateOf(t, worker)
 	for _, p := range descendants(worker) {
 		if p.parent == template && !busy[p.pid] {
 			_ = syscall.Kill(p.pid, syscall.SIGSTOP)
@@ -135,6 +134,18 @@ func (s *stack) leaseWithoutStart(t *testing.T, run, victim, other string) views
 		return len(leased) > 0, tasks.String()
 	})
 	return leased
+}
+
+// templateOf returns the process that forks the worker's step processes.
+func templateOf(t *testing.T, worker int) int {
+	t.Helper()
+	for _, p := range descendants(worker) {
+		if p.parent == worker && strings.Contains(p.command, "dagster_stepfleet.host template") {
+			return p.pid
+		}
+	}
+	t.Fatalf("worker process %d has no template", worker)
+	return 0
 }
 
 func (v views) on(worker string) views {

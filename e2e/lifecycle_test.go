@@ -187,6 +187,9 @@ func testPostgreSQLIsKilled(t *testing.T, d *dev) {
 		}
 		if n != 1 {
 			t.Errorf("step %s has %d ending events, want 1", step, n)
+			for _, e := range d.dagster.events(t, run) {
+				t.Logf("%s %s %s %s %s", e.Timestamp, e.Type, e.Step, e.Message, e.reason())
+			}
 		}
 	}
 }
@@ -243,7 +246,8 @@ func startDev(t *testing.T, dir, project string, env []string, args ...string) *
 			t.Fatalf("dev has ended: %v\n%s", d.program.ended, d.output(t))
 		default:
 		}
-		return d.state().Ready, d.output(t)
+		state := d.state() // of a dev that was killed before, until this one has cleared it away
+		return state.Ready && state.PIDs["dev"] == d.program.cmd.Process.Pid, d.output(t)
 	})
 	state := d.state()
 	token, err := os.ReadFile(state.TokenFile)

@@ -1,11 +1,11 @@
 """A code location that loads everywhere but in a worker, whose image lacks a package."""
 
-import os
+import sys
 
 from dagster import Definitions, OpExecutionContext, job, op
 from dagster_stepfleet import stepfleet_executor
 
-if "STEPFLEET_HOST_FD" in os.environ:
+if sys.argv[0].endswith("dagster_stepfleet/host.py"):
     raise ImportError("no module named 'only_on_my_laptop'")
 
 

@@ -11,6 +11,9 @@ import (
 // the variable, and so does what those start.
 const MarkVariable = "STEPFLEET_DEV_ID"
 
+// LifeVariable marks everything that belongs to one life of a child; see Command.Life.
+const LifeVariable = "STEPFLEET_DEV_LIFE"
+
 // How long a sweep gives PostgreSQL to end by itself, how often it looks, and how many rounds it
 // goes: each round catches what was forked while the one before looked.
 const (
@@ -30,17 +33,17 @@ type process struct {
 // environment, as PostgreSQL's children do), without this process, the spared ones and the spared ones' descendants.
 func Marked(id string, spare ...int) []int {
 	var pids []int
-	for _, p := range markedProcesses(id, spare) {
+	for _, p := range markedProcesses(MarkVariable, id, spare) {
 		pids = append(pids, p.pid)
 	}
 	return pids
 }
 
-func markedProcesses(id string, spare []int) []process {
+func markedProcesses(variable, id string, spare []int) []process {
 	if id == "" {
 		return nil
 	}
-	table := processes(MarkVariable + "=" + id)
+	table := processes(variable + "=" + id)
 	rows := make(map[int]process, len(table))
 	for _, p := range table {
 		rows[p.pid] = p
@@ -75,11 +78,13 @@ func belongs(rows map[int]process, p process, spare []int) bool {
 // Sweep kills everything that carries the mark, except the spared processes and what they started,
 // and returns how many processes it killed. PostgreSQL is told to stop at once (SIGQUIT) after the others
 // are gone, so that it leaves no shared memory behind.
-func Sweep(id string, spare ...int) int {
+func Sweep(id string, spare ...int) int { return sweep(MarkVariable, id, spare...) }
+
+func sweep(variable, id string, spare ...int) int {
 	killed := map[int]bool{}
 	deadline := time.Time{}
 	for range maxSweepRounds {
-		found := markedProcesses(id, spare)
+		found := markedProcesses(variable, id, spare)
 		if len(found) == 0 {
 			break
 		}

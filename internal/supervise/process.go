@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -37,6 +38,7 @@ type Process struct {
 type life struct {
 	number  int
 	tag     string
+	id      string // Command.Life
 	pid     int
 	started time.Time
 	waited  chan struct{} // closed when the process has been reaped
@@ -191,12 +193,15 @@ func (p *Process) launch(number int) (*life, error) {
 	defer log.Close()
 	cmd := exec.Command(command.Args[0], command.Args[1:]...)
 	cmd.Env, cmd.Dir = command.Env, command.Dir
+	if command.Life != "" {
+		cmd.Env = append(slices.Clone(cmd.Env), LifeVariable+"="+command.Life)
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	dieWithParent(cmd.SysProcAttr)
 
 	l := &life{
-		number: number, tag: command.Tag, started: time.Now(),
+		number: number, tag: command.Tag, id: command.Life, started: time.Now(),
 		waited: make(chan struct{}), over: make(chan struct{}),
 	}
 	started := make(chan error)
@@ -229,6 +234,7 @@ func (p *Process) hold(cmd *exec.Cmd, l *life, started chan<- error) {
 		_ = syscall.Kill(-pid, syscall.SIGKILL)
 	}
 	_ = cmd.Wait()
+	sweep(LifeVariable, l.id)
 	l.reason = cmd.ProcessState.String()
 	close(l.waited)
 }

@@ -29,6 +29,9 @@ type Command struct {
 	Env  []string // the whole environment
 	Dir  string
 	Tag  string
+	// Life, when set, is an id of this life alone. Every process of the life carries it, also those
+	// in groups and sessions of their own, and all of them are killed before the end is reported.
+	Life string
 }
 
 // Spec says how a child is kept.

@@ -332,6 +332,35 @@ func TestSweepSparesAndTakesDescendants(t *testing.T) {
 	}
 }
 
+// An end is a proof of death, so nothing of the life may be left when it is reported, not even what
+// is in a session of its own.
+func TestAnEndIsReportedAfterAllOfTheLifeIsGone(t *testing.T) {
+	s := New(nil)
+	defer s.Stop()
+	id := fmt.Sprintf("test-%d-%d", os.Getpid(), time.Now().UnixNano())
+	left := make(chan int, 1)
+	p, err := s.Start(Spec{
+		Name: "parent", LogPath: logPath(t),
+		Command: func(int) Command {
+			command := role("parent")(0)
+			command.Life = id
+			return command
+		},
+		Exited: func(Exit) { left <- len(markedProcesses(LifeVariable, id, nil)) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sweep(LifeVariable, id)
+	eventually(t, "child and grandchild run", func() bool { return len(markedProcesses(LifeVariable, id, nil)) == 2 })
+	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-left; n > 0 {
+		t.Errorf("%d processes of the life were left when its end was reported", n)
+	}
+}
+
 func TestParseStat(t *testing.T) {
 	for stat, want := range map[string]process{
 		"7 (a) b) S 3 7 7": {pid: 7, parent: 3, command: "a) b"},
