@@ -290,6 +290,9 @@ class StepfleetStepHandler(StepHandler):
         return [event for event in events if self._account(event)]
 
     def _read(self, reader: EventReader, after: int) -> list[EventLogRecord]:
+        # Taken before the read: what ends in the ledger has its events in the log by then, so only
+        # these can be missing from it. Ends that arrive during the read are for the next one.
+        ended = [k for k, s in self.open.items() if not s.rewound and self.verdict(k) is not None]
         records = reader.read(after)
         # A STEP_SUCCESS must not be handed on before the step's outputs, or Dagster skips what is
         # downstream. Within one read they come together; older ones may lie below the window.
@@ -311,11 +314,7 @@ class StepfleetStepHandler(StepHandler):
             if (e := r.event_log_entry.dagster_event) is not None and e.event_type in ENDING_TYPES
         }
         # Whatever ended in the ledger and not in what was read: one read of the whole log.
-        unexplained = [
-            step
-            for key, step in self.open.items()
-            if key not in ending and not step.rewound and self.verdict(key) is not None
-        ]
+        unexplained = [self.open[key] for key in ended if key not in ending]
         if unexplained:
             for step in unexplained:
                 step.rewound = True
