@@ -187,7 +187,8 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 			l.payloads[d] = slices.Clone(data)
 		}
 	}
-	if refused := l.judge(r, b); refused != nil {
+	distinct := firstOfEach(b.Tasks)
+	if refused := l.judge(r, b.Identity, distinct); refused != nil {
 		l.note(stepfleet.AuditRow{RunID: b.RunID, Verb: stepfleet.VerbSubmit, Actor: "executor", Refused: refused.Code})
 		return nil, fmt.Errorf("submit to run %s: %w", b.RunID, refused)
 	}
@@ -197,25 +198,38 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 	if b.NotifyURL != "" {
 		r.notify = b.NotifyURL
 	}
-	first := map[stepfleet.Key]bool{} // a key named twice counts as it comes first
+	fresh := map[stepfleet.Key]bool{}
+	for _, t := range distinct {
+		receipt := l.insert(r, t)
+		fresh[t.Key] = !receipt.Known
+	}
 	for _, t := range b.Tasks {
-		if first[t.Key] {
-			known := l.byKey[t.Key]
-			out = append(out, stepfleet.Receipt{TaskID: known.ID, Key: known.Key, State: known.State, Known: true})
-			continue
-		}
-		first[t.Key] = true
-		out = append(out, l.insert(r, t))
+		known := l.byKey[t.Key]
+		out = append(out, stepfleet.Receipt{TaskID: known.ID, Key: known.Key, State: known.State, Known: !fresh[t.Key]})
+		fresh[t.Key] = false
 	}
 	return out, nil
 }
 
+// firstOfEach drops tasks whose key the batch has named before: a key counts as it comes first.
+func firstOfEach(tasks []stepfleet.Task) []stepfleet.Task {
+	seen := map[stepfleet.Key]bool{}
+	var out []stepfleet.Task
+	for _, t := range tasks {
+		if !seen[t.Key] {
+			seen[t.Key] = true
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
 // judge refuses a batch as a whole.
-func (l *Ledger) judge(r *run, b stepfleet.Batch) *stepfleet.Refusal {
-	if r.known && r.identity != b.Identity {
+func (l *Ledger) judge(r *run, identity string, tasks []stepfleet.Task) *stepfleet.Refusal {
+	if r.known && r.identity != identity {
 		return stepfleet.ErrConflict
 	}
-	ended := !slices.ContainsFunc(b.Tasks, func(t stepfleet.Task) bool {
+	ended := !slices.ContainsFunc(tasks, func(t stepfleet.Task) bool {
 		known := l.byKey[t.Key]
 		return known == nil || !known.State.Terminal()
 	})
@@ -225,7 +239,7 @@ func (l *Ledger) judge(r *run, b stepfleet.Batch) *stepfleet.Refusal {
 	case r.closed:
 		return stepfleet.ErrRunClosed
 	}
-	for _, t := range b.Tasks {
+	for _, t := range tasks {
 		if _, ok := l.payloads[t.Payload]; !ok {
 			return stepfleet.ErrTaskInvalid
 		}

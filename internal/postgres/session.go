@@ -61,7 +61,7 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (step
 		return s, fmt.Errorf("register session: %w", err)
 	}
 	err = l.run(ctx, "register session of worker "+spec.Worker, onceOnly, func(q *pgx.Batch) {
-		q.Queue(register, clean(spec.Worker), clean(spec.Instance), clean(spec.Host), int32(spec.PID), clean(spec.Version), slots).
+		q.Queue(register, clean(spec.Worker), clean(spec.Instance), clean(spec.Host), int32(spec.PID), clean(spec.Version), string(slots)).
 			QueryRow(func(row pgx.Row) (err error) { s, err = scanSession(row); return err })
 	})
 	return s, err

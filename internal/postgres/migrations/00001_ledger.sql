@@ -50,7 +50,9 @@ CREATE TABLE stepfleet.payload (
 
 -- One attempt of one step, or one run worker. No index covers a column that changes, so every
 -- update is HOT; the columns that change stand first, so that the log carries little more than
--- them. The result lies in outcome, to keep the row narrow.
+-- them. The result lies in outcome, to keep the row narrow. A claim may update every row of a page
+-- in one commit, and only half a page left free takes that: with fillfactor 70 and claims of
+-- twenty, 9 % of the updates were not HOT.
 CREATE TABLE stepfleet.task (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     fence            bigint NOT NULL DEFAULT 0,
@@ -80,7 +82,7 @@ CREATE TABLE stepfleet.task (
     code_location    text NOT NULL,
     CHECK ((state IN ('queued', 'leased', 'running')) = (ended_at IS NULL)),
     CHECK (state NOT IN ('leased', 'running') OR session_id IS NOT NULL)
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 -- The key of a task. It also finds the tasks of a run.
 CREATE UNIQUE INDEX task_key ON stepfleet.task (run_id, step_hash, attempt);
 

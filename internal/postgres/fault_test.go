@@ -1,0 +1,117 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/pglocal"
+	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/testenv"
+)
+
+// A server that cuts all connections, as in a failover, is not seen by idempotent calls.
+func TestCutConnectionsAreRetried(t *testing.T) {
+	dsn := testenv.Migrated(t)
+	l := open(t, dsn, postgres.Options{MaxConns: 2})
+	pool := rawPool(t, dsn)
+	for i := range 10 {
+		if _, err := l.Submit(t.Context(), one("r", "a")); err != nil {
+			t.Fatalf("submit %d: %v", i, err)
+		}
+		_, err := pool.Exec(t.Context(), `SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'stepfleet'`)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What was acknowledged before the server was killed is there when it is back, and the same
+// ledger goes on.
+func TestKilledServer(t *testing.T) {
+	dir, err := os.MkdirTemp("", "stepfleet-fault-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	server, err := pglocal.Start(t.Context(), pglocal.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { server.Stop(context.Background()) }()
+	if _, err := postgres.Migrate(t.Context(), server.DSN("postgres"), postgres.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, server.DSN("postgres"), postgres.Options{})
+	if _, err := l.Submit(t.Context(), one("r", "a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(server.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-server.Done()
+	if _, err := l.Submit(t.Context(), one("r", "b")); !errors.Is(err, stepfleet.ErrUnavailable) {
+		t.Errorf("submit to a killed server: %v", err)
+	}
+	if err := l.Check(t.Context()); !errors.Is(err, stepfleet.ErrUnavailable) {
+		t.Errorf("check of a killed server: %v", err)
+	}
+	server, err = pglocal.Start(t.Context(), pglocal.Config{Dir: dir, Port: server.Port()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if views, err := l.RunTasks(t.Context(), "r"); err != nil || len(views) != 1 {
+		t.Errorf("after the restart: %+v %v", views, err)
+	}
+}
+
+// A caller's deadline ends a call that waits for a lock, and says that the outcome is open.
+func TestDeadline(t *testing.T) {
+	dsn := testenv.Migrated(t)
+	l := open(t, dsn, postgres.Options{})
+	if _, err := l.Submit(t.Context(), one("r", "a")); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := rawPool(t, dsn).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), "SELECT FROM stepfleet.run FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = l.Submit(ctx, one("r", "b"))
+	if !errors.Is(err, stepfleet.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// Behind a transaction pooler a connection changes its server between transactions; the ledger
+// must work in every mode that needs no prepared statement on the server, and with them.
+func TestQueryModes(t *testing.T) {
+	for _, mode := range []string{"exec", "cache_describe", "cache_statement", "simple_protocol"} {
+		t.Run(mode, func(t *testing.T) {
+			l := open(t, testenv.Migrated(t)+"&default_query_exec_mode="+mode, postgres.Options{})
+			runAll(t, l, "r", 30)
+			if lanes, err := l.Lanes(t.Context()); err != nil || len(lanes) != 0 {
+				t.Errorf("%+v %v", lanes, err)
+			}
+			if err := l.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
