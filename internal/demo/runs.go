@@ -128,12 +128,15 @@ func (d *demo) killOne(ctx context.Context, runID string) error {
 	tick := time.NewTicker(ledgerInterval)
 	defer tick.Stop()
 	var last error
+	wanted := 2 // steps at once, which shows more
 	for {
 		tasks, err := d.fleet.tasks(ctx, runID)
 		if err != nil {
 			last = err
-		} else if worker, victims := pick(tasks); worker != "" {
+		} else if worker, victims := pick(tasks); len(victims) >= wanted {
 			return d.kill(ctx, worker, victims)
+		} else if worker != "" {
+			wanted = 1 // steps are short: the next look takes what there is
 		}
 		select {
 		case <-ctx.Done():
