@@ -122,6 +122,7 @@ class Bench:
         log = self.directory / "run-worker.log"
         log.unlink(missing_ok=True)
         load1 = os.getloadavg()[0]
+        self._wait_for_lingerers()  # whatever the last stack has left is not this run's
         pg_before = self.postgres.counters()
         cpu_before = self._cpu()
 
@@ -221,7 +222,7 @@ class Bench:
         """Until every process of the run has gone, so that its CPU time is complete."""
         deadline = time.monotonic() + LINGER_SECONDS
         while True:
-            process.reap_orphans(known=set())
+            process.reap_orphans()
             alive = self._run_meter.pids()
             if not alive:
                 return

@@ -24,6 +24,8 @@ CGROUP_V1 = Path("/sys/fs/cgroup/cpuacct")
 CGROUP_V2 = Path("/sys/fs/cgroup")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Every process that `start` started: the others among our children are orphans.
+_started: set[int] = set()
 _ticks_per_second = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,10 +42,17 @@ def become_reaper() -> None:
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap_orphans(known: set[int]) -> None:
-    """Wait for dead children that no Popen of ours stands for, and account for them."""
-    for pid, (parent, state, _) in processes().items():
-        if parent == os.getpid() and state == "Z" and pid not in known:
+def orphans(table: Mapping[int, tuple[int, str, float]]) -> set[int]:
+    """Children of ours that we did not start."""
+    me = os.getpid()
+    return {pid for pid, (parent, _, _) in table.items() if parent == me and pid not in _started}
+
+
+def reap_orphans() -> None:
+    """Wait for orphans that have ended, and account for them."""
+    table = processes()
+    for pid in orphans(table):
+        if table[pid][1] == "Z":
             try:
                 _, _, usage = os.wait4(pid, os.WNOHANG)
             except ChildProcessError:
@@ -171,7 +180,8 @@ class ProcMeter:
         self._gone += seconds
 
     def pids_of(self, table: Mapping[int, tuple[int, str, float]]) -> set[int]:
-        return descendants(table, [root.pid for root in self._roots])
+        roots = {root.pid for root in self._roots}
+        return descendants(table, list(roots | orphans(table) if self._takes_orphans else roots))
 
     def pids(self) -> set[int]:
         return self.pids_of(processes())
@@ -243,6 +253,7 @@ def start(
             start_new_session=True,
             preexec_fn=preexec(meter, user, death_signal),
         )
+    _started.add(process.pid)
     meter.add(process)
     return process
 

@@ -95,6 +95,18 @@ def test_cpu_of_grandchildren_is_counted(account: str, tmp_path: Path) -> None:
         meter.close()
 
 
+def test_cpu_of_an_orphan_is_counted_once(tmp_path: Path) -> None:
+    process.become_reaper()
+    meter = process.ProcMeter("test", takes_orphans=True)
+    before = meter.seconds()
+    left = BURN.replace("os.wait()", "os._exit(0)")
+    child = process.start([sys.executable, "-c", left], meter=meter, log=tmp_path / "log")
+    assert process.wait(child, meter, 60) == 0
+    while meter.pids():
+        process.reap_orphans()
+    assert 0.45 < meter.seconds() - before < 0.8
+
+
 def test_a_process_that_will_not_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
