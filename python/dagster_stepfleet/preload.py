@@ -58,10 +58,23 @@ def load(spec: dict[str, str]) -> Location:
         import sys
 
         error = serializable_error_info_from_exc_info(sys.exc_info()).to_string()[-8192:]
+        if file:
+            _forget_half_module(file)
     finally:
         # Steps load definitions as in a fresh process, not within our load.
         seams.reset_load_context()
     return Location(name, not error, error, round(time.monotonic() - started, 3))
+
+
+def _forget_half_module(file: str) -> None:
+    """Removes the module of a file that failed: Dagster leaves it in sys.modules, where a child's
+    own try would find it half made, and fail for want of its definitions, not for the cause."""
+    import sys
+
+    name = os.path.splitext(os.path.basename(file))[0]
+    origin = getattr(sys.modules.get(name), "__file__", None)
+    if origin and os.path.realpath(origin) == os.path.realpath(file):
+        del sys.modules[name]
 
 
 def _load(module: str | None, file: str | None, attribute: str | None, directory: str) -> None:

@@ -262,6 +262,37 @@ def test_file_locations_are_executed_once(instance, tmp_path):
         template.close()
 
 
+def test_child_of_a_template_that_could_not_import_tells_the_cause(instance, tmp_path):
+    file = tmp_path / "only_elsewhere.py"
+    file.write_text(
+        textwrap.dedent("""
+            import sys
+            from dagster import Definitions, job, op
+            if sys.argv[0].endswith("dagster_stepfleet/host.py"):
+                raise ImportError("not in this image")
+            @op
+            def only():
+                pass
+            @job
+            def single():
+                only()
+            defs = Definitions(jobs=[single])
+        """)
+    )
+    run = create_run(instance, "single", pointer=file_pointer(file))
+    template = TemplateProcess([{"file": str(file), "working_directory": str(tmp_path)}])
+    try:
+        assert [location["ok"] for location in template.loaded["locations"]] == [False]
+        child = template.fork()
+        child.ready()
+        result = child.run(*step(instance, run, "only"))
+        assert result["error"]["code"] == "no_ending_event"
+        assert "not in this image" in result["error"]["message"]
+        child.close()
+    finally:
+        template.close()
+
+
 def test_stop_waits_for_children(template):
     own = TemplateProcess([])
     child = own.fork()
