@@ -178,18 +178,20 @@ func testPostgreSQLIsKilled(t *testing.T, d *dev) {
 			t.Errorf("%d times %s in the effect log, want 4", n, event)
 		}
 	}
+	var events []event
+	await(t, inputTimeout, "Dagster's webserver to use a new connection", func() (bool, string) {
+		events = d.dagster.events(t, run)
+		return len(events) > 0, "no events"
+	})
 	for step := range ops {
 		n := 0
-		for _, e := range d.dagster.events(t, run) {
+		for _, e := range events {
 			if e.Step == step && (e.Type == "STEP_SUCCESS" || e.Type == "STEP_FAILURE") {
 				n++
 			}
 		}
 		if n != 1 {
-			t.Errorf("step %s has %d ending events, want 1", step, n)
-			for _, e := range d.dagster.events(t, run) {
-				t.Logf("%s %s %s %s %s", e.Timestamp, e.Type, e.Step, e.Message, e.reason())
-			}
+			t.Errorf("step %s has %d ending events, want 1: %+v", step, n, events)
 		}
 	}
 }
