@@ -168,8 +168,10 @@ type exchange struct {
 }
 
 func (a *AWS) serveJSON(w http.ResponseWriter, r *http.Request, target, op string) {
-	x := &exchange{aws: a, w: w, call: a.callOf(r, op), version: versionOf(r),
-		queryMode: r.Header.Get("X-Amzn-Query-Mode") == "true", throttled: api.ErrThrottling}
+	x := &exchange{
+		aws: a, w: w, call: a.callOf(r, op), version: versionOf(r),
+		queryMode: r.Header.Get("X-Amzn-Query-Mode") == "true", throttled: api.ErrThrottling,
+	}
 	service := a.byTarget[target]
 	if service == nil {
 		x.unknown(target)

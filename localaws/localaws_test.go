@@ -190,8 +190,13 @@ func TestFaults(t *testing.T) {
 			code      string // of the answer; "none" for no answer, "" for success
 			delivered int
 		}{
-			{fault.Drop, "none", 0}, {fault.Delay, "", 1}, {fault.Duplicate, "", 2}, {fault.Throttle, "RequestThrottled", 0},
-			{fault.Fail, "InternalFailure", 0}, {fault.FailAfter, "InternalFailure", 1}, {fault.LoseAnswer, "none", 1},
+			{fault.Drop, "none", 0},
+			{fault.Delay, "", 1},
+			{fault.Duplicate, "", 2},
+			{fault.Throttle, "RequestThrottled", 0},
+			{fault.Fail, "InternalFailure", 0},
+			{fault.FailAfter, "InternalFailure", 1},
+			{fault.LoseAnswer, "none", 1},
 		} {
 			started := time.Now()
 			err := attempt(test.kind)

@@ -24,8 +24,10 @@ func TestRecordedRequests(t *testing.T) {
 		t.Fatalf("no recorded requests: %v", err)
 	}
 	notYet := map[string]bool{}
-	for _, op := range []string{"AddPermission", "RemovePermission", "TagQueue", "UntagQueue", "ListQueueTags",
-		"StartMessageMoveTask", "CancelMessageMoveTask", "ListMessageMoveTasks", "ListDeadLetterSourceQueues"} {
+	for _, op := range []string{
+		"AddPermission", "RemovePermission", "TagQueue", "UntagQueue", "ListQueueTags",
+		"StartMessageMoveTask", "CancelMessageMoveTask", "ListMessageMoveTasks", "ListDeadLetterSourceQueues",
+	} {
 		notYet[op] = true
 	}
 	for _, file := range files {

@@ -40,6 +40,7 @@ class Stack:
             **env,
             "STEPFLEET_URL": self.url,
             "STEPFLEET_DATABASE_URL": ledger_dsn,
+            "STEPFLEET_PREPARE": "true",
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{aws}",
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "bench",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,7 @@ type serverCmd struct {
 	Queue        []string `help:"Queue that tasks may name; repeat for more." default:"default" env:"STEPFLEET_QUEUES"`
 	QueuePrefix  string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
+	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	MaxPayload   int      `help:"Largest payload of a step, in bytes." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
 
 	lifetimeFlags `embed:""`
@@ -46,7 +48,7 @@ func (c *serverCmd) Run(g *globals) error {
 		return err
 	}
 	defer listener.Close()
-	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet server"})
+	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet server", Prepare: c.Prepare})
 	if err != nil {
 		return fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
@@ -70,10 +72,23 @@ func (c *serverCmd) Run(g *globals) error {
 	g.log.Info("server listens", "url", url, "queues", c.Queue)
 	work, ctx := errgroup.WithContext(g.ctx)
 	work.Go(func() error { return server.Run(ctx) })
+	if c.CreateQueues {
+		work.Go(func() error { createQueues(ctx, g.log, bells, c.Queue); return nil })
+	}
 	work.Go(func() error {
 		return serve(ctx, listener, api.New(api.Config{Token: secret, Hosts: c.Hosts, Logger: g.log}, server))
 	})
 	return work.Wait()
+}
+
+// createQueues makes the queues before the first bell, so that workers need not find them missing.
+// One that cannot be made now is made by the ring that finds it missing.
+func createQueues(ctx context.Context, log *slog.Logger, bells *sqs.Bells, queues []string) {
+	for _, queue := range queues {
+		if err := bells.EnsureQueue(ctx, queue); err != nil && ctx.Err() == nil {
+			log.Warn("create queue", "queue", queue, "err", err)
+		}
+	}
 }
 
 // ringer makes queues that are missing, where it was told to: in development, and after a local

@@ -25,6 +25,7 @@ type workerCmd struct {
 	Instance    string   `help:"Id of this process for its supervisor; random if empty." env:"STEPFLEET_INSTANCE"`
 	Queue       []string `help:"Queue to serve and its slots, as default:4; repeat for more." default:"default:4" env:"STEPFLEET_WORKER_QUEUES"`
 	QueuePrefix string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
+	Prepare     bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	Listen      string   `help:"Address of the probes /livez and /readyz." default:"127.0.0.1:0" env:"STEPFLEET_WORKER_LISTEN"`
 
 	Python   string   `help:"Python interpreter of the project, with dagster_stepfleet installed." default:"python3" env:"STEPFLEET_PYTHON"`
@@ -107,11 +108,11 @@ func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), erro
 	if err != nil {
 		return worker.Ports{}, nil, err
 	}
-	claims, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker", MaxConns: 4})
+	claims, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker", MaxConns: 4, Prepare: c.Prepare})
 	if err != nil {
 		return worker.Ports{}, nil, fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
-	renewals, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker renewals", MaxConns: 1})
+	renewals, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker renewals", MaxConns: 1, Prepare: c.Prepare})
 	if err != nil {
 		claims.Close()
 		return worker.Ports{}, nil, err

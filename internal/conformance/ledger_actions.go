@@ -17,9 +17,11 @@ func (p *pair) run() string { return rapid.SampledFrom(p.runIDs()).Draw(p.rt, "r
 func (p *pair) queue() string {
 	return rapid.SampledFrom([]string{p.scope + "-a", p.scope + "-b"}).Draw(p.rt, "queue")
 }
+
 func (p *pair) step() string {
 	return rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"}).Draw(p.rt, "step")
 }
+
 func (p *pair) instance() string {
 	return p.scope + rapid.SampledFrom([]string{"-i1", "-i2"}).Draw(p.rt, "instance")
 }

@@ -185,8 +185,8 @@ func TestEnvironmentOfChildren(t *testing.T) {
 	t.Setenv("MY_SETTING", "kept")
 	s := testStack(t)
 	for name, want := range map[string]string{
-		"MY_SETTING": "kept", "AWS_PROFILE": "", "STEPFLEET_DATABASE_URL": "", supervise.MarkVariable: "the-id",
-		"AWS_ENDPOINT_URL": "http://127.0.0.1:3", "STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "postgresql://dagster",
+		"MY_SETTING": "kept", "AWS_PROFILE": "work", "AWS_ENDPOINT_URL_SQS": "", "STEPFLEET_DATABASE_URL": "", supervise.MarkVariable: "the-id",
+		"STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "postgresql://dagster",
 	} {
 		if got := value(s.plain(), name); got != want {
 			t.Errorf("%s = %q, want %q", name, got, want)
@@ -199,8 +199,8 @@ func TestEnvironmentOfChildren(t *testing.T) {
 		t.Errorf("the ledger is %q", got)
 	}
 	s.config.AWSEndpoint = "http://sqs.example"
-	if got := value(s.plain(), "AWS_ENDPOINT_URL"); got != "http://sqs.example" {
-		t.Errorf("AWS_ENDPOINT_URL = %q", got)
+	if got := value(s.withLedger(), "AWS_ENDPOINT_URL_SQS"); got != "http://sqs.example" {
+		t.Errorf("AWS_ENDPOINT_URL_SQS = %q", got)
 	}
 }
 

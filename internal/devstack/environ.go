@@ -17,7 +17,6 @@ func (s *Stack) environ(extra ...string) []string {
 		supervise.MarkVariable + "=" + s.id,
 		"STEPFLEET_URL=" + s.serverURL(),
 		"STEPFLEET_TOKEN_FILE=" + s.layout.TokenFile(),
-		"AWS_ENDPOINT_URL=" + s.awsURL(),
 		"DAGSTER_HOME=" + s.layout.DagsterHome(),
 		"PYTHONUNBUFFERED=1",
 	}
@@ -27,19 +26,40 @@ func (s *Stack) environ(extra ...string) []string {
 	if dir := filepath.Dir(s.config.Python); dir != "." {
 		own = append(own, "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	}
-	if s.config.AWSEndpoint == "" {
-		own = append(own, "AWS_REGION=us-east-1", "AWS_DEFAULT_REGION=us-east-1",
-			"AWS_ACCESS_KEY_ID=local", "AWS_SECRET_ACCESS_KEY=local")
-	}
 	return overlay(os.Environ(), append(own, extra...))
 }
 
 // plain is the environment of processes that have no business in the ledger.
 func (s *Stack) plain() []string { return s.environ() }
 
-// withLedger adds the ledger's URL, for server and workers.
+// withLedger adds what server and workers need: the ledger, and where SQS is. Of AWS only SQS is
+// redirected, since steps inherit the worker's environment and use S3 and the like as ever.
 func (s *Stack) withLedger() []string {
-	return s.environ(ledgerURLVariable + "=" + s.database().LedgerURL)
+	own := []string{
+		ledgerURLVariable + "=" + s.database().LedgerURL,
+		"STEPFLEET_PREPARE=true", // there is no pooler in between
+		"AWS_ENDPOINT_URL_SQS=" + s.awsURL(),
+	}
+	if !hasAWSSettings() {
+		// The SDK signs every request with something; the local SQS takes any signature.
+		own = append(own, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=local", "AWS_SECRET_ACCESS_KEY=local")
+	}
+	return s.environ(own...)
+}
+
+// hasAWSSettings reports whether the user has settings of AWS that the SDK would find.
+func hasAWSSettings() bool {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI"} {
+		if os.Getenv(name) != "" {
+			return true
+		}
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(home, ".aws"))
+	return err == nil
 }
 
 // command makes every life of a child the same command, in the project's directory.
@@ -50,9 +70,7 @@ func (s *Stack) command(environ func() []string, args ...string) func(int) super
 }
 
 // dropped are variables of the user's shell that would contradict the stack.
-var dropped = []string{
-	ledgerURLVariable, "STEPFLEET_TOKEN", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_SQS",
-}
+var dropped = []string{ledgerURLVariable, "STEPFLEET_TOKEN"}
 
 // overlay puts variables over an environment: of each name the last one stays.
 func overlay(base, over []string) []string {

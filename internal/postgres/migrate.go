@@ -38,7 +38,7 @@ func Migrate(ctx context.Context, dsn string, opts Options) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("migrate ledger: %w", err)
 	}
-	adjust(cfg, dsn, opts.AppName)
+	adjust(cfg, dsn, opts)
 	db := stdlib.OpenDB(*cfg)
 	defer db.Close()
 	db.SetMaxIdleConns(4)

@@ -92,13 +92,19 @@ func (e *Error) With(format string, args ...any) *Error {
 var (
 	ErrUnknownOperation = &Error{Type: "UnknownOperationException", Common: true, Status: http.StatusBadRequest}
 	ErrSerialization    = &Error{Type: "SerializationException", Common: true, Status: http.StatusBadRequest}
-	ErrInternal         = &Error{Type: "InternalFailure", Common: true, Status: http.StatusInternalServerError,
-		Message: "The request processing has failed because of an unknown error, exception or failure."}
-	ErrUnavailable = &Error{Type: "ServiceUnavailable", Common: true, Status: http.StatusServiceUnavailable,
-		Message: "The request has failed due to a temporary failure of the server."}
+	ErrInternal         = &Error{
+		Type: "InternalFailure", Common: true, Status: http.StatusInternalServerError,
+		Message: "The request processing has failed because of an unknown error, exception or failure.",
+	}
+	ErrUnavailable = &Error{
+		Type: "ServiceUnavailable", Common: true, Status: http.StatusServiceUnavailable,
+		Message: "The request has failed due to a temporary failure of the server.",
+	}
 	ErrThrottling = &Error{Type: "ThrottlingException", Common: true, Status: http.StatusBadRequest, Message: "Rate exceeded"}
-	ErrTooLarge   = &Error{Type: "RequestEntityTooLargeException", Common: true, Status: http.StatusRequestEntityTooLarge,
-		Message: "The request body is too large."}
+	ErrTooLarge   = &Error{
+		Type: "RequestEntityTooLargeException", Common: true, Status: http.StatusRequestEntityTooLarge,
+		Message: "The request body is too large.",
+	}
 )
 
 // Call is what an operation may know of the call it serves.
