@@ -43,7 +43,11 @@ func (l *life) runLane(ctx context.Context, queue string, n int) {
 
 // listen waits for bells until the next look is due. Where bells fail, it waits for the look.
 func (ln *lane) listen(ctx context.Context, free int, wait time.Duration) []stepfleet.RungBell {
-	bells, err := ln.l.w.ports.Bells.Receive(ctx, ln.queue, min(free, bellBatchMax), min(wait, bellWaitMax))
+	// A queue service that hangs must not delay the look.
+	wait = min(wait, bellWaitMax)
+	call, cancel := context.WithTimeout(ctx, wait+bellSlack)
+	defer cancel()
+	bells, err := ln.l.w.ports.Bells.Receive(call, ln.queue, min(free, bellBatchMax), wait)
 	switch {
 	case ctx.Err() != nil:
 		if len(bells) > 0 {

@@ -59,6 +59,7 @@ const (
 	retryFirst   = 100 * time.Millisecond
 	retryMax     = 5 * time.Second
 	bellWaitMax  = 20 * time.Second // what SQS allows
+	bellSlack    = 2 * time.Second  // what a receive may take beyond its wait
 	bellBatchMax = 10               // what SQS gives at once
 )
 
