@@ -255,6 +255,7 @@ func TestStream(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
+	rules := loadContract(t)
 	next := func() map[string]any {
 		t.Helper()
 		for lines.Scan() {
@@ -262,6 +263,7 @@ func TestStream(t *testing.T) {
 			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
 				t.Fatal(err)
 			}
+			rules.check("StreamLine", line)
 			if line["type"] != "ping" {
 				return line
 			}
