@@ -51,11 +51,12 @@ func TestStackStopsCleanlyAndGoesOn(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	project := filepath.Join(dir, "project")
+	activated := []string{"VIRTUAL_ENV=" + filepath.Dir(filepath.Dir(python))}
 	for _, file := range []string{inputDefs, inputWorker, inputBroken} {
 		copyFile(t, filepath.Join("testdata", file), filepath.Join(project, file))
 	}
 
-	d := startDev(t, dir, project, shortLives, "-f", inputDefs, "-f", inputWorker, "-f", inputBroken)
+	d := startDev(t, dir, project, shortLives, "--python", python, "-f", inputDefs, "-f", inputWorker, "-f", inputBroken)
 	t.Run("wrong input", func(t *testing.T) { testWrongInputToRuns(t, d) })
 	t.Run("every process has probes", func(t *testing.T) { testProbesOfEveryProcess(t, d) })
 	t.Run("PostgreSQL hangs", func(t *testing.T) { testPostgreSQLHangs(t, d) })
@@ -68,20 +69,14 @@ func TestStackStopsCleanlyAndGoesOn(t *testing.T) {
 	d.awaitBegins(t, inputTimeout, 1, going)
 	t.Run("Ctrl-C leaves nothing", func(t *testing.T) { d.interrupt(t) })
 
-	d = startDev(t, dir, project, exampleSchedules, "-m", "stepfleet_examples.definitions")
+	d = startDev(t, dir, project, exampleSchedules, "--python", python, "-m", "stepfleet_examples.definitions")
 	t.Run("the next dev goes on with the data", func(t *testing.T) { testGoesOn(t, d, done, going) })
 	t.Run("the example schedule ticks", func(t *testing.T) { testScheduleTicks(t, d) })
 	t.Run("kill -9 leaves nothing", func(t *testing.T) { d.kill(t) })
 
-	d = startDev(t, dir, project, nil, "-f", inputDefs, "--fresh")
-	t.Run("fresh starts empty", func(t *testing.T) {
-		if runs := d.runs(t); len(runs) > 0 {
-			t.Errorf("Dagster still has the runs %v", runs)
-		}
-		if tasks := d.server.tasks(t, done); len(tasks) > 0 {
-			t.Errorf("the ledger still has %s", tasks)
-		}
-	})
+	copyFile(t, filepath.Join("testdata", inputDefs), filepath.Join(project, "shop", "definitions.py"))
+	d = startDev(t, dir, project, activated, "-m", "shop.definitions", "--fresh")
+	t.Run("fresh starts empty", func(t *testing.T) { testStartsEmpty(t, d, done) })
 	t.Run("Ctrl-C leaves nothing again", func(t *testing.T) { d.interrupt(t) })
 }
 
@@ -223,6 +218,19 @@ func testGoesOn(t *testing.T, d *dev, done, going string) {
 	d.dagster.awaitEnd(t, inputTimeout, examples.launch(t, "diamond", config{}), dagsterapi.RunSuccess)
 }
 
+func testStartsEmpty(t *testing.T, d *dev, done string) {
+	if runs := d.runs(t); len(runs) > 0 {
+		t.Errorf("Dagster still has the runs %v", runs)
+	}
+	if tasks := d.server.tasks(t, done); len(tasks) > 0 {
+		t.Errorf("the ledger still has %s", tasks)
+	}
+	shop := dagster{url: d.dagster.url, location: "shop.definitions"}
+	run := shop.launch(t, "one", config{})
+	d.dagster.awaitEnd(t, inputTimeout, run, dagsterapi.RunSuccess)
+	wantTasks(t, d, run, 1)
+}
+
 // --- dev --------------------------------------------------------------------------------------
 
 // startDev starts dev in the project's directory and waits until everything is up.
@@ -232,7 +240,7 @@ func startDev(t *testing.T, dir, project string, env []string, args ...string) *
 	d := &dev{stack: stack{dir: dir, effects: filepath.Join(dir, "effects.jsonl"), options: stackOptions{workers: 1}}}
 	d.program = launchProgram(t, project, filepath.Join(dir, "dev.out"), slices.Concat(env, []string{"STEPFLEET_EFFECT_LOG=" + d.effects}),
 		slices.Concat([]string{
-			"dev", "--dir", filepath.Join(dir, "dev"), "--python", python, "--workers", "1", "--queue", "default:8",
+			"dev", "--dir", filepath.Join(dir, "dev"), "--workers", "1", "--queue", "default:8",
 			"--port-dagster", "0", "--port-server", "0", "--port-sqs", "0",
 		}, args)...)
 	t.Cleanup(func() {
