@@ -20,7 +20,8 @@ type bench struct {
 	t      *testing.T
 	ctx    context.Context
 	ledger *memory.Ledger
-	down   atomic.Bool // the ledger is
+	down   atomic.Bool  // the ledger is
+	hang   atomic.Int64 // how long a sweep takes, in nanoseconds
 	bells  *memory.Bells
 	server *dispatch.Server
 }
@@ -28,7 +29,10 @@ type bench struct {
 func inBubble(t *testing.T, f func(b *bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{t: t, ctx: t.Context(), ledger: memory.NewLedger(), bells: memory.NewBells("default")}
-		b.ledger.Fail = func(string) error {
+		b.ledger.Fail = func(op string) error {
+			if op == "sweep" {
+				time.Sleep(time.Duration(b.hang.Load()))
+			}
 			if b.down.Load() {
 				return stepfleet.ErrUnavailable
 			}
@@ -303,6 +307,28 @@ func TestTheSweeperWaitsATTLAfterAnOutage(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		if s := b.session(session); s.State != stepfleet.SessionAlive {
 			t.Errorf("session is %s after it renewed", s.State)
+		}
+	})
+}
+
+// A sweep that hangs through an outage leaves no failed beat behind, only a gap between two.
+func TestTheSweeperWaitsATTLAfterASweepThatHung(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		session := b.worker(1)
+		time.Sleep(40 * time.Second)
+		if _, err := b.ledger.Renew(b.ctx, session); err != nil {
+			t.Fatal(err)
+		}
+		b.hang.Store(int64(170 * time.Second))
+		time.Sleep(2 * time.Second)
+		b.hang.Store(0)
+		time.Sleep(183 * time.Second) // past the run lease, within the grace
+		if s := b.session(session); s.State != stepfleet.SessionAlive {
+			t.Fatalf("session is %s right after the outage", s.State)
+		}
+		time.Sleep(30 * time.Second)
+		if s := b.session(session); s.State != stepfleet.SessionDead {
+			t.Errorf("session is %s a TTL after the outage, without a renewal", s.State)
 		}
 	})
 }

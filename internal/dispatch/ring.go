@@ -130,7 +130,9 @@ func (r *ringer) ring(ctx context.Context, queue string, n int) error {
 // may have been lost, or answered by a worker that died.
 func (s *Server) rering(ctx context.Context) error {
 	for {
-		lanes, err := s.ledger.Lanes(ctx)
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		lanes, err := s.ledger.Lanes(call)
+		cancel()
 		if err != nil && ctx.Err() == nil {
 			s.log.Debug("look at the lanes", "err", err)
 		}

@@ -6,6 +6,10 @@ import (
 	"time"
 )
 
+// callTimeout bounds one call of the ledger in a loop: a connection that a failover has cut may
+// otherwise stay silent for a quarter of an hour.
+const callTimeout = 10 * time.Second
+
 // sweep marks sessions whose workers have gone silent and takes what they held.
 //
 // It may expire sessions only while its own beats have gone through unbroken for a whole session
@@ -13,17 +17,12 @@ import (
 // the sweeper that came back first must not kill the fleet. Sessions that are dead already, by
 // proof or by their own word, are swept at every tick.
 func (s *Server) sweep(ctx context.Context) error {
-	var unbrokenSince time.Time
+	var beats streak
 	for {
-		sent := time.Now()
+		sent := time.Now().Round(0) // the wall clock: it shows that this machine was suspended
 		err := s.beat(ctx)
-		switch {
-		case err != nil:
-			unbrokenSince = time.Time{}
-		case unbrokenSince.IsZero():
-			unbrokenSince = sent
-		}
-		if err == nil && time.Since(unbrokenSince) >= s.cfg.Lifetimes.SessionTTL {
+		unbroken := beats.note(sent, err == nil, s.cfg.Lifetimes.SessionTTL/2)
+		if err == nil && unbroken >= s.cfg.Lifetimes.SessionTTL {
 			err = s.expire(ctx)
 		}
 		if err == nil {
@@ -38,6 +37,23 @@ func (s *Server) sweep(ctx context.Context) error {
 	}
 }
 
+// streak is a row of beats without a failure or a gap. A gap without a beat that failed comes from
+// a sweep that hung through an outage, or from a sweeper that was stopped.
+type streak struct{ began, last time.Time }
+
+// note takes a beat and returns how long the streak is that it ends, 0 for one that failed.
+func (k *streak) note(sent time.Time, ok bool, maxGap time.Duration) time.Duration {
+	if !ok {
+		*k = streak{}
+		return 0
+	}
+	if k.began.IsZero() || sent.Sub(k.last) > maxGap {
+		k.began = sent
+	}
+	k.last = sent
+	return sent.Sub(k.began)
+}
+
 // beat must come back well within a TTL to count: a late one proves nothing about the time
 // before it.
 func (s *Server) beat(ctx context.Context) error {
@@ -50,6 +66,8 @@ func (s *Server) beat(ctx context.Context) error {
 }
 
 func (s *Server) expire(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	changed, err := s.ledger.ExpireSessions(ctx, s.cfg.Lifetimes)
 	if err != nil {
 		return fmt.Errorf("expire sessions: %w", err)
@@ -62,7 +80,9 @@ func (s *Server) expire(ctx context.Context) error {
 
 func (s *Server) sweepOnce(ctx context.Context) error {
 	for {
-		changes, err := s.ledger.Sweep(ctx, s.cfg.Lifetimes.StartWithin, sweepMax)
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		changes, err := s.ledger.Sweep(call, s.cfg.Lifetimes.StartWithin, sweepMax)
+		cancel()
 		if err != nil {
 			return fmt.Errorf("sweep tasks: %w", err)
 		}
@@ -83,7 +103,9 @@ func (s *Server) look(ctx context.Context) error {
 			return ctx.Err()
 		}
 		for _, run := range s.hub.runs() {
-			views, err := s.ledger.RunTasks(ctx, run)
+			call, cancel := context.WithTimeout(ctx, callTimeout)
+			views, err := s.ledger.RunTasks(call, run)
+			cancel()
 			if err != nil {
 				s.log.Debug("look at run", KeyRun, run, "err", err)
 				break
