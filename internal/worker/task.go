@@ -29,6 +29,7 @@ type task struct {
 	cancelled bool
 	startedAt time.Time // zero until the start is recorded
 	refused   error     // why the start was refused
+	unbegun   bool      // the process was gone before it could be told of its start
 }
 
 func newTask(l *life, job stepfleet.Job) *task {
@@ -176,29 +177,15 @@ func (t *task) revoke(reason string) {
 	t.kill()
 }
 
-// settle records how the attempt ended. A process that ended before its start was recorded has
-// consumed nothing when it was refused or killed, and its lease goes back; one that gave up by
-// itself would do so again, so its attempt is started and settled as failed.
+// settle records how the attempt ended.
 func (t *task) settle(exit stepfleet.Exit) {
 	t.owner.Lock()
 	defer t.owner.Unlock()
 	t.mu.Lock()
-	started, refused, killed, revoked := !t.startedAt.IsZero(), t.refused, t.killed, t.revoked
-	ref := t.job.Ref
+	started, ref := !t.startedAt.IsZero(), t.job.Ref
 	t.mu.Unlock()
-	if !started {
-		switch {
-		case refused != nil && revoked == nil && isFinal(refused):
-			t.log.Info("start refused", "err", refused)
-			return // the ledger has ended it or given it to somebody
-		case refused != nil, killed:
-			t.l.release([]stepfleet.Ref{ref}, "ended before its start")
-			return
-		}
-		if err := t.recordStart(t.l.over); err != nil {
-			t.log.Info("start refused", "err", err)
-			return
-		}
+	if !started && !t.resolveStart(ref, exit) {
+		return
 	}
 	result := t.result(exit)
 	err := retry(t.l.over, t.log, "settle", func(ctx context.Context) error {
@@ -213,6 +200,56 @@ func (t *task) settle(exit stepfleet.Exit) {
 	default:
 		t.log.Error("settle refused", "outcome", result.Outcome, "err", err)
 	}
+}
+
+// resolveStart sees to a task whose process is gone and of whose start nothing is known, and says
+// whether there is something to settle. A process that was refused, killed or struck by a signal
+// has consumed nothing: its lease goes back. One that gave up by itself would do so again, so its
+// attempt is started and settled as failed.
+func (t *task) resolveStart(ref stepfleet.Ref, exit stepfleet.Exit) (settle bool) {
+	t.mu.Lock()
+	refused, killed, revoked := t.refused, t.killed, t.revoked
+	t.mu.Unlock()
+	struck := exit.Result == nil && exit.Status < 0 && ref.Fence <= maxStruckFence
+	switch {
+	case refused != nil && revoked == nil && isFinal(refused):
+		t.log.Info("start refused", "err", refused)
+		return false // the ledger has ended it or given it to somebody
+	case refused != nil, killed, struck:
+		return t.giveBack(ref)
+	}
+	if err := t.recordStart(t.l.over); err != nil {
+		t.log.Info("start refused", "err", err)
+		return false
+	}
+	return true
+}
+
+// maxStruckFence bounds how often a task whose process was ended by a signal before its start is
+// given back without a word: the first three owners may, each raising the fence by two.
+const maxStruckFence = 5
+
+// giveBack releases the lease. A lease that is fenced may be one whose start was recorded while its
+// process died: nobody else would ever end that task, so giveBack asks for its settlement, which
+// is refused where the task has another owner.
+func (t *task) giveBack(ref stepfleet.Ref) (settle bool) {
+	err := retry(t.l.over, t.log, "release", func(ctx context.Context) error {
+		errs, err := t.l.w.ports.Claims.Release(ctx, t.l.session, []stepfleet.Ref{ref}, "ended before its start")
+		if err != nil {
+			return err
+		}
+		return errs[0]
+	})
+	if err == nil {
+		t.log.Info("given back: its process ended before its start")
+	}
+	if !errors.Is(err, stepfleet.ErrFenced) {
+		return false
+	}
+	t.mu.Lock()
+	t.unbegun = true
+	t.mu.Unlock()
+	return true
 }
 
 // isFinal says that a refused start leaves nothing to give back.
@@ -232,6 +269,10 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 		r.Outcome = stepfleet.StateFailed
 		r.Error = &stepfleet.Failure{Code: "process_died", Message: describeExit(exit.Status)}
 	}
+	if !r.Outcome.SettlesRunning() {
+		r.Error = &stepfleet.Failure{Code: stepfleet.ErrTaskInvalid.Code, Message: fmt.Sprintf("the step's process reported the outcome %q", r.Outcome)}
+		r.Outcome = stepfleet.StateFailed
+	}
 	r.V, r.Worker, r.ExitCode = stepfleet.TaskVersion, t.l.w.cfg.Spec.Worker, exit.Status
 	if r.Outputs == nil {
 		r.Outputs = []string{}
@@ -247,6 +288,8 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 	case t.revoked != nil && r.Event == "":
 		r.Outcome = stepfleet.StateLost
 		r.Error = &stepfleet.Failure{Code: "drained", Message: t.revoked.Error()}
+	case t.unbegun:
+		r.Outcome = stepfleet.StateLost // user code has not run: a new attempt repeats nothing
 	}
 	r.Success = r.Outcome == stepfleet.StateSucceeded
 	if r.Error != nil && len(r.Error.Message) > stepfleet.MaxErrorBytes {

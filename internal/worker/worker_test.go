@@ -286,6 +286,69 @@ func TestAProcessThatDiesBeforeItsStartFailsItsAttempt(t *testing.T) {
 	})
 }
 
+func TestAProcessStruckBeforeItsStartCostsNoAttempt(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		b.next().end(stepfleet.Exit{Status: -9})
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		p.succeed()
+		b.expect("a", stepfleet.StateSucceeded)
+	})
+}
+
+func TestAProcessStruckAgainAndAgainFailsItsAttempt(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		for range 4 {
+			b.next().end(stepfleet.Exit{Status: -11})
+		}
+		b.expect("a", stepfleet.StateFailed)
+	})
+}
+
+// The start is recorded, its answer is lost, and the process dies before it is asked for again.
+func TestAProcessThatDiesWhileItsStartIsRecordedLeavesNothingRunning(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.failAfter(func(op string) error {
+			if op == "start" {
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		})
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		asking, dies := context.WithCancel(b.ctx)
+		answered := make(chan error)
+		go func() { answered <- p.gate.Start(asking) }()
+		b.expect("a", stepfleet.StateRunning)
+		dies()
+		if err := <-answered; err == nil {
+			t.Error("a dead process was granted its start")
+		}
+		p.end(stepfleet.Exit{Status: -9})
+		b.expect("a", stepfleet.StateLost)
+	})
+}
+
+func TestAnOutcomeThatIsNoneFailsTheAttempt(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		p.end(stepfleet.Exit{Result: &stepfleet.Result{V: stepfleet.TaskVersion, Outcome: "odd"}})
+		b.expect("a", stepfleet.StateFailed)
+	})
+}
+
 func TestWithoutAProcessTheLeaseGoesBack(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.host.setFail(errors.New("no template"))
