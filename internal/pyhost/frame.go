@@ -50,9 +50,8 @@ type location struct {
 // The frames that the parent sends.
 type (
 	forkFrame struct {
-		Op          string          `json:"op"`
-		Child       int             `json:"child"`
-		InstanceRef json.RawMessage `json:"instance_ref,omitempty"`
+		Op    string `json:"op"`
+		Child int    `json:"child"`
 	}
 	runFrame struct {
 		Op      string            `json:"op"`

@@ -56,7 +56,8 @@ type Config struct {
 const (
 	// loadTimeout bounds the template's imports: large projects take minutes.
 	loadTimeout = 10 * time.Minute
-	// readyTimeout bounds how long a launch waits for an idle child, and a cold one's imports.
+	// readyTimeout bounds how long a launch waits for an idle child, and how long a child takes to
+	// become ready: a cold one imports, a forked one connects to the database.
 	readyTimeout = 2 * time.Minute
 	// restartMax bounds the pause before a template that failed is started again.
 	restartMax = 16 * time.Second
@@ -71,7 +72,6 @@ type Host struct {
 	template *template // the one that forks now; nil while there is none
 	settled  chan struct{}
 	failed   string // why there is none
-	instance json.RawMessage
 }
 
 // New returns a host that has no process yet.
@@ -128,7 +128,7 @@ func (h *Host) runTemplate(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	go t.keepIdle(max(h.cfg.Idle, 1), h.instanceRef)
+	go t.keepIdle(max(h.cfg.Idle, 1))
 	h.settle(t, "")
 	select {
 	case <-ctx.Done():
@@ -180,7 +180,6 @@ func (h *Host) Ready() []string {
 
 // Launch implements stepfleet.Host.
 func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {
-	h.remember(job.Payload)
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	select {
@@ -217,25 +216,6 @@ func (h *Host) idleChild(ctx context.Context) (*child, error) {
 		return startCold(ctx, h.cfg)
 	}
 	return t.take(ctx)
-}
-
-// remember keeps the Dagster instance that the last payload named, so that the next children can
-// connect to it ahead of need.
-func (h *Host) remember(payload []byte) {
-	var args struct {
-		InstanceRef json.RawMessage `json:"instance_ref"`
-	}
-	if json.Unmarshal(payload, &args) == nil && len(args.InstanceRef) > 0 {
-		h.mu.Lock()
-		h.instance = args.InstanceRef
-		h.mu.Unlock()
-	}
-}
-
-func (h *Host) instanceRef() json.RawMessage {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.instance
 }
 
 // secretEnv are the variables that step processes do not get: with them user code could act as

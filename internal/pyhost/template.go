@@ -2,7 +2,6 @@ package pyhost
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -128,7 +127,7 @@ func (t *template) err() error {
 
 // keepIdle keeps n children forked and primed ahead of need, until the template is gone. A child
 // that dies before it is ready is replaced after a pause that grows.
-func (t *template) keepIdle(n int, instance func() json.RawMessage) {
+func (t *template) keepIdle(n int) {
 	for range n {
 		t.want <- struct{}{}
 	}
@@ -139,7 +138,7 @@ func (t *template) keepIdle(n int, instance func() json.RawMessage) {
 			return
 		case <-t.want:
 		}
-		c, err := t.fork(instance())
+		c, err := t.fork()
 		if err != nil {
 			t.log.Error("fork", "err", err)
 			t.conn.Close()
@@ -159,8 +158,11 @@ func (t *template) pauseAfter(c *child, fails int) int {
 	case <-t.gone:
 		return 0
 	case <-c.Done():
+		t.log.Error("a forked process died before it was ready", "status", c.Exit().Status)
+	case <-time.After(readyTimeout):
+		t.log.Error("a forked process does not become ready: killing it", "after", readyTimeout)
+		c.Kill()
 	}
-	t.log.Error("a forked process died before it was ready", "status", c.Exit().Status)
 	select {
 	case <-t.gone:
 	case <-time.After(min(time.Second<<min(fails, 4), restartMax)):
@@ -191,7 +193,7 @@ func (t *template) take(ctx context.Context) (*child, error) {
 	}
 }
 
-func (t *template) fork(instance json.RawMessage) (*child, error) {
+func (t *template) fork() (*child, error) {
 	conn, theirs, err := socketpair()
 	if err != nil {
 		return nil, err
@@ -203,7 +205,7 @@ func (t *template) fork(instance json.RawMessage) (*child, error) {
 	c := newChild(conn, t.log)
 	t.children[id] = c
 	t.mu.Unlock()
-	if err := sendWithFile(t.conn, forkFrame{Op: "fork", Child: id, InstanceRef: instance}, theirs); err != nil {
+	if err := sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs); err != nil {
 		t.forget(id)
 		c.exited(-9)
 		return nil, fmt.Errorf("ask the template to fork: %w", err)

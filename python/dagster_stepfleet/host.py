@@ -191,9 +191,6 @@ class Template:
         elif frame["op"] == "fork":
             number = int(frame["child"])
             fd = self._control.take_fd()
-            ref = frame.get("instance_ref")
-            if isinstance(ref, str) and ref:
-                self._build(ref)
             reason = (
                 "the frame carried no socket"
                 if fd is None
