@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/stepfleet/stepfleet/internal/postgres"
 )
@@ -18,6 +19,13 @@ func (c *migrateCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(g.stdout, report)
+	switch {
+	case report.To > postgres.SchemaVersion():
+		fmt.Fprintf(g.stdout, "the schema has version %d, this binary knows %d: nothing was done, upgrade this binary\n", report.To, postgres.SchemaVersion())
+	case len(report.Applied) == 0:
+		fmt.Fprintf(g.stdout, "the schema is current, version %d\n", report.To)
+	default:
+		fmt.Fprintf(g.stdout, "the schema has version %d now, before it was %d: applied %s\n", report.To, report.From, strings.Join(report.Applied, ", "))
+	}
 	return nil
 }

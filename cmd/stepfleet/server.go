@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/url"
 	"os"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,8 +21,8 @@ import (
 
 type serverCmd struct {
 	Listen       string   `help:"Address of the API." default:"127.0.0.1:8630" env:"STEPFLEET_LISTEN"`
-	Advertise    string   `help:"URL by which workers reach this replica; http://LISTEN if empty." env:"STEPFLEET_ADVERTISE_URL"`
-	Hosts        []string `name:"allow-host" help:"Host header to answer besides loopback names." env:"STEPFLEET_ALLOW_HOSTS"`
+	Advertise    string   `help:"URL by which workers reach this replica; http://LISTEN if empty, with the host name for an address like 0.0.0.0." env:"STEPFLEET_ADVERTISE_URL"`
+	Hosts        []string `name:"allow-host" help:"Host header to answer besides loopback names and the advertised one." env:"STEPFLEET_ALLOW_HOSTS"`
 	Queue        []string `help:"Queue that tasks may name; repeat for more." default:"default" env:"STEPFLEET_QUEUES"`
 	QueuePrefix  string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
@@ -57,28 +60,53 @@ func (c *serverCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	url := c.Advertise
-	if url == "" {
-		url = "http://" + listener.Addr().String()
+	host, _ := os.Hostname() // mostly a name for people; empty is fine
+	address, err := advertised(c.Advertise, listener.Addr(), host)
+	if err != nil {
+		return err
 	}
-	host, _ := os.Hostname() // a name for people; empty is fine
 	server, err := dispatch.New(dispatch.Config{
-		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: url, Queues: c.Queue,
+		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: address.String(), Queues: c.Queue,
 		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Logger: g.log,
 	}, ledger, ringer{bells, c.CreateQueues})
 	if err != nil {
 		return err
 	}
-	g.log.Info("server listens", "url", url, "queues", c.Queue)
+	g.log.Info("server listens", "url", address.String(), "queues", c.Queue)
 	work, ctx := errgroup.WithContext(g.ctx)
 	work.Go(func() error { return server.Run(ctx) })
 	if c.CreateQueues {
 		work.Go(func() error { createQueues(ctx, g.log, bells, c.Queue); return nil })
 	}
 	work.Go(func() error {
-		return serve(ctx, listener, api.New(api.Config{Token: secret, Hosts: c.Hosts, Logger: g.log}, server))
+		hosts := append([]string{address.Hostname()}, c.Hosts...)
+		return serve(ctx, listener, api.New(api.Config{Token: secret, Hosts: hosts, Logger: g.log}, server))
 	})
 	return work.Wait()
+}
+
+// advertised is the URL by which workers reach this replica: the one given, or else where it
+// listens. An address that stands for all of a machine's is nobody's to connect to, so the host's
+// name takes its place.
+func advertised(given string, listens net.Addr, host string) (*url.URL, error) {
+	if given != "" {
+		u, err := url.Parse(given)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.TrimSuffix(u.Path, "/") != "" {
+			return nil, fmt.Errorf("--advertise %q: use http://host:port", given)
+		}
+		return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+	}
+	ip, port, err := net.SplitHostPort(listens.String())
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", listens, err)
+	}
+	if net.ParseIP(ip).IsUnspecified() {
+		if host == "" {
+			return nil, fmt.Errorf("--listen %s: this machine has no name: say with --advertise how workers reach it", listens)
+		}
+		ip = host
+	}
+	return &url.URL{Scheme: "http", Host: net.JoinHostPort(ip, port)}, nil
 }
 
 // createQueues makes the queues before the first bell, so that workers need not find them missing.

@@ -52,11 +52,14 @@ type API struct {
 	cfg    Config
 	server *dispatch.Server
 	mux    *http.ServeMux
+	// guarded is mux behind the check of a browser's origin.
+	guarded http.Handler
 }
 
 // New returns the handler for a server.
 func New(cfg Config, server *dispatch.Server) *API {
 	a := &API{cfg: cfg, server: server, mux: http.NewServeMux()}
+	a.guarded = http.NewCrossOriginProtection().Handler(a.mux)
 	a.mux.HandleFunc("GET /livez", a.livez)
 	a.mux.HandleFunc("GET /readyz", a.readyz)
 	a.route("POST /v1/runs/{run}/tasks", a.submit)
@@ -75,10 +78,10 @@ func New(cfg Config, server *dispatch.Server) *API {
 // ServeHTTP checks the Host header and the origin, then routes.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !a.hostAllowed(r.Host) {
-		http.Error(w, "host not allowed", http.StatusMisdirectedRequest)
+		http.Error(w, fmt.Sprintf("this server does not answer to the host %q: start it with --allow-host", r.Host), http.StatusMisdirectedRequest)
 		return
 	}
-	http.NewCrossOriginProtection().Handler(a.mux).ServeHTTP(w, r)
+	a.guarded.ServeHTTP(w, r)
 }
 
 func (a *API) hostAllowed(hostport string) bool {
