@@ -23,6 +23,8 @@ type bench struct {
 	host   *scriptedHost
 	notes  *noteBook
 	cfg    worker.Config
+
+	renewals stepfleet.Claims // the ledger, where a test sets nothing else
 }
 
 // inBubble runs f with a bench whose clock is virtual.
@@ -105,8 +107,11 @@ func (b *bench) start() (stop func()) {
 
 func (b *bench) worker() *worker.Worker {
 	b.t.Helper()
+	if b.renewals == nil {
+		b.renewals = b.ledger
+	}
 	w, err := worker.New(b.cfg, worker.Ports{
-		Claims: b.ledger, Renewals: b.ledger, Bells: b.bells, Host: b.host, Notifier: b.notes,
+		Claims: b.ledger, Renewals: b.renewals, Bells: b.bells, Host: b.host, Notifier: b.notes,
 	})
 	if err != nil {
 		b.t.Fatal(err)

@@ -123,7 +123,9 @@ func (l *life) keepSession() {
 }
 
 func (l *life) renew(now time.Time) error {
-	ctx, cancel := context.WithTimeout(l.over, l.w.cfg.Lifetimes.Renew)
+	lt := l.w.cfg.Lifetimes
+	// A renewal that hangs must not hold up the look at the run lease.
+	ctx, cancel := context.WithTimeout(l.over, min(lt.Renew, lt.RunLease-lt.Margin-l.age(now)))
 	defer cancel()
 	r, err := l.w.ports.Renewals.Renew(ctx, l.session)
 	if err != nil {

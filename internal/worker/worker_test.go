@@ -3,11 +3,14 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/memory"
 )
 
 func TestAStepGoesFromBellToSettled(t *testing.T) {
@@ -232,6 +235,49 @@ func TestTheRunLeaseEndsWhatRuns(t *testing.T) {
 			t.Errorf("%d sessions, want the old one and a new life", len(sessions))
 		}
 	})
+}
+
+// hungRenewals takes renewals and answers none.
+type hungRenewals struct {
+	*memory.Ledger
+	hung atomic.Bool
+}
+
+func (h *hungRenewals) Renew(ctx context.Context, id stepfleet.SessionID) (stepfleet.Renewal, error) {
+	if h.hung.Load() {
+		<-ctx.Done()
+		return stepfleet.Renewal{}, fmt.Errorf("%w: %w", stepfleet.ErrUnavailable, ctx.Err())
+	}
+	return h.Ledger.Renew(ctx, id)
+}
+
+func TestARenewalThatHangsDoesNotHoldUpTheRunLease(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		renewals := &hungRenewals{Ledger: b.ledger}
+		b.renewals = renewals
+		b.start()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		renewals.hung.Store(true)
+		renewed := b.renewedAt()
+		<-p.done
+		lt := b.cfg.Lifetimes
+		if age := time.Since(renewed); age > lt.RunLease-lt.Margin+2*time.Second {
+			t.Errorf("killed %s after the last renewal, want %s", age, lt.RunLease-lt.Margin)
+		}
+	})
+}
+
+func (b *bench) renewedAt() time.Time {
+	b.t.Helper()
+	sessions, err := b.ledger.Sessions(b.ctx, time.Hour)
+	if err != nil || len(sessions) != 1 {
+		b.t.Fatal(sessions, err)
+	}
+	return sessions[0].RenewedAt
 }
 
 func TestADeadSessionKillsAndBeginsANewLife(t *testing.T) {
