@@ -8,6 +8,7 @@
 //   - ledger.go: the ledger, the only authority, as each of its users sees it;
 //   - host.go: step processes, and the questions they ask before they act;
 //   - queue.go: bells, which say "there is work" and nothing more;
+//   - orchestrator.go: what the server asks of Dagster;
 //   - errors.go: every refusal, with its code and what it means to a caller.
 //
 // The path of a step, in one line:

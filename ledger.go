@@ -171,6 +171,15 @@ type Keeper interface {
 	// again; running ones end lost, or cancelled when flagged. Call it again while it returns
 	// max changes.
 	Sweep(ctx context.Context, startWithin time.Duration, max int) ([]Change, error)
+	// OpenRuns returns up to max runs, by id and after the given one, that are open, or that are closed and still have open tasks: a CloseRun was cut short between
+	// its commits, or workers have yet to end what it flagged.
+	OpenRuns(ctx context.Context, after string, max int) ([]OpenRun, error)
+}
+
+// OpenRun is a run that is not over here. Closed says that only its tasks are open.
+type OpenRun struct {
+	RunID  string
+	Closed bool
 }
 
 // Lane is the state of one queue, for ringing and for people.

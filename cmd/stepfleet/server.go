@@ -14,6 +14,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/dispatch"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 	"github.com/stepfleet/stepfleet/internal/sqs"
@@ -26,6 +27,7 @@ type serverCmd struct {
 	Queue        []string `help:"Queue that tasks may name; repeat for more." default:"default" env:"STEPFLEET_QUEUES"`
 	QueuePrefix  string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
+	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here. Without it that is left to executors." env:"STEPFLEET_DAGSTER_URL"`
 	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	MaxPayload   int      `help:"Largest payload of a step, in bytes." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
 
@@ -67,7 +69,7 @@ func (c *serverCmd) Run(g *globals) error {
 	}
 	server, err := dispatch.New(dispatch.Config{
 		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: address.String(), Queues: c.Queue,
-		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Logger: g.log,
+		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Dagster: c.dagster(), Logger: g.log,
 	}, ledger, ringer{bells, c.CreateQueues})
 	if err != nil {
 		return err
@@ -107,6 +109,13 @@ func advertised(given string, listens net.Addr, host string) (*url.URL, error) {
 		ip = host
 	}
 	return &url.URL{Scheme: "http", Host: net.JoinHostPort(ip, port)}, nil
+}
+
+func (c *serverCmd) dagster() stepfleet.Orchestrator {
+	if c.DagsterURL == "" {
+		return nil
+	}
+	return dagsterapi.New(c.DagsterURL)
 }
 
 // createQueues makes the queues before the first bell, so that workers need not find them missing.

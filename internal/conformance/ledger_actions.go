@@ -61,6 +61,7 @@ func (p *pair) actions() map[string]func(*rapid.T) {
 		"claim": p.claim, "claim more": p.claim, "start": p.start, "start more": p.start,
 		"settle": p.settle, "settle more": p.settle, "release": p.release, "revoke": p.revoke,
 		"age session": p.ageSession, "age lease": p.ageLease, "expire": p.expire, "declare dead": p.declareDead, "sweep": p.sweep,
+		"open runs": p.openRuns,
 	}
 	out := map[string]func(*rapid.T){}
 	for name, action := range actions {
@@ -121,6 +122,14 @@ func (p *pair) closeRun() {
 	}
 	runID := p.run()
 	p.both("close", func(s side) string { return s.changes(s.Ledger.CloseRun(p.ctx, runID, "over")) })
+}
+
+func (p *pair) openRuns() {
+	p.both("open runs", func(s side) string {
+		runs, err := s.Ledger.OpenRuns(p.ctx, p.scope, 1000)
+		runs = slices.DeleteFunc(runs, func(r stepfleet.OpenRun) bool { return !slices.Contains(p.runIDs(), r.RunID) })
+		return fmt.Sprint(code(err), runs)
+	})
 }
 
 func (p *pair) notify() {

@@ -47,6 +47,27 @@ var keeperExamples = map[string]func(*fixture){
 			f.Fatalf("%+v %v", changed, err)
 		}
 	},
+	"open runs are those that are not over": func(f *fixture) {
+		running := f.running(f.session()).RunID
+		f.submit("b", "x")
+		f.submit("c", "x")
+		for _, run := range []string{running, "b"} {
+			if _, err := f.Ledger.CloseRun(f.ctx, run, "over"); err != nil {
+				f.Fatal(err)
+			}
+		}
+		f.must(f.Ledger.SetNotifyURL(f.ctx, "d", "http://s"))
+		// Of the first, the step that runs has yet to end.
+		want := []stepfleet.OpenRun{{RunID: "c"}, {RunID: "d"}, {RunID: running, Closed: true}}
+		got, err := f.Ledger.OpenRuns(f.ctx, "", 10)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			f.Fatalf("%s %v", diff, err)
+		}
+		got, err = f.Ledger.OpenRuns(f.ctx, "c", 1)
+		if diff := cmp.Diff(want[1:2], got); diff != "" || err != nil {
+			f.Fatalf("a page: %s %v", diff, err)
+		}
+	},
 	"of a suspect session the sweep takes what has not begun": func(f *fixture) {
 		s := f.session()
 		running, leased := f.running(s), f.lease(s)

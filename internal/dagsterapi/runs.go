@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/stepfleet/stepfleet"
 )
 
 // RunStatus is Dagster's status of a run.
@@ -120,15 +122,35 @@ const runsQuery = `query($filter: RunsFilter!, $limit: Int!) { runsOrError(filte
   ... on InvalidPipelineRunsFilterError { message }
   ... on Runs { results { runId jobName status startTime endTime } } } }`
 
+// EndedRuns implements stepfleet.Orchestrator.
+func (c *Client) EndedRuns(ctx context.Context, runIDs []string) ([]string, error) {
+	runs, err := c.runs(ctx, map[string]any{
+		"runIds": runIDs, "statuses": []RunStatus{RunSuccess, RunFailure, RunCanceled},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", stepfleet.ErrUnavailable, err)
+	}
+	ended := make([]string, 0, len(runs))
+	for _, run := range runs {
+		if run.Status.Ended() {
+			ended = append(ended, run.ID)
+		}
+	}
+	return ended, nil
+}
+
 // Runs returns the runs that carry the tag, newest first.
 func (c *Client) Runs(ctx context.Context, tag, value string) ([]Run, error) {
+	return c.runs(ctx, map[string]any{"tags": []map[string]string{{"key": tag, "value": value}}})
+}
+
+func (c *Client) runs(ctx context.Context, filter map[string]any) ([]Run, error) {
 	var data struct {
 		Runs struct {
 			typed
 			Results []Run `json:"results"`
 		} `json:"runsOrError"`
 	}
-	filter := map[string]any{"tags": []map[string]string{{"key": tag, "value": value}}}
 	if err := c.call(ctx, runsQuery, map[string]any{"filter": filter, "limit": maxRuns}, &data); err != nil {
 		return nil, fmt.Errorf("list runs: %w", err)
 	}

@@ -29,7 +29,9 @@ type Config struct {
 	Lifetimes stepfleet.Lifetimes
 	// MaxPayloadBytes bounds one payload; 0 means stepfleet.MaxPayloadBytes.
 	MaxPayloadBytes int
-	Logger          *slog.Logger
+	// Dagster is asked which open runs have ended; nil leaves that to executors and launchers.
+	Dagster stepfleet.Orchestrator
+	Logger  *slog.Logger
 }
 
 // Intervals of the server's loops. They bound how late something lost is made good, and what an
@@ -82,6 +84,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.rering(ctx) })
 	g.Go(func() error { return s.sweep(ctx) })
 	g.Go(func() error { return s.look(ctx) })
+	g.Go(func() error { return s.reconcile(ctx) })
 	err := g.Wait()
 	s.hub.close()
 	if errors.Is(err, context.Canceled) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -20,7 +22,8 @@ type bench struct {
 	t      *testing.T
 	ctx    context.Context
 	ledger *memory.Ledger
-	down   atomic.Bool  // the ledger is
+	down   atomic.Bool // the ledger is
+	dagster
 	hang   atomic.Int64 // how long a sweep takes, in nanoseconds
 	bells  *memory.Bells
 	server *dispatch.Server
@@ -41,7 +44,7 @@ func inBubble(t *testing.T, f func(b *bench)) {
 		var err error
 		b.server, err = dispatch.New(dispatch.Config{
 			Name: "s1", URL: "http://s1", Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(),
-			MaxPayloadBytes: 100, Logger: slog.New(slog.DiscardHandler),
+			MaxPayloadBytes: 100, Dagster: &b.dagster, Logger: slog.New(slog.DiscardHandler),
 		}, b.ledger, b.bells)
 		if err != nil {
 			t.Fatal(err)
@@ -55,6 +58,30 @@ func inBubble(t *testing.T, f func(b *bench)) {
 			t.Errorf("server: %v", err)
 		}
 	})
+}
+
+// dagster knows which runs have ended.
+type dagster struct {
+	mu    sync.Mutex
+	ended []string
+}
+
+func (d *dagster) end(run string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = append(d.ended, run)
+}
+
+func (d *dagster) EndedRuns(_ context.Context, ids []string) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, id := range ids {
+		if slices.Contains(d.ended, id) {
+			out = append(out, id)
+		}
+	}
+	return out, nil
 }
 
 func batchOf(run string, steps ...string) stepfleet.Batch {
@@ -330,6 +357,32 @@ func TestTheSweeperWaitsATTLAfterASweepThatHung(t *testing.T) {
 		if s := b.session(session); s.State != stepfleet.SessionDead {
 			t.Errorf("session is %s a TTL after the outage, without a renewal", s.State)
 		}
+	})
+}
+
+func TestARunThatEndedInDagsterIsClosed(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.submit("run-1", "runs", "waits")
+		b.submit("run-2", "waits")
+		session := b.worker(1)
+		ref := b.claimAndStart(session)
+		time.Sleep(time.Minute)
+		if v, _ := b.ledger.RunTasks(b.ctx, "run-1"); v[1].State != stepfleet.StateQueued {
+			t.Fatalf("a waiting task of an open run is %s", v[1].State)
+		}
+		b.end("run-1") // its run worker was killed
+		time.Sleep(15 * time.Second)
+		v, err := b.ledger.RunTasks(b.ctx, "run-1")
+		if err != nil || !v[0].CancelRequested || v[1].State != stepfleet.StateCancelled {
+			t.Errorf("%+v %v", v, err)
+		}
+		if v, _ := b.ledger.RunTasks(b.ctx, "run-2"); v[0].State != stepfleet.StateQueued {
+			t.Errorf("a task of the other run is %s", v[0].State)
+		}
+		if _, err := b.server.Submit(b.ctx, batchOf("run-1", "late")); !errors.Is(err, stepfleet.ErrRunClosed) {
+			t.Errorf("a late submit: %v", err)
+		}
+		b.settle(session, ref)
 	})
 }
 

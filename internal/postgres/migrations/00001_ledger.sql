@@ -19,6 +19,8 @@ CREATE TABLE stepfleet.run (
     closed_at    timestamptz,
     close_reason text
 ) WITH (fillfactor = 70);
+-- The few runs that are not over, for the comparison with Dagster.
+CREATE INDEX run_open ON stepfleet.run (run_id) WHERE state = 'open';
 
 -- A worker's life. Dead is for ever. No index covers renewed_at, so a renewal is a HOT update;
 -- the two that exist cover columns that a renewal leaves alone.

@@ -1,0 +1,31 @@
+package memory
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// OpenRuns implements stepfleet.Keeper.
+func (l *Ledger) OpenRuns(ctx context.Context, after string, max int) (out []stepfleet.OpenRun, err error) {
+	leave, err := l.enter(ctx, "open runs")
+	if err != nil {
+		return nil, err
+	}
+	defer leave(&err)
+	busy := map[string]bool{}
+	for _, t := range l.tasks {
+		if !t.State.Terminal() {
+			busy[t.RunID] = true
+		}
+	}
+	for id, r := range l.runs {
+		if id > after && (!r.closed || busy[id]) {
+			out = append(out, stepfleet.OpenRun{RunID: id, Closed: r.closed})
+		}
+	}
+	slices.SortFunc(out, func(a, b stepfleet.OpenRun) int { return cmp.Compare(a.RunID, b.RunID) })
+	return out[:min(max, len(out))], nil
+}
