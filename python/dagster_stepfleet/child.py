@@ -167,6 +167,7 @@ def _with_step(args: ExecuteStepArgs, task: dict[str, Any]) -> ExecuteStepArgs:
 
 
 def _instance(args: ExecuteStepArgs, warm: Warm, stack: ExitStack) -> DagsterInstance:
+    storage.wait_out_outages()
     ref = serialize_value(args.instance_ref) if args.instance_ref else ""
     instance = warm.instances.get(ref)
     if instance is not None:

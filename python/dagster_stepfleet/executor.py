@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import sqlalchemy.exc
 from dagster import (
     DagsterEvent,
     Executor,
@@ -282,12 +283,20 @@ class StepfleetStepHandler(StepHandler):
         if self.client is not None:
             self._seen_version = self.client.completions.version
         resumed = first and not self.open
-        records = self._read(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
+        records = self._read_again(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
         reader.mark(records)
         events = [e for r in records if (e := r.event_log_entry.dagster_event) is not None]
         if resumed:
             return _for_rebuild(events)
         return [event for event in events if self._account(event)]
+
+    def _read_again(self, reader: EventReader, after: int) -> list[EventLogRecord]:
+        """Reads, and once more when the connection was lost under it: it makes a new one."""
+        try:
+            return self._read(reader, after)
+        except sqlalchemy.exc.DBAPIError as err:
+            _log.warning("stepfleet reads the event log again: %s", err)
+            return self._read(reader, after)
 
     def _read(self, reader: EventReader, after: int) -> list[EventLogRecord]:
         # Taken before the read: what ends in the ledger has its events in the log by then, so only
@@ -316,10 +325,10 @@ class StepfleetStepHandler(StepHandler):
         # Whatever ended in the ledger and not in what was read: one read of the whole log.
         unexplained = [self.open[key] for key in ended if key not in ending]
         if unexplained:
-            for step in unexplained:
-                step.rewound = True
             known = {r.storage_id for r in records}
             records += [r for r in reader.read(0) if r.storage_id not in known]
+            for step in unexplained:
+                step.rewound = True
         return sorted(records, key=lambda r: r.storage_id)
 
     def _account(self, event: DagsterEvent) -> bool:
@@ -505,6 +514,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
         resuming = False
         budget_seconds = GOODBYE_BUDGET_SECONDS
         restore = storage.pool(instance)
+        storage.wait_out_outages()
         try:
             handler.begin(plan_context)
             yield from super().execute(plan_context, execution_plan)

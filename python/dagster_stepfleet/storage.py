@@ -32,8 +32,24 @@ _FRESH_SECONDS = 1.0
 # forgotten the old one. Within it, a ping before use finds a connection that is gone.
 _RECYCLE_SECONDS = 300
 
+# How long a process that does a run's work waits for PostgreSQL to come back. Dagster gives up
+# after some 6 s, and the run or the step ends with it; a failover takes longer. A worker that is
+# cut off kills its children before its run lease is over, however long they still wait.
+_OUTAGE_SECONDS = 120.0
+_OUTAGE_POLL_SECONDS = 0.5
+
 # Catalogue checks of the run storage whose answer stays once it is yes.
 _MIGRATION_CHECKS = ("has_run_stats_index_cols", "has_backfill_id_column")
+
+
+_patience_seconds = 0.0
+
+
+def wait_out_outages() -> None:
+    """Has pooled storages wait for a PostgreSQL that is away, in this process from now on. The
+    template and its idle children must not: they have a parent to answer."""
+    global _patience_seconds
+    _patience_seconds = _OUTAGE_SECONDS
 
 
 def _nothing() -> None:
@@ -133,7 +149,35 @@ def _engine(storage: Any, url: str) -> Any:
 
         engine = create_engine(url, **options)
     _ping_when_stale(engine)
+    _connect_patiently(engine)
     return engine
+
+
+def _connect_patiently(engine: Any) -> None:
+    import sqlalchemy.exc
+    from dagster._utils.interrupts import check_captured_interrupt
+
+    stock = engine.connect
+    away_since: float | None = None
+
+    def connect(*args: Any, **kwargs: Any) -> Any:
+        nonlocal away_since
+        while True:
+            try:
+                connection = stock(*args, **kwargs)
+            except sqlalchemy.exc.OperationalError as err:
+                now = time.monotonic()
+                if away_since is None:
+                    away_since = now
+                    _log.warning("Dagster's storage is away: %s", err)
+                if now - away_since >= _patience_seconds or check_captured_interrupt():
+                    raise
+                time.sleep(_OUTAGE_POLL_SECONDS)
+            else:
+                away_since = None
+                return connection
+
+    engine.connect = connect
 
 
 def _ping_when_stale(engine: Any) -> None:

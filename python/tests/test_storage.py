@@ -74,3 +74,37 @@ def test_template_holds_no_connection(postgres, template):
     frame, child = template.try_fork()
     assert child is not None, frame
     child.close()
+
+
+class Away:
+    """An engine whose PostgreSQL comes back after some tries."""
+
+    def __init__(self, tries: int) -> None:
+        self.left = tries
+
+    def connect(self) -> str:
+        self.left -= 1
+        if self.left >= 0:
+            raise sqlalchemy.exc.OperationalError("", None, Exception("connection refused"))
+        return "connected"
+
+
+def test_connect_waits_for_a_storage_that_is_away_only_when_told(monkeypatch):
+    monkeypatch.setattr(storage, "_OUTAGE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_patience_seconds", 0.0)
+    away = Away(10)
+    storage._connect_patiently(away)
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        away.connect()
+    assert away.left == 9
+    storage.wait_out_outages()
+    assert away.connect() == "connected"
+
+
+def test_connect_gives_up_after_a_long_outage(monkeypatch):
+    monkeypatch.setattr(storage, "_OUTAGE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_patience_seconds", 0.01)
+    away = Away(10**9)
+    storage._connect_patiently(away)
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        away.connect()
