@@ -28,6 +28,9 @@ const (
 	inputBroken = "input_broken.py"
 )
 
+// postgresOutageSeconds is longer than Dagster itself waits for its storage, some 6 s.
+const postgresOutageSeconds = 15
+
 // wardenTimeout bounds how long anything outlives a dev that was killed.
 const wardenTimeout = 15 * time.Second
 
@@ -143,9 +146,11 @@ func testPostgreSQLIsKilled(t *testing.T, d *dev) {
 	}
 	d.signal(t, "postgres", syscall.SIGKILL)
 	awaitProbe(t, d.server.url+"/readyz", http.StatusServiceUnavailable, "ledger: ")
-	awaitProbe(t, d.workerURL(t)+"/readyz", http.StatusServiceUnavailable, "session: not renewed for ")
+	awaitProbe(t, d.workerURL(t)+"/readyz", http.StatusServiceUnavailable, "session: not renewed for 6s")
 	awaitProbe(t, d.workerURL(t)+"/livez", http.StatusOK, "")
 	awaitProbe(t, d.state().URLs["aws"]+"/readyz", http.StatusOK, "")
+	give() // the steps end while nobody can record it
+	awaitProbe(t, d.workerURL(t)+"/readyz", http.StatusServiceUnavailable, fmt.Sprintf("session: not renewed for %ds", postgresOutageSeconds))
 	if err := supervisor.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +160,6 @@ func testPostgreSQLIsKilled(t *testing.T, d *dev) {
 		t.Errorf("dev.json still names the killed PostgreSQL, process %d", now)
 	}
 
-	give()
 	d.dagster.awaitEnd(t, inputTimeout, run, dagsterapi.RunSuccess)
 	tasks := d.server.tasks(t, run)
 	if len(tasks) != 4 || len(tasks.in(stepfleet.StateSucceeded)) != 4 {
