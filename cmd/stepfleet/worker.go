@@ -94,6 +94,10 @@ func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, probes 
 	around.Go(func() error { return probes(aroundCtx) })
 	work, cancel := context.WithCancel(ctx)
 	context.AfterFunc(aroundCtx, cancel) // without its host or probes a worker drains
+	select {
+	case <-host.Settled(): // a task claimed earlier would only wait here, and others may be free
+	case <-work.Done():
+	}
 	err := w.Run(work)
 	cancel()
 	stop()

@@ -69,9 +69,9 @@ type Host struct {
 	log *slog.Logger
 
 	mu       sync.Mutex
-	template *template // the one that forks now; nil while there is none
-	settled  chan struct{}
-	failed   string // why there is none
+	template *template     // the one that forks now; nil while there is none
+	settled  chan struct{} // closed while it is known where processes come from
+	failed   string        // why there is no template
 }
 
 // New returns a host that has no process yet.
@@ -87,33 +87,44 @@ func (h *Host) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	wait := time.Second
+	var wait time.Duration
 	for ctx.Err() == nil {
+		h.unsettle()
 		began := time.Now()
 		err := h.runTemplate(ctx)
 		if ctx.Err() != nil {
 			break
 		}
-		if time.Since(began) > time.Minute {
-			wait = time.Second
+		if time.Since(began) > restartMax {
+			wait = 0 // it had worked: the next one may at once
 		}
-		h.settle(nil, fmt.Sprintf("template: %v", err))
 		h.log.Error("template is down; starting it again", "err", err, "after", wait)
+		if wait > 0 {
+			h.settle(nil, fmt.Sprintf("template: %v", err))
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, restartMax)
+		wait = min(max(2*wait, time.Second), restartMax)
 	}
 	return nil
 }
 
+// runTemplate runs one template to its end. What it started is stopped behind the caller's back,
+// since that waits for steps that still run in its children.
 func (h *Host) runTemplate(ctx context.Context) error {
 	t, err := startTemplate(h.cfg)
 	if err != nil {
 		return err
 	}
-	defer t.stop()
+	defer func() {
+		if ctx.Err() != nil {
+			t.stop()
+		} else {
+			go t.stop()
+		}
+	}()
 	loaded, err := t.waitLoaded(ctx)
 	if err != nil {
 		return err
@@ -134,6 +145,7 @@ func (h *Host) runTemplate(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-t.gone:
+		h.unsettle()
 		return t.err()
 	}
 }
@@ -163,10 +175,33 @@ func (h *Host) settle(t *template, failed string) {
 	}
 }
 
+// Settled is closed once it is known where the first processes come from: the template has loaded,
+// or there is none. A launch before that would wait for it.
+func (h *Host) Settled() <-chan struct{} { return h.settled }
+
+// unsettle says that a template is on its way: who wants a process waits for it.
+func (h *Host) unsettle() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.template = nil
+	select {
+	case <-h.settled:
+		h.settled = make(chan struct{})
+	default:
+	}
+}
+
+// Available implements stepfleet.Host.
+func (h *Host) Available() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.settled
+}
+
 // Ready says why no warm process can be had; nothing when one can, or when none is wanted.
 func (h *Host) Ready() []string {
 	select {
-	case <-h.settled:
+	case <-h.Available():
 	default:
 		return []string{"host: the template is loading"}
 	}
@@ -182,13 +217,16 @@ func (h *Host) Ready() []string {
 func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	select {
-	case <-h.settled:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("launch task %d: the template is still loading: %w", job.TaskID, ctx.Err())
-	}
 	for {
+		select {
+		case <-h.Available():
+		case <-ctx.Done():
+			return nil, fmt.Errorf("launch task %d: the template is still loading: %w", job.TaskID, ctx.Err())
+		}
 		c, err := h.idleChild(ctx)
+		if errors.Is(err, errTemplateGone) && ctx.Err() == nil {
+			continue // the next one is on its way, or it is said why not
+		}
 		if err != nil {
 			return nil, fmt.Errorf("launch task %d: %w", job.TaskID, err)
 		}
