@@ -71,8 +71,10 @@ func startPostgres(g *globals) func(context.Context, string, int, string) (*devs
 			}
 		}
 		return &devstack.Database{
-			LedgerURL: server.DSN("stepfleet"), DagsterURL: strings.Replace(server.DSN("dagster"), "postgres://", "postgresql://", 1), // SQLAlchemy knows this scheme only
-			Address: fmt.Sprintf("127.0.0.1:%d", server.Port()), Version: fmt.Sprint(server.Version()),
+			LedgerURL: server.DSN("stepfleet"),
+			// The driver that dagster-postgres installs; SQLAlchemy 2.1 would look for another one.
+			DagsterURL: strings.Replace(server.DSN("dagster"), "postgres://", "postgresql+psycopg2://", 1),
+			Address:    fmt.Sprintf("127.0.0.1:%d", server.Port()), Version: fmt.Sprint(server.Version()),
 			PID: server.PID(), Done: server.Done(), Stop: server.Stop,
 		}, nil
 	}

@@ -96,8 +96,12 @@ func (f facts) check(python string) error {
 			packages = append(packages, r.Package)
 		}
 	}
-	return fmt.Errorf("%s cannot import %s\ninstall what is missing:  %s -m pip install %s\nor choose the Python of your project with --python PATH",
-		python, strings.Join(f.Missing, ", "), python, strings.Join(packages, " "))
+	hint := ""
+	if missing["dagster_stepfleet"] {
+		hint = "\n(dagster-stepfleet is not on PyPI yet: give pip the directory python/ of stepfleet's sources instead)"
+	}
+	return fmt.Errorf("%s cannot import %s\ninstall what is missing:  %s -m pip install %s%s\nor choose the Python of your project with --python PATH",
+		python, strings.Join(f.Missing, ", "), python, strings.Join(packages, " "), hint)
 }
 
 // Target is one code location.
