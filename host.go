@@ -41,6 +41,10 @@ type Process interface {
 
 // Host runs step processes, one task each.
 type Host interface {
+	// Available returns a channel that is closed when processes can be had, or when it is known
+	// that they cannot. Workers claim only then: a task that waits for a template to load could
+	// run elsewhere. Ask again before each claim.
+	Available() <-chan struct{}
 	// Launch hands the job to an idle process. An error means that no process could be had and
 	// that nothing of the job has run. The process asks the gate until it is gone.
 	Launch(ctx context.Context, job Job, gate Gate) (Process, error)

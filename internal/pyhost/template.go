@@ -1,6 +1,7 @@
 package pyhost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ type template struct {
 	next     int
 	cause    error
 }
+
+var errTemplateGone = errors.New("the template is gone")
 
 func startTemplate(cfg Config) (*template, error) {
 	conn, theirs, err := socketpair()
@@ -119,10 +122,7 @@ func (t *template) down(err error) {
 func (t *template) err() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.cause == nil {
-		return errors.New("the template is gone")
-	}
-	return t.cause
+	return cmp.Or(t.cause, errTemplateGone)
 }
 
 // keepIdle keeps n children forked and primed ahead of need, until the template is gone. A child
@@ -187,7 +187,7 @@ func (t *template) take(ctx context.Context) (*child, error) {
 		t.want <- struct{}{}
 		return c, nil
 	case <-t.gone:
-		return nil, t.err()
+		return nil, fmt.Errorf("%w: %w", errTemplateGone, t.err())
 	case <-ctx.Done():
 		return nil, fmt.Errorf("no idle process: %w", ctx.Err())
 	}

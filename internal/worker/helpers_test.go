@@ -181,9 +181,31 @@ func (b *bench) next() *scriptedProcess {
 
 // scriptedHost gives each task a process that the test drives.
 type scriptedHost struct {
-	mu    sync.Mutex
-	fail  error
-	began chan *scriptedProcess
+	mu        sync.Mutex
+	fail      error
+	began     chan *scriptedProcess
+	available chan struct{} // nil means closed
+}
+
+func (h *scriptedHost) Available() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.available == nil {
+		h.available = make(chan struct{})
+		close(h.available)
+	}
+	return h.available
+}
+
+// setAvailable says whether a template is there.
+func (h *scriptedHost) setAvailable(yes bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if yes {
+		close(h.available)
+	} else {
+		h.available = make(chan struct{})
+	}
 }
 
 func (h *scriptedHost) Launch(_ context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {

@@ -30,7 +30,7 @@ func (l *life) runLane(ctx context.Context, queue string, n int) {
 	ln := &lane{l: l, queue: queue, slots: newSlots(n), every: lookBusy, bellsUp: true}
 	for ctx.Err() == nil {
 		free := ln.slots.waitFree(ctx)
-		if free == 0 {
+		if free == 0 || !ln.waitHost(ctx) {
 			return
 		}
 		if wait := time.Until(ln.lookAt); wait <= 0 {
@@ -38,6 +38,25 @@ func (l *life) runLane(ctx context.Context, queue string, n int) {
 		} else if bells := ln.listen(ctx, free, wait); len(bells) > 0 {
 			ln.claim(ctx, ln.slots.free(), bells)
 		}
+	}
+}
+
+// waitHost waits until the host can be expected to give processes, and reports whether ctx is on.
+func (ln *lane) waitHost(ctx context.Context) bool {
+	select {
+	case <-ln.l.w.ports.Host.Available():
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (ln *lane) hostAvailable() bool {
+	select {
+	case <-ln.l.w.ports.Host.Available():
+		return true
+	default:
+		return false
 	}
 }
 
@@ -73,7 +92,7 @@ func (ln *lane) listen(ctx context.Context, free int, wait time.Duration) []step
 // claim takes up to free tasks and runs each. Its bells are answered once the claim is
 // committed, and given back when the claim may have left work that they stand for.
 func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell) {
-	if free == 0 || ln.l.waitOpen(ctx) != nil {
+	if free == 0 || ln.l.waitOpen(ctx) != nil || !ln.hostAvailable() {
 		ln.giveBack(bells)
 		return
 	}

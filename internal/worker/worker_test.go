@@ -407,6 +407,23 @@ func TestWithoutAProcessTheLeaseGoesBack(t *testing.T) {
 	})
 }
 
+func TestWhileTheTemplateLoadsNothingIsClaimed(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		time.Sleep(time.Second)
+		b.host.setAvailable(false) // while the worker listens for bells
+		b.submit(true, "a")
+		time.Sleep(5 * time.Minute)
+		b.expect("a", stepfleet.StateQueued)
+		b.host.setAvailable(true)
+		before := time.Now()
+		b.next()
+		if waited := time.Since(before); waited > 3*time.Second {
+			t.Errorf("claimed %s after the template was there", waited)
+		}
+	})
+}
+
 func TestAnAmbiguousStartIsAskedAgain(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		lost := false
