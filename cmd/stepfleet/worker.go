@@ -95,7 +95,7 @@ func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, probes 
 	work, cancel := context.WithCancel(ctx)
 	context.AfterFunc(aroundCtx, cancel) // without its host or probes a worker drains
 	select {
-	case <-host.Settled(): // a task claimed earlier would only wait here, and others may be free
+	case <-host.Available(): // a worker that can run nothing offers no slots
 	case <-work.Done():
 	}
 	err := w.Run(work)

@@ -175,10 +175,6 @@ func (h *Host) settle(t *template, failed string) {
 	}
 }
 
-// Settled is closed once it is known where the first processes come from: the template has loaded,
-// or there is none. A launch before that would wait for it.
-func (h *Host) Settled() <-chan struct{} { return h.settled }
-
 // unsettle says that a template is on its way: who wants a process waits for it.
 func (h *Host) unsettle() {
 	h.mu.Lock()
