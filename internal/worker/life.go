@@ -322,18 +322,24 @@ func (l *life) isDraining() bool {
 
 // status is what the probes say of the current life.
 type status struct {
-	mu sync.Mutex
-	l  *life
+	mu  sync.Mutex
+	l   *life
+	why error // of the last try to register
 }
 
 func (s *status) begin(l *life) { s.mu.Lock(); defer s.mu.Unlock(); s.l = l }
 func (s *status) end()          { s.mu.Lock(); defer s.mu.Unlock(); s.l = nil }
 
+func (s *status) registering(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.why = err }
+
 func (s *status) reasons() []string {
 	s.mu.Lock()
-	l := s.l
+	l, why := s.l, s.why
 	s.mu.Unlock()
-	if l == nil {
+	switch {
+	case l == nil && why != nil:
+		return []string{"session: none; registering with the ledger: " + why.Error()}
+	case l == nil:
 		return []string{"session: none; registering with the ledger"}
 	}
 	lt := l.w.cfg.Lifetimes

@@ -101,8 +101,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer notes.close()
 	for ctx.Err() == nil {
 		session, sent, err := w.register(ctx)
-		if err != nil {
+		if ctx.Err() != nil {
 			break
+		}
+		if err != nil {
+			return fmt.Errorf("register session: %w", err)
 		}
 		w.log.Info("session begins", "session_id", session.ID, "worker", w.cfg.Spec.Worker)
 		l := newLife(w, session.ID, sent, notes)
@@ -121,6 +124,7 @@ func (w *Worker) register(ctx context.Context) (stepfleet.Session, time.Time, er
 		var err error
 		sent = w.cfg.Now()
 		session, err = w.ports.Renewals.Register(ctx, w.cfg.Spec)
+		w.status.registering(err)
 		return err
 	})
 	return session, sent, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -455,8 +456,8 @@ func TestReadiness(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); _ = w.Run(ctx) }()
 		time.Sleep(time.Second)
-		if w.Ready(ctx) == nil {
-			t.Error("ready without a session")
+		if r := w.Ready(ctx); len(r) != 1 || !strings.Contains(r[0], stepfleet.ErrUnavailable.Error()) {
+			t.Errorf("without a session: %v, want a reason that says why", r)
 		}
 		b.fail(nil)
 		time.Sleep(time.Minute)
