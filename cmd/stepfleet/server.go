@@ -29,7 +29,7 @@ type serverCmd struct {
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
 	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here. Without it that is left to executors." env:"STEPFLEET_DAGSTER_URL"`
 	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
-	MaxPayload   int      `help:"Largest payload of a step, in bytes." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
+	MaxPayload   int      `help:"Largest payload of a step, in bytes; the default is the most." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
 
 	lifetimeFlags `embed:""`
 }

@@ -27,7 +27,7 @@ type Config struct {
 	// Queues are the queues that tasks may name.
 	Queues    []string
 	Lifetimes stepfleet.Lifetimes
-	// MaxPayloadBytes bounds one payload; 0 means stepfleet.MaxPayloadBytes.
+	// MaxPayloadBytes bounds one payload; 0 means stepfleet.MaxPayloadBytes, which is the most.
 	MaxPayloadBytes int
 	// Dagster is asked which open runs have ended; nil leaves that to executors and launchers.
 	Dagster stepfleet.Orchestrator
@@ -65,8 +65,11 @@ func New(cfg Config, ledger stepfleet.Ledger, bells stepfleet.Ringer) (*Server, 
 			return nil, err
 		}
 	}
-	if cfg.MaxPayloadBytes == 0 {
+	switch {
+	case cfg.MaxPayloadBytes == 0:
 		cfg.MaxPayloadBytes = stepfleet.MaxPayloadBytes
+	case cfg.MaxPayloadBytes < 0 || cfg.MaxPayloadBytes > stepfleet.MaxPayloadBytes:
+		return nil, fmt.Errorf("--max-payload %d: use at most %d, which the ledger takes", cfg.MaxPayloadBytes, stepfleet.MaxPayloadBytes)
 	}
 	return &Server{
 		cfg:    cfg,

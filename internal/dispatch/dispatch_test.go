@@ -168,6 +168,20 @@ func TestABadTaskIsRefusedAloneAndTheRestIsTaken(t *testing.T) {
 	})
 }
 
+func TestThePayloadLimitIsAtMostTheLedgers(t *testing.T) {
+	for limit, ok := range map[int]bool{
+		0: true, 1: true, stepfleet.MaxPayloadBytes: true, stepfleet.MaxPayloadBytes + 1: false, -1: false,
+	} {
+		_, err := dispatch.New(dispatch.Config{
+			Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(), MaxPayloadBytes: limit,
+			Logger: slog.New(slog.DiscardHandler),
+		}, memory.NewLedger(), memory.NewBells("default"))
+		if (err == nil) != ok {
+			t.Errorf("limit %d: %v", limit, err)
+		}
+	}
+}
+
 func TestAForgedDigestIsRefused(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		batch := batchOf("run-1", "a")
