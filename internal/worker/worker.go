@@ -101,7 +101,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer notes.close()
 	for ctx.Err() == nil {
 		session, sent, err := w.register(ctx)
-		if ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
 			break
 		}
 		if err != nil {
