@@ -71,6 +71,18 @@ class Ended:
     reason: str = ""
     result: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Ended:
+        """Reads a task as the stream or the list of a run's tasks has it."""
+        return cls(
+            step_key=str(told["step_key"]),
+            attempt=int(told["attempt"]),
+            state=str(told["state"]),
+            task_id=int(told.get("task_id") or 0),
+            reason=str(told.get("reason") or ""),
+            result=told.get("result"),
+        )
+
     def describe(self) -> str:
         """Says in one line how the task ended, for Dagster's UI."""
         parts = [self.reason] if self.reason else []
@@ -463,14 +475,5 @@ class _Stream(threading.Thread):
         message = json.loads(line)
         kind = message.get("type")
         if kind == "task":
-            self._completions.add(
-                Ended(
-                    step_key=str(message["step_key"]),
-                    attempt=int(message["attempt"]),
-                    state=str(message["state"]),
-                    task_id=int(message.get("task_id") or 0),
-                    reason=str(message.get("reason") or ""),
-                    result=message.get("result"),
-                )
-            )
+            self._completions.add(Ended.of(message))
         return kind == "hello"

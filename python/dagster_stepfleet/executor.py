@@ -224,7 +224,11 @@ class StepfleetStepHandler(StepHandler):
                     "this run worker has not submitted it yet; submitting again is safe"
                 )
             ended = self.verdict(step_key)
-            if ended is None or self.reader is None or self.reader.has_unseen_ending(step_key):
+            if ended is None or self.reader is None:
+                return CheckStepHealthResult.healthy()
+            if self.reader.has_unseen_ending(step_key):
+                # It became visible only now, maybe below the window: read the whole log again.
+                self.open[step_key].rewound = False
                 return CheckStepHealthResult.healthy()
             return CheckStepHealthResult.unhealthy(ended.describe())
         except Exception as err:
@@ -411,18 +415,17 @@ class StepfleetStepHandler(StepHandler):
             self.nudged = True
 
     def _look_up(self, launch: Launch, state: str, receipt: dict[str, Any]) -> None:
+        """Notes every attempt that has ended: lost ones count, whichever the stream tells first."""
         assert self.client is not None
-        reason, result = "", None
+        completions = self.client.completions
         try:
             for view in self.client.tasks():
-                if (view.get("step_key"), view.get("attempt")) == (launch.step_key, launch.attempt):
-                    reason, result = str(view.get("reason") or ""), view.get("result")
+                if view.get("state") in _TERMINAL_STATES:
+                    completions.add(Ended.of(view))
         except StepfleetError as err:
             _log.warning("stepfleet could not read how step %s ended: %s", launch.step_key, err)
         task_id = int(receipt.get("task_id") or 0)
-        self.client.completions.add(
-            Ended(launch.step_key, launch.attempt, state, task_id, reason, result)
-        )
+        completions.add(Ended(launch.step_key, launch.attempt, state, task_id))
 
 
 def _step_key(args: ExecuteStepArgs) -> str:

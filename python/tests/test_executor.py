@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 from dagster._core.execution.api import execute_run
 
 from dagster_stepfleet import seams
+from dagster_stepfleet.client import Client, Ended
+from dagster_stepfleet.executor import Launch, Open, StepfleetStepHandler
+from dagster_stepfleet.tags import Placement
 from tests.fakes import FakeServer, TemplateProcess, Worker
 from tests.payloads import create_run as create
 from tests.payloads import recon
@@ -173,3 +177,37 @@ def test_unreachable_server_fails_after_the_budget(instance, monkeypatch):
 def test_outage_shorter_than_the_budget_costs_nothing(instance, server, worker):
     server.fail_next = [(503, {"v": 1, "error": {"code": "unavailable"}}, {"Retry-After": "0.1"})]
     assert execute(instance, "chain").status == DagsterRunStatus.SUCCESS
+
+
+def handler_of(step: str, attempt: int) -> StepfleetStepHandler:
+    """A handler in the middle of a run, with one step in flight."""
+    handler = StepfleetStepHandler()
+    handler.client = Client("http://127.0.0.1:9", "run")
+    handler.submitted = True
+    handler.open[step] = Open(attempt, Placement("default", 0, 1), launched_after=0, rewound=True)
+    return handler
+
+
+def test_an_ending_that_becomes_visible_late_is_read_again():
+    handler = handler_of("a", 0)
+    handler.client.completions.add(Ended("a", 0, "lost"))
+    handler.reader = SimpleNamespace(has_unseen_ending=lambda step_key: True)
+    args = SimpleNamespace(step_keys_to_execute=["a"])
+    health = handler.check_step_health(SimpleNamespace(execute_step_args=args))
+    assert health.is_healthy
+    assert not handler.open["a"].rewound  # the next pass reads the whole log
+
+
+def test_a_resumed_run_counts_the_attempts_that_were_lost_before(monkeypatch):
+    handler = handler_of("a", 1)
+    views = [
+        {"step_key": "a", "attempt": 0, "state": "lost", "task_id": 1},
+        {"step_key": "a", "attempt": 1, "state": "lost", "task_id": 2, "reason": "it died"},
+        {"step_key": "b", "attempt": 0, "state": "running", "task_id": 3},
+    ]
+    monkeypatch.setattr(handler.client, "tasks", lambda: views)
+    launch = Launch("a", 1, None, 0, "a", 0, Placement("default", 0, 1), "here")  # type: ignore[arg-type]
+    handler._take_receipt(launch, {"step_key": "a", "attempt": 1, "task_id": 2, "state": "lost"})
+    assert handler.client.completions.lost_attempts("a") == 2
+    assert handler.verdict("a") == Ended("a", 1, "lost", 2, "it died")
+    assert handler.client.completions.get("b", 0) is None
