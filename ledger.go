@@ -27,7 +27,8 @@ type Batch struct {
 	// Identity names what the run executes (job origin and job snapshot). The first batch of a
 	// run fixes it.
 	Identity string
-	// NotifyURL is the server replica that holds the run's stream; workers tell it about ends.
+	// NotifyURL is the server replica that took the batch; workers tell it about ends while no
+	// other is recorded. A later batch may go through a replica that does not hold the stream.
 	NotifyURL string
 	// Payloads are the arguments by digest. The ledger stores each once.
 	Payloads map[Digest][]byte

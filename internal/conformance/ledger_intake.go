@@ -270,7 +270,7 @@ var cancelExamples = map[string]func(*fixture){
 		b := batch("r", task("r", "d"))
 		b.NotifyURL = "http://three"
 		f.submitBatch(b)
-		if got := f.claim(s, 1).Leases[0].NotifyURL; got != "http://three" {
+		if got := f.claim(s, 1).Leases[0].NotifyURL; got != "http://two" {
 			f.Fatalf("url %q", got)
 		}
 	},

@@ -195,7 +195,7 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 	if !r.known {
 		r.known, r.identity = true, b.Identity
 	}
-	if b.NotifyURL != "" {
+	if r.notify == "" {
 		r.notify = b.NotifyURL
 	}
 	fresh := map[stepfleet.Key]bool{}

@@ -90,7 +90,7 @@ WITH given AS MATERIALIZED (
 ), adv AS (
     UPDATE stepfleet.run r SET
         identity = coalesce(r.identity, $2),
-        notify_url = CASE WHEN $3 = '' THEN r.notify_url ELSE $3 END,
+        notify_url = CASE WHEN r.notify_url = '' THEN $3 ELSE r.notify_url END,
         last_turn = greatest(r.last_turn, (SELECT max(turn) FROM turned))
     FROM verdict v WHERE r.run_id = $1 AND v.code = ''
 ), aud AS (
