@@ -27,15 +27,7 @@ func testCancel(t *testing.T, ignoreSIGTERM bool) {
 		ops: numbered("work", 8, behaviour{"release": file, "ignore_sigterm": ignoreSIGTERM},
 			map[string]any{"after": behaviour{}}),
 	})
-	begins := s.awaitBegins(t, runTimeout, 4, run)
-	var steps []process
-	for key, e := range begins {
-		p, ok := readProcess(e.PID)
-		if !ok {
-			t.Fatalf("step %s has no process %d", key, e.PID)
-		}
-		steps = append(steps, p)
-	}
+	steps := s.awaitSteps(t, 4, run)
 	asked := time.Now()
 	s.dagster.terminate(t, run)
 	gone := awaitGone(t, cancelWithin, asked, steps)
@@ -62,4 +54,18 @@ func testCancel(t *testing.T, ignoreSIGTERM bool) {
 		t.Errorf("%d steps came to their end, want none", len(ends))
 	}
 	s.server.checkAudit(t, run)
+}
+
+// awaitSteps waits until n steps of the run have begun and returns their processes.
+func (s *stack) awaitSteps(t *testing.T, n int, run string) []process {
+	t.Helper()
+	var steps []process
+	for key, e := range s.awaitBegins(t, runTimeout, n, run) {
+		p, ok := readProcess(e.PID)
+		if !ok {
+			t.Fatalf("step %s has no process %d", key, e.PID)
+		}
+		steps = append(steps, p)
+	}
+	return steps
 }

@@ -28,15 +28,7 @@ func TestADeadRunWorkersStepsAreStopped(t *testing.T) {
 		executor: map[string]any{"queue": "small"},
 		ops:      numbered("work", 8, behaviour{"release": file}, map[string]any{"after": behaviour{}}),
 	})
-	begins := s.awaitBegins(t, runTimeout, 4, run)
-	var steps []process
-	for key, e := range begins {
-		p, ok := readProcess(e.PID)
-		if !ok {
-			t.Fatalf("step %s has no process %d", key, e.PID)
-		}
-		steps = append(steps, p)
-	}
+	steps := s.awaitSteps(t, 4, run)
 	killed := time.Now()
 	workers := 0
 	for _, p := range descendants(s.pid(t, "code-1")) {

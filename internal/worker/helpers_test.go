@@ -179,6 +179,17 @@ func (b *bench) next() *scriptedProcess {
 	}
 }
 
+// running submits a step and brings it past its start.
+func (b *bench) running(step string) *scriptedProcess {
+	b.t.Helper()
+	b.submit(true, step)
+	p := b.next()
+	if err := p.gate.Start(b.ctx); err != nil {
+		b.t.Fatal(err)
+	}
+	return p
+}
+
 // scriptedHost gives each task a process that the test drives.
 type scriptedHost struct {
 	mu        sync.Mutex

@@ -93,11 +93,7 @@ func TestWithoutBellsWorkersLookOften(t *testing.T) {
 func TestCancelTerminatesThenKills(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		before := time.Now()
 		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
 			t.Fatal(err)
@@ -158,11 +154,7 @@ func TestDrainLetsStepsFinishAndGivesBackTheRest(t *testing.T) {
 func TestDrainEndsWhatDoesNotFinishAsLost(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		stop := b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		before := time.Now()
 		stop()
 		if took := time.Since(before); took < b.cfg.DrainTimeout || took > b.cfg.DrainTimeout+5*time.Second {
@@ -181,11 +173,7 @@ func TestDrainEndsWhatDoesNotFinishAsLost(t *testing.T) {
 func TestAnOutageShorterThanTheRunLeaseKillsNobody(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		time.Sleep(60 * time.Second)
 		wrote := make(chan error, 1)
@@ -211,11 +199,7 @@ func TestAnOutageShorterThanTheRunLeaseKillsNobody(t *testing.T) {
 func TestTheRunLeaseEndsWhatRuns(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		before := time.Now()
 		<-p.done
@@ -257,11 +241,7 @@ func TestARenewalThatHangsDoesNotHoldUpTheRunLease(t *testing.T) {
 		renewals := &hungRenewals{Ledger: b.ledger}
 		b.renewals = renewals
 		b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		renewals.hung.Store(true)
 		renewed := b.renewedAt()
 		<-p.done
@@ -284,11 +264,7 @@ func (b *bench) renewedAt() time.Time {
 func TestADeadSessionKillsAndBeginsANewLife(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		if _, err := b.ledger.DeclareDead(b.ctx, "i-1", "a mistake"); err != nil {
 			t.Fatal(err)
 		}
@@ -386,11 +362,7 @@ func TestAProcessThatDiesWhileItsStartIsRecordedLeavesNothingRunning(t *testing.
 func TestAnOutcomeThatIsNoneFailsTheAttempt(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
-		b.submit(true, "a")
-		p := b.next()
-		if err := p.gate.Start(b.ctx); err != nil {
-			t.Fatal(err)
-		}
+		p := b.running("a")
 		p.end(stepfleet.Exit{Result: &stepfleet.Result{V: stepfleet.TaskVersion, Outcome: "odd"}})
 		b.expect("a", stepfleet.StateFailed)
 	})
