@@ -158,6 +158,9 @@ func (s *Server) admit(b stepfleet.Batch, t stepfleet.Task) error {
 	if t.RunID != b.RunID {
 		return fmt.Errorf("%w: task of run %s in a batch of run %s", stepfleet.ErrTaskInvalid, t.RunID, b.RunID)
 	}
+	if err := stepfleet.ValidateQueue(t.Queue); err != nil {
+		return err
+	}
 	if !s.bells.knows(t.Queue) {
 		return fmt.Errorf("%w %q: this server has %v; start it with --queue %s, or change the step's stepfleet/queue tag",
 			stepfleet.ErrUnknownQueue, t.Queue, s.cfg.Queues, t.Queue)

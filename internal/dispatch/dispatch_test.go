@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -164,6 +165,17 @@ func TestABadTaskIsRefusedAloneAndTheRestIsTaken(t *testing.T) {
 		views, err := b.ledger.RunTasks(b.ctx, "run-1")
 		if err != nil || len(views) != 1 || views[0].StepKey != "good" {
 			t.Errorf("recorded %+v, %v", views, err)
+		}
+	})
+}
+
+func TestAnImpossibleQueueIsNotAdvisedToBeAdded(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		batch := batchOf("run-1", "a")
+		batch.Tasks[0].Queue = "GPU"
+		answers, err := b.server.Submit(b.ctx, batch)
+		if err != nil || !errors.Is(answers[0].Err, stepfleet.ErrUnknownQueue) || !strings.Contains(answers[0].Err.Error(), "a-z") {
+			t.Errorf("%+v, %v", answers, err)
 		}
 	})
 }
