@@ -197,6 +197,8 @@ func (t *task) settle(exit stepfleet.Exit) {
 		t.l.notes.ended(t.job.Lease)
 	case t.l.over.Err() != nil:
 		t.log.Warn("not settled: the session is over; the sweep will", "outcome", result.Outcome)
+	case !started:
+		t.log.Info("not settled: the task has another owner, or has ended", "err", err)
 	default:
 		t.log.Error("settle refused", "outcome", result.Outcome, "err", err)
 	}
