@@ -89,17 +89,16 @@ func (h *Host) Run(ctx context.Context) error {
 	}
 	var wait time.Duration
 	for ctx.Err() == nil {
-		h.unsettle()
-		began := time.Now()
-		err := h.runTemplate(ctx)
+		worked, err := h.runTemplate(ctx)
 		if ctx.Err() != nil {
 			break
 		}
-		if time.Since(began) > restartMax {
-			wait = 0 // it had worked: the next one may at once
+		if worked > restartMax {
+			wait = 0 // the next one may at once, and who wants a process waits for it
 		}
 		h.log.Error("template is down; starting it again", "err", err, "after", wait)
 		if wait > 0 {
+			// It stays known until a template has loaded: each try may take minutes.
 			h.settle(nil, fmt.Sprintf("template: %v", err))
 		}
 		select {
@@ -111,12 +110,13 @@ func (h *Host) Run(ctx context.Context) error {
 	return nil
 }
 
-// runTemplate runs one template to its end. What it started is stopped behind the caller's back,
-// since that waits for steps that still run in its children.
-func (h *Host) runTemplate(ctx context.Context) error {
+// runTemplate runs one template to its end and returns how long it had worked, 0 when it never
+// loaded. What it started is stopped behind the caller's back, since that waits for steps that
+// still run in its children.
+func (h *Host) runTemplate(ctx context.Context) (worked time.Duration, err error) {
 	t, err := startTemplate(h.cfg)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() {
 		if ctx.Err() != nil {
@@ -127,26 +127,27 @@ func (h *Host) runTemplate(ctx context.Context) error {
 	}()
 	loaded, err := t.waitLoaded(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	h.report(loaded)
 	if !loaded.ForkSafe {
 		if h.cfg.Mode == ModeFork {
-			return fmt.Errorf("the template is not safe to fork: %s; use --host-mode auto or cold", loaded.Reason)
+			return 0, fmt.Errorf("the template is not safe to fork: %s; use --host-mode auto or cold", loaded.Reason)
 		}
 		h.settle(nil, "")
 		h.log.Warn("the template is not safe to fork: every step gets a cold process", "reason", loaded.Reason)
 		<-ctx.Done()
-		return nil
+		return 0, nil
 	}
 	go t.keepIdle(max(h.cfg.Idle, 1))
 	h.settle(t, "")
+	since := time.Now()
 	select {
 	case <-ctx.Done():
-		return nil
+		return 0, nil
 	case <-t.gone:
 		h.unsettle()
-		return t.err()
+		return time.Since(since), t.err()
 	}
 }
 

@@ -209,6 +209,37 @@ func TestKillTakesTheWholeGroup(t *testing.T) {
 	})
 }
 
+// A template that takes a second to fail leaves cold processes to be had, also while it is tried.
+func TestATemplateThatNeverLoadsDoesNotTakeTheHostAway(t *testing.T) {
+	python := filepath.Join(t.TempDir(), "python")
+	if err := os.WriteFile(python, []byte("#!/bin/sh\nsleep 1\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h := pyhost.New(pyhost.Config{Python: python, Mode: pyhost.ModeAuto, Idle: 1, Logger: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	select {
+	case <-h.Available():
+	case <-time.After(wait):
+		t.Fatal("it is never known that there is no template")
+	}
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		select {
+		case <-h.Available():
+		default:
+			t.Fatal("the host is away while a template is tried again")
+		}
+	}
+	if reasons := h.Ready(); len(reasons) != 1 || !strings.Contains(reasons[0], "template") {
+		t.Errorf("reasons %v", reasons)
+	}
+}
+
 func TestADyingStepIsReportedByItsStatus(t *testing.T) {
 	modes(t, func(t *testing.T, mode pyhost.Mode) {
 		dir, run, payload := dagsterRun(t, `    os._exit(17)`)
