@@ -55,7 +55,8 @@ check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy,
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: check test demo ## check, test and demo
+full: setup build ## what takes longer: check, demo three times and on the wheel, benchmark
+	@RACE="$(RACE)" scripts/full
 
 .PHONY: fmt
 fmt: setup $(GOFUMPT) ## format Go and Python

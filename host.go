@@ -26,6 +26,9 @@ type Exit struct {
 	Result *Result
 	// Status is the exit status, or minus the signal.
 	Status int
+	// HostDied says that the process was taken down by the end of what had started it, and not by
+	// anything of its own.
+	HostDied bool
 }
 
 // Process is one step process. Its methods may be called at any time, also after its end.

@@ -123,7 +123,8 @@ type Settlement struct {
 // error of their own only when nothing can be said of any. All three are idempotent by (task,
 // fence): asking again after an ambiguous commit finds the transition made and answers nil.
 type Claims interface {
-	// Register begins a session. Workers register again after ErrSessionDead.
+	// Register begins a session. Workers register again after ErrSessionDead. It returns ErrSchema
+	// when the ledger does not fit this binary.
 	Register(ctx context.Context, spec SessionSpec) (Session, error)
 	// Renew proves that the session lives, and makes a suspect one alive again. It returns
 	// ErrSessionDead when the session is dead: the worker must kill what it runs.

@@ -331,7 +331,7 @@ def picture_subtitle(facts: dict[str, Any]) -> str:
 
 
 def show(result: dict[str, Any], out: Path | None) -> int:
-    """Print a result; also draw it beside out. 1 when a cell is void."""
+    """Print a result; also draw it beside out. 1 when a cell is void or a bound was missed."""
     measured = report.cells(report.from_json(result["samples"]))
     print()
     print(report.table(measured))
@@ -339,7 +339,9 @@ def show(result: dict[str, Any], out: Path | None) -> int:
         picture = out.with_suffix(".svg")
         picture.write_text(report.svg(measured, picture_subtitle(result["meta"])))
         print(f"\n{out}\n{picture}")
-    return 1 if any(cell.void for cell in measured) else 0
+    for sentence in (missed := report.missed(measured)):
+        print(f"MISSED {sentence}")
+    return 1 if missed or any(cell.void for cell in measured) else 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ import (
 )
 
 // The worker lives on: its steps' processes are gone and it says so, at once and by itself.
-func TestStepsOfAKilledTemplateFailAndRunAgain(t *testing.T) {
+func TestStepsOfAKilledTemplateAreLostAndRunAgain(t *testing.T) {
 	s := shared(t)
 	file, give := release(t)
 	run := s.dagster.launch(t, "six_retried", config{ops: numbered("retried", 6, behaviour{"release": file}, nil)})
@@ -28,8 +28,8 @@ func TestStepsOfAKilledTemplateFailAndRunAgain(t *testing.T) {
 	t.Logf("next attempts of %d steps had begun %.1f s after the template was killed", len(on), time.Since(killed).Seconds())
 	for _, task := range on {
 		now := s.server.tasks(t, run).of(t, task.StepKey, 0)
-		if now.State != stepfleet.StateFailed || now.Result == nil || now.Result.ExitCode != -9 {
-			t.Errorf("task %s is %s with %+v, want failed with exit code -9", now.Key, now.State, now.Result)
+		if now.State != stepfleet.StateLost || now.Result == nil || now.Result.Error == nil || now.Result.Error.Code != "host_died" {
+			t.Errorf("task %s is %s with %+v, want lost with host_died", now.Key, now.State, now.Result)
 		}
 	}
 	if s.pid(t, victim) != worker {

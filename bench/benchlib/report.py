@@ -15,6 +15,10 @@ COLORS = {
 }
 
 
+# What stepfleet's wall may be at most, as a share of another mode's in the same run.
+BOUNDS = {("chain50", "multiprocess_forkserver"): 0.5}
+
+
 @dataclass
 class Sample:
     """One run. Repetition 0 warms caches and is not in any median."""
@@ -59,6 +63,20 @@ def cells(samples: Iterable[Sample]) -> list[Cell]:
         key = (sample.job, sample.mode)
         table.setdefault(key, Cell(*key)).samples.append(sample)
     return [table[job, mode] for job in JOBS for mode in MODES if (job, mode) in table]
+
+
+def missed(measured: Sequence[Cell]) -> list[str]:
+    """The bounds that were measured and not met, as sentences."""
+    walls = {(c.job, c.mode): c.median("wall_seconds") for c in measured if not c.void}
+    sentences: list[str] = []
+    for (job, mode), bound in BOUNDS.items():
+        ours, theirs = walls.get((job, "stepfleet")), walls.get((job, mode))
+        if ours is not None and theirs is not None and ours > bound * theirs:
+            sentences.append(
+                f"{job}: stepfleet took {ours:.2f} s, {ours / theirs:.2f} of {mode}'s {theirs:.2f} s;"
+                f" at most {bound} is wanted"
+            )
+    return sentences
 
 
 def table(measured: Sequence[Cell]) -> str:

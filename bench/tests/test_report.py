@@ -123,3 +123,12 @@ def test_a_process_that_will_not_end_is_killed(
     process.stop(child, meter)
     assert child.returncode == -signal.SIGKILL
     assert not os.path.exists(f"/proc/{child.pid}")
+
+
+@pytest.mark.parametrize(("ours", "expected"), [(4.9, 0), (5.1, 1)])
+def test_a_missed_bound_is_said(ours: float, expected: int) -> None:
+    samples = [
+        *(sample("multiprocess_forkserver", rep, 10.0) for rep in range(3)),
+        *(sample("stepfleet", rep, ours) for rep in range(3)),
+    ]
+    assert len(report.missed(report.cells(samples))) == expected

@@ -14,7 +14,8 @@
 //
 // Every setting is a flag and an environment variable; `stepfleet COMMAND --help` names both.
 // Secrets are read from the environment or from files only. The exit status is 0 when what was
-// asked for was done, 1 when it could not be, 5 when a verdict is FAIL, and 80 for bad usage.
+// asked for was done, 1 when it could not be, 5 when a verdict is FAIL, and 80 for a command line
+// that does not parse.
 package main
 
 import (

@@ -63,6 +63,24 @@ func runAll(t testing.TB, l *postgres.Ledger, runID string, n int) {
 
 // Every update of a task must be HOT: an index entry per update is what makes queues in
 // PostgreSQL slow down as they grow.
+// A fan-out is taken in whole or not at all.
+func TestABatchIsOneCommit(t *testing.T) {
+	dsn := testenv.Migrated(t)
+	l, pool := open(t, dsn, postgres.Options{}), rawPool(t, dsn)
+	receipts, err := l.Submit(t.Context(), many("run-1", 1000))
+	if err != nil || len(receipts) != 1000 {
+		t.Fatalf("%d receipts, %v", len(receipts), err)
+	}
+	var rows, commits int
+	if err := pool.QueryRow(t.Context(),
+		"SELECT count(*), count(DISTINCT xmin::text) FROM stepfleet.task").Scan(&rows, &commits); err != nil {
+		t.Fatal(err)
+	}
+	if rows != 1000 || commits != 1 {
+		t.Errorf("%d rows in %d commits, want 1000 in 1", rows, commits)
+	}
+}
+
 func TestTaskUpdatesAreHOT(t *testing.T) {
 	dsn := testenv.Migrated(t)
 	l := open(t, dsn, postgres.Options{MaxConns: 2})

@@ -49,9 +49,12 @@ const endSession = `
 UPDATE stepfleet.session SET state = 'dead', ended_at = clock_timestamp(), end_reason = $2
 WHERE id = $1 AND state <> 'dead'`
 
-// Register implements stepfleet.Claims. It is not issued again on a lost answer: the session it
-// may have left expires by itself.
+// Register implements stepfleet.Claims. A worker that does not fit the schema gets no session. It
+// is not issued again on a lost answer: the session it may have left expires by itself.
 func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (stepfleet.Session, error) {
+	if err := l.Check(ctx); err != nil {
+		return stepfleet.Session{}, fmt.Errorf("register worker %s: %w", spec.Worker, err)
+	}
 	var s stepfleet.Session
 	if spec.Slots == nil {
 		spec.Slots = map[string]int{} // an object, never null

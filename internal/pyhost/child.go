@@ -30,7 +30,7 @@ type child struct {
 	pid     int
 	killed  bool
 	hasExit bool
-	status  int
+	exit    stepfleet.Exit
 	gate    stepfleet.Gate
 	result  *stepfleet.Result
 }
@@ -154,14 +154,21 @@ func (c *child) setPID(pid int) {
 
 // exited records the exit status and kills what is left of the group. It is called by those who
 // reap the process, or have seen the one who would die.
-func (c *child) exited(status int) {
+func (c *child) exited(status int) { c.end(stepfleet.Exit{Status: status}) }
+
+// orphaned is exited for a process whose template is gone: it dies with it.
+func (c *child) orphaned() {
+	c.end(stepfleet.Exit{Status: -int(syscall.SIGKILL), HostDied: true})
+}
+
+func (c *child) end(exit stepfleet.Exit) {
 	c.mu.Lock()
 	if c.hasExit {
 		c.mu.Unlock()
 		return
 	}
 	c.killGroup()
-	c.hasExit, c.status = true, status
+	c.hasExit, c.exit = true, exit
 	c.mu.Unlock()
 	_ = c.conn.SetReadDeadline(time.Now().Add(lastWords)) // fails only on a closed connection
 	c.endLife()
@@ -199,5 +206,7 @@ func (c *child) Done() <-chan struct{} { return c.done }
 func (c *child) Exit() stepfleet.Exit {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return stepfleet.Exit{Result: c.result, Status: c.status}
+	exit := c.exit
+	exit.Result = c.result
+	return exit
 }

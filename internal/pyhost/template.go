@@ -89,7 +89,7 @@ func (t *template) read() {
 		case "refused":
 			t.log.Error("the template refuses to fork", "reason", f.Reason)
 			if c := t.forget(f.Child); c != nil {
-				c.exited(-9)
+				c.orphaned()
 			}
 			err = fmt.Errorf("the template refuses to fork: %s", f.Reason)
 		case "exited":
@@ -115,7 +115,7 @@ func (t *template) down(err error) {
 	t.mu.Unlock()
 	close(t.gone)
 	for _, c := range children {
-		c.exited(-9)
+		c.orphaned()
 	}
 }
 
@@ -207,7 +207,7 @@ func (t *template) fork() (*child, error) {
 	t.mu.Unlock()
 	if err := sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs); err != nil {
 		t.forget(id)
-		c.exited(-9)
+		c.orphaned()
 		return nil, fmt.Errorf("ask the template to fork: %w", err)
 	}
 	return c, nil

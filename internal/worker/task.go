@@ -290,6 +290,9 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 	case t.revoked != nil && r.Event == "":
 		r.Outcome = stepfleet.StateLost
 		r.Error = &stepfleet.Failure{Code: "drained", Message: t.revoked.Error()}
+	case exit.HostDied && r.Event == "":
+		r.Outcome = stepfleet.StateLost
+		r.Error = &stepfleet.Failure{Code: "host_died", Message: "the template process that had forked the step's process died; the worker goes on"}
 	case t.unbegun:
 		r.Outcome = stepfleet.StateLost // user code has not run: a new attempt repeats nothing
 	}

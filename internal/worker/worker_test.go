@@ -368,6 +368,17 @@ func TestAnOutcomeThatIsNoneFailsTheAttempt(t *testing.T) {
 	})
 }
 
+// What began and died through no fault of its own is lost, so that lost_step_retries applies.
+func TestAStepWhoseHostDiedIsLost(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.running("a").end(stepfleet.Exit{Status: -9, HostDied: true})
+		b.expect("a", stepfleet.StateLost)
+		b.running("b").end(stepfleet.Exit{Status: -9})
+		b.expect("b", stepfleet.StateFailed)
+	})
+}
+
 func TestWithoutAProcessTheLeaseGoesBack(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.host.setFail(errors.New("no template"))

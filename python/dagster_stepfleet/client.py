@@ -30,6 +30,9 @@ _CALL_TIMEOUT_SECONDS = 10.0
 STREAM_SILENCE_SECONDS = 15.0
 _BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _STREAM_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# After this many connections in a row that told nothing, the run's tasks are asked for instead.
+_LOOK_AFTER_TRIES = 4
+TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost", "dead"})
 # How long a signal may go unnoticed in a pause or a wait.
 _INTERRUPT_SLICE_SECONDS = 0.1
 _RETRIED_STATUS = frozenset({429, 502, 503, 504})
@@ -436,9 +439,33 @@ class _Stream(threading.Thread):
                 return
             except (OSError, http.client.HTTPException, ValueError) as err:
                 _log.debug("stepfleet stream: %s", err)
+            if tries >= _LOOK_AFTER_TRIES:
+                self._look(warn=tries == _LOOK_AFTER_TRIES)
             pause = _STREAM_BACKOFF_SECONDS[min(tries, len(_STREAM_BACKOFF_SECONDS) - 1)]
             tries += 1
             self._stopped.wait(pause * random.uniform(0.8, 1.2))
+
+    def _look(self, *, warn: bool) -> None:
+        """Reads how the run's tasks stand where no stream comes through, as behind some proxies."""
+        if warn:
+            _log.warning(
+                "stepfleet server at %s: the run's stream does not come through (a proxy that "
+                "buffers?); asking for the run's tasks instead",
+                self._endpoint.url,
+            )
+        try:
+            connection = self._endpoint.connect(STREAM_SILENCE_SECONDS)
+            with contextlib.closing(connection):
+                path = self._path.removesuffix("/stream") + "/tasks"
+                connection.request("GET", path, headers=self._endpoint.headers(False))
+                response = connection.getresponse()
+                if response.status != 200:
+                    return
+                for view in json.loads(response.read()).get("tasks", []):
+                    if view["state"] in TERMINAL_STATES:
+                        self._completions.add(Ended.of(view))
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as err:
+            _log.debug("stepfleet look: %s", err)
 
     def stop(self) -> None:
         self._stopped.set()

@@ -53,6 +53,7 @@ from dagster_stepfleet import seams, storage, tags
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
+    TERMINAL_STATES,
     Client,
     Ended,
     Interrupted,
@@ -82,7 +83,6 @@ HEALTH_INTERVAL_SECONDS = 20
 # that Dagster has ended by itself, so this need not be long.
 GOODBYE_BUDGET_SECONDS = 15.0
 
-_TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost", "dead"})
 # After these a new attempt would end the same way, or is not wanted.
 _STATES_WITHOUT_RETRY = frozenset({"cancelled", "dead", "refused"})
 
@@ -408,7 +408,7 @@ class StepfleetStepHandler(StepHandler):
                 step.refusal = Ended(launch.step_key, launch.attempt, "refused", 0, message)
                 step.rewound = True
                 self.nudged = True
-        elif state in _TERMINAL_STATES:
+        elif state in TERMINAL_STATES:
             # The stream's snapshot tells the same with reason and result; it may come later.
             if self.client.completions.get(launch.step_key, launch.attempt) is None:
                 self._look_up(launch, state, receipt)
@@ -420,7 +420,7 @@ class StepfleetStepHandler(StepHandler):
         completions = self.client.completions
         try:
             for view in self.client.tasks():
-                if view.get("state") in _TERMINAL_STATES:
+                if view.get("state") in TERMINAL_STATES:
                     completions.add(Ended.of(view))
         except StepfleetError as err:
             _log.warning("stepfleet could not read how step %s ended: %s", launch.step_key, err)

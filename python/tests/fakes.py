@@ -41,6 +41,7 @@ class FakeServer:
         # Status codes to answer before anything else, and what to do in their stead.
         self.fail_next: list[tuple[int, dict, dict[str, str]]] = []
         self.streams = 0
+        self.no_streams = False
         self.ping_seconds = 0.5
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.httpd.daemon_threads = True
@@ -164,6 +165,9 @@ class FakeServer:
                 if not self.admitted():
                     return
                 _, _, _, run_id, verb = self.path.split("/")
+                if verb == "stream" and server.no_streams:
+                    self.answer(502, {})
+                    return
                 if verb == "stream":
                     with contextlib.suppress(OSError):
                         self.stream(run_id)

@@ -165,3 +165,15 @@ def test_cancel_and_close(client, server):
     client.close_run("done")
     with pytest.raises(ServerRefused, match="run_closed"):
         client.submit("id", {"p": "{}"}, [task("c")])
+
+
+def test_without_a_stream_the_tasks_are_asked_for(client, server, monkeypatch):
+    monkeypatch.setattr(client_module, "_STREAM_BACKOFF_SECONDS", (0.01,))
+    server.no_streams = True
+    client.submit("id", {"p": "{}"}, [task("a")])
+    client.start_stream()
+    with server.lock:
+        ours = next(iter(server.tasks.values()))
+    server.finish(ours, "lost", "its session died")
+    until(lambda: client.completions.get("a", 0) is not None)
+    assert client.completions.get("a", 0).state == "lost"
