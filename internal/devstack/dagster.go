@@ -14,18 +14,20 @@ import (
 	"github.com/stepfleet/stepfleet/internal/supervise"
 )
 
-// startDagster starts Dagster's own processes: the code servers while its tables are prepared, then
-// webserver and daemon, and says of every code location whether it loaded.
+// startDagster starts Dagster's own processes and says of every code location whether it loaded.
+// Nobody else may open Dagster's storage before its tables are there: each would create them, and
+// two at once fail.
 func (s *Stack) startDagster(ctx context.Context) error {
-	code, err := s.startCodeServers()
-	if err != nil {
-		return err
-	}
 	began := time.Now()
 	if err := s.prepareStorage(ctx); err != nil {
 		return err
 	}
+	close(s.prepared)
 	s.out.up("Dagster storage", "tables are current", began)
+	code, err := s.startCodeServers()
+	if err != nil {
+		return err
+	}
 	began = time.Now()
 	webserver, err := s.startWebserver()
 	if err != nil {

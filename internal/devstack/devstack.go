@@ -84,6 +84,7 @@ type Stack struct {
 	lock       *os.File
 	warden     *supervise.Warden
 	supervisor *supervise.Supervisor
+	prepared   chan struct{} // closed when Dagster's tables are there
 	stopping   chan struct{}
 	stages     stages
 	deaths     *deaths
@@ -154,7 +155,7 @@ func prepare(ctx context.Context, config Config) (_ *Stack, err error) {
 		config: config, layout: Layout{config.Dir}, id: uuid.NewString(), targets: targets,
 		out: newProgress(config.Out), log: config.Log, began: time.Now(),
 		supervisor: supervise.New(config.Log), instances: map[string]string{},
-		stopping: make(chan struct{}),
+		prepared: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	if s.lock, err = s.layout.Lock(); err != nil {
 		return nil, err

@@ -113,6 +113,11 @@ func (s *Stack) startFleet(ctx context.Context) error {
 	if err := s.await(ctx, server, "server", s.serverURL(), serviceTimeout, began); err != nil {
 		return err
 	}
+	select {
+	case <-s.prepared: // the workers' templates open Dagster's storage
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	var workers errgroup.Group
 	for i := range s.config.Workers {
 		workers.Go(func() error { return s.startWorker(ctx, i) })
