@@ -339,7 +339,8 @@ def show(result: dict[str, Any], out: Path | None) -> int:
         picture = out.with_suffix(".svg")
         picture.write_text(report.svg(measured, picture_subtitle(result["meta"])))
         print(f"\n{out}\n{picture}")
-    for sentence in (missed := report.missed(measured)):
+    missed = report.missed(measured)
+    for sentence in missed:
         print(f"MISSED {sentence}")
     return 1 if missed or any(cell.void for cell in measured) else 0
 

@@ -73,8 +73,8 @@ def missed(measured: Sequence[Cell]) -> list[str]:
         ours, theirs = walls.get((job, "stepfleet")), walls.get((job, mode))
         if ours is not None and theirs is not None and ours > bound * theirs:
             sentences.append(
-                f"{job}: stepfleet took {ours:.2f} s, {ours / theirs:.2f} of {mode}'s {theirs:.2f} s;"
-                f" at most {bound} is wanted"
+                f"{job}: stepfleet took {ours:.2f} s, {ours / theirs:.2f} of {mode}'s"
+                f" {theirs:.2f} s; at most {bound} is wanted"
             )
     return sentences
 
