@@ -72,6 +72,8 @@ type Host struct {
 	template *template     // the one that forks now; nil while there is none
 	settled  chan struct{} // closed while it is known where processes come from
 	failed   string        // why there is no template
+
+	stops sync.WaitGroup // templates that are gone and whose last children are awaited
 }
 
 // New returns a host that has no process yet.
@@ -82,6 +84,7 @@ func New(cfg Config) *Host {
 // Run keeps a template alive until ctx ends, then stops it. Its children are not stopped: they
 // end with their tasks, or are killed by those who own them.
 func (h *Host) Run(ctx context.Context) error {
+	defer h.stops.Wait()
 	if h.cfg.Mode == ModeCold {
 		h.settle(nil, "")
 		<-ctx.Done()
@@ -118,13 +121,7 @@ func (h *Host) runTemplate(ctx context.Context) (worked time.Duration, err error
 	if err != nil {
 		return 0, err
 	}
-	defer func() {
-		if ctx.Err() != nil {
-			t.stop()
-		} else {
-			go t.stop()
-		}
-	}()
+	defer h.stops.Go(t.stop)
 	loaded, err := t.waitLoaded(ctx)
 	if err != nil {
 		return 0, err
@@ -210,16 +207,31 @@ func (h *Host) Ready() []string {
 	return nil
 }
 
+// source waits until it is known where processes come from, and returns the template or why there
+// is none.
+func (h *Host) source(ctx context.Context) (t *template, failed string, err error) {
+	for {
+		h.mu.Lock()
+		settled, t, failed := h.settled, h.template, h.failed
+		h.mu.Unlock()
+		select {
+		case <-settled:
+			return t, failed, nil
+		default:
+		}
+		select {
+		case <-settled: // and read again what it was settled to
+		case <-ctx.Done():
+			return nil, "", fmt.Errorf("the template is still loading: %w", ctx.Err())
+		}
+	}
+}
+
 // Launch implements stepfleet.Host.
 func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for {
-		select {
-		case <-h.Available():
-		case <-ctx.Done():
-			return nil, fmt.Errorf("launch task %d: the template is still loading: %w", job.TaskID, ctx.Err())
-		}
 		c, err := h.idleChild(ctx)
 		if errors.Is(err, errTemplateGone) && ctx.Err() == nil {
 			continue // the next one is on its way, or it is said why not
@@ -241,9 +253,10 @@ func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gat
 }
 
 func (h *Host) idleChild(ctx context.Context) (*child, error) {
-	h.mu.Lock()
-	t, failed := h.template, h.failed
-	h.mu.Unlock()
+	t, failed, err := h.source(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if t == nil {
 		if h.cfg.Mode == ModeFork {
 			return nil, errors.New(failed)
