@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,11 +71,27 @@ func firstOf(event string, effects []effect) map[stepfleet.Key]effect {
 func (s *stack) awaitBegins(t *testing.T, timeout time.Duration, n int, runs ...string) map[stepfleet.Key]effect {
 	t.Helper()
 	var begins map[stepfleet.Key]effect
-	await(t, timeout, fmt.Sprintf("%d begins of %d runs", n, len(runs)), func() (bool, string) {
-		begins = s.begins(t, runs...)
-		return len(begins) >= n, fmt.Sprintf("%d begins", len(begins))
-	})
-	return begins
+	deadline := time.Now().Add(timeout)
+	for {
+		if begins = s.begins(t, runs...); len(begins) >= n {
+			return begins
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %s for %d begins of %d runs; there are %d. %s", timeout, n, len(runs), len(begins), s.standing(t, runs))
+		}
+		time.Sleep(pollInterval)
+	}
+}
+
+// standing says how runs stand in Dagster and in the ledger: where a step that does not begin waits.
+func (s *stack) standing(t *testing.T, runs []string) string {
+	t.Helper()
+	var text strings.Builder
+	for _, run := range runs {
+		status, err := s.dagster.status(run)
+		fmt.Fprintf(&text, "run %s: Dagster %s %v, ledger: %s. ", run, status, err, s.server.tasks(t, run))
+	}
+	return text.String()
 }
 
 // beganTwice returns the attempts, of all runs, whose code was started more than once.
