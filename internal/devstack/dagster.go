@@ -29,6 +29,13 @@ func (s *Stack) startDagster(ctx context.Context) error {
 		return err
 	}
 	began = time.Now()
+	// A daemon that finds no code server keeps that answer, and fails the first run with it.
+	for i, p := range code {
+		if err := s.awaitUser(ctx, p, "code server", s.targets[i].Name, began); err != nil {
+			return err
+		}
+	}
+	began = time.Now()
 	webserver, err := s.startWebserver()
 	if err != nil {
 		return err
@@ -36,11 +43,6 @@ func (s *Stack) startDagster(ctx context.Context) error {
 	daemon, err := s.startDaemon()
 	if err != nil {
 		return err
-	}
-	for i, p := range code {
-		if err := s.awaitUser(ctx, p, "code server", s.targets[i].Name, began); err != nil {
-			return err
-		}
 	}
 	if err := s.await(ctx, webserver, "Dagster webserver", s.dagsterURL(), dagsterTimeout, began); err != nil {
 		return err
