@@ -2,6 +2,7 @@ package localaws_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -338,8 +339,8 @@ func TestListenRefusals(t *testing.T) {
 
 // TestPythonSDK is a second client that shares no code with the first. It runs where boto3 is.
 func TestPythonSDK(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil || exec.Command(python, "-c", "import boto3").Run() != nil {
+	python := cmp.Or(os.Getenv("STEPFLEET_PYTHON"), "python3")
+	if exec.Command(python, "-c", "import boto3").Run() != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal("boto3 is missing, and this is CI")
 		}
