@@ -13,6 +13,7 @@ Anything unexpected leaves the storages as Dagster made them.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ _OUTAGE_POLL_SECONDS = 0.5
 # Catalogue checks of the run storage whose answer stays once it is yes.
 _MIGRATION_CHECKS = ("has_run_stats_index_cols", "has_backfill_id_column")
 
+
+# An id that no run has.
+_NO_RUN = "00000000-0000-0000-0000-000000000000"
 
 _patience_seconds = 0.0
 
@@ -94,22 +98,36 @@ def dispose(instance: DagsterInstance) -> None:
             engine.dispose()
 
 
-def connect(instance: DagsterInstance) -> None:
-    """Opens the pooled connection ahead of need."""
+def warm(instance: DagsterInstance) -> None:
+    """Opens the pooled connection ahead of need, and has the server's new process learn the tables:
+    its first look at each takes longer than the statement."""
     event_storage = storages(instance)[0]
     if is_postgres(event_storage):
-        with event_storage._connect():
-            pass
+        with event_storage._connect() as connection:
+            connection.exec_driver_sql(_LEARN_TABLES)
+
+
+def join_events(instance: DagsterInstance) -> Callable[[], None]:
+    """Lets events that nothing of the user's can come after wait for the next one, in this process
+    from now on. Returns what writes those that still wait."""
+    # Under this name: the event gate may stand before store_event by now.
+    writer = getattr(storages(instance)[0], _WRITER, None)
+    if writer is None:
+        return _nothing
+    writer.joins = True
+    return writer.flush
 
 
 def prime(instance: DagsterInstance) -> None:
-    """Asks the catalogue once, so that processes that inherit the instance need not."""
+    """Asks what every step asks, so that processes that inherit the instance have the answers of
+    the catalogue and the compiled statements."""
     for storage in storages(instance):
         if is_postgres(storage):
             for name in _MIGRATION_CHECKS:
                 check = getattr(storage, name, None)
                 if check is not None:
                     check()
+    instance.get_run_by_id(_NO_RUN)
 
 
 def _pool(instance: DagsterInstance, undo: list[Callable[[], None]]) -> None:
@@ -120,7 +138,9 @@ def _pool(instance: DagsterInstance, undo: list[Callable[[], None]]) -> None:
         if not engines:
             seams.check_postgres()
         if number == 0 and type(storage).__name__ == "PostgresEventLogStorage":
-            undo.append(_replace(storage, "store_event", _write_plainly(storage)))
+            writer = _Writer(storage)
+            undo.append(_replace(storage, "store_event", writer))
+            undo.append(_replace(storage, _WRITER, writer))
         url = storage.postgres_url
         if url not in engines:
             engines[url] = _engine(storage, url)
@@ -203,22 +223,72 @@ def _ping_when_stale(engine: Any) -> None:
     sqlalchemy.event.listen(engine, "connect", used)
 
 
-def _write_plainly(storage: Any) -> Callable[[Any], None]:
-    """Returns a store_event that inserts an ordinary event and does nothing else."""
-    from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+_WRITER = "stepfleet_writer"
+_COLUMNS = (
+    "run_id",
+    "event",
+    "dagster_event_type",
+    "timestamp",
+    "step_key",
+    "asset_key",
+    "partition",
+)
+# In the driver's own words: to build the statement anew costs a step process more than to run it.
+_INSERT = f"INSERT INTO event_logs ({', '.join(_COLUMNS)}) VALUES "
+_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
+# One round trip and one commit.
+_LEARN_TABLES = (
+    "INSERT INTO event_logs (run_id, event, timestamp) SELECT '', '', now() WHERE false;"
+    "SELECT * FROM runs WHERE run_id = ''"
+)
 
-    stock: Callable[[Any], None] = storage.store_event
-    special = ASSET_EVENTS | ASSET_CHECK_EVENTS
 
-    def store_event(event: Any) -> None:
-        if event.is_dagster_event and event.dagster_event_type in special:
-            stock(event)
+class _Writer:
+    """A store_event that inserts ordinary events and does nothing else."""
+
+    def __init__(self, storage: Any) -> None:
+        from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, DagsterEventType
+
+        self._storage = storage
+        self._stock: Callable[[Any], None] = storage.store_event
+        self._special = ASSET_EVENTS | ASSET_CHECK_EVENTS
+        # In a step, only Dagster's own code runs between one of these and the next event. So they
+        # may go with it: a step that is killed in between has not got to user code.
+        self._companions = {DagsterEventType.RESOURCE_INIT_SUCCESS, DagsterEventType.LOGS_CAPTURED}
+        self._waiting: list[tuple[Any, ...]] = []
+        self._lock = threading.Lock()
+        self.joins = False  # whether events may wait for the next one
+
+    def __call__(self, event: Any) -> None:
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        if kind in self._special:
+            self.flush()
+            self._stock(event)
             return
-        statement = storage.prepare_insert_event(event)
-        with storage._connect() as connection:
-            connection.execute(statement)
+        columns = self._storage._event_to_row(event)
+        row = tuple(columns[name] for name in _COLUMNS)
+        if self.joins and kind in self._companions:
+            with self._lock:
+                self._waiting.append(row)
+            return
+        self._insert([*self._taken(), row])
 
-    return store_event
+    def flush(self) -> None:
+        """Writes what waits for a next event."""
+        rows = self._taken()
+        if rows:
+            self._insert(rows)
+
+    def _taken(self) -> list[tuple[Any, ...]]:
+        with self._lock:
+            rows, self._waiting = self._waiting, []
+        return rows
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        statement = _INSERT + ", ".join([_ROW] * len(rows))
+        values = tuple(value for row in rows for value in row)
+        with self._storage._connect() as connection:
+            connection.exec_driver_sql(statement, values)
 
 
 def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:

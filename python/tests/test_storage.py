@@ -9,7 +9,7 @@ import sqlalchemy
 from dagster import DagsterEventType, DagsterInstance
 from dagster._core.instance import InstanceRef
 
-from dagster_stepfleet import storage
+from dagster_stepfleet import gate, storage
 from tests.payloads import create_run, step
 from tests.test_events import store
 
@@ -108,3 +108,40 @@ def test_connect_gives_up_after_a_long_outage(monkeypatch):
     storage._connect_patiently(away)
     with pytest.raises(sqlalchemy.exc.OperationalError):
         away.connect()
+
+
+class Granting:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask(self, frame) -> None:
+        self.asked.append(frame["event"])
+
+
+def _types(instance, run) -> list[str]:
+    records = instance.get_records_for_run(run.run_id, of_type=set(DagsterEventType)).records
+    return [r.event_log_entry.dagster_event.event_type_value for r in records]
+
+
+def test_events_before_any_user_code_go_with_the_next(postgres):
+    storage.pool(postgres)
+    run = create_run(postgres, "chain")
+    before = _types(postgres, run)
+    store(postgres, run, DagsterEventType.LOGS_CAPTURED, "one")
+    assert _types(postgres, run) == [*before, "LOGS_CAPTURED"], "not unless it is asked for"
+    parent = Granting()
+    gate.guard(postgres.event_log_storage, parent)
+    flush = storage.join_events(postgres)
+    store(postgres, run, DagsterEventType.RESOURCE_INIT_SUCCESS, "one")
+    store(postgres, run, DagsterEventType.LOGS_CAPTURED, "one")
+    assert _types(postgres, run) == [*before, "LOGS_CAPTURED"]
+    store(postgres, run, DagsterEventType.STEP_START, "one")
+    joined = [*before, "LOGS_CAPTURED", "RESOURCE_INIT_SUCCESS", "LOGS_CAPTURED", "STEP_START"]
+    assert _types(postgres, run) == joined
+    store(postgres, run, DagsterEventType.LOGS_CAPTURED, "one")
+    assert _types(postgres, run) == joined
+    flush()
+    flush()
+    store(postgres, run, DagsterEventType.RESOURCE_INIT_FAILURE, "one")
+    assert parent.asked == ["RESOURCE_INIT_FAILURE"]
+    assert _types(postgres, run) == [*joined, "LOGS_CAPTURED", "RESOURCE_INIT_FAILURE"]
