@@ -10,19 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dagster import EventLogRecord
 from dagster._core.event_api import EventLogCursor
 from dagster._core.events import DagsterEventType
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+from dagster._serdes import deserialize_value
 
 from dagster_stepfleet import seams
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance, EventLogRecord
+    from dagster import DagsterInstance
 
 # How far behind its place a read looks for latecomers, in ids. Ids are shared by all runs; this is
 # a second or two of a busy installation. Completions that stay unexplained cause a full read.
 WINDOW_IDS = 2000
 _PAGE_EVENTS = 1000
+
+# Of events below our place only the ids: we have seen nearly all of them.
+_NEW_AND_LATE = (
+    "SELECT id, CASE WHEN id > :place THEN event END FROM event_logs "
+    "WHERE run_id = :run_id AND id > :after AND dagster_event_type IS NOT NULL ORDER BY id"
+)
 
 ENDING_TYPES = frozenset(
     {
@@ -45,10 +54,30 @@ class EventReader:
 
     def read(self, after: int = 0) -> list[EventLogRecord]:
         """Returns the unseen events with ids above `after`, in order, to the end of the log."""
-        ids = self._ids(after)
-        if ids is None:
+        storage = self._sql_storage()
+        if storage is None or not self.highest:
             return [r for r in self._pages(after) if r.storage_id not in self.seen]
-        return self._fetch(ids - self.seen)
+        found, late = self._new_and_late(storage, after)
+        return [*self._fetch(late), *found]
+
+    def _new_and_late(self, storage: Any, after: int) -> tuple[list[EventLogRecord], set[int]]:
+        """Returns the events above our place, and the ids below it that became visible late, by
+        one statement: the wait for an event is on every step's path."""
+        from sqlalchemy import text
+
+        values = {"run_id": self._run_id, "after": after, "place": self.highest}
+        found: list[EventLogRecord] = []
+        late: set[int] = set()
+        with storage.run_connection(self._run_id) as connection:
+            for number, event in connection.execute(text(_NEW_AND_LATE), values):
+                if number in self.seen:
+                    continue
+                if event is None:
+                    late.add(number)
+                else:
+                    entry = deserialize_value(event, EventLogEntry)
+                    found.append(EventLogRecord(storage_id=number, event_log_entry=entry))
+        return found, late
 
     def read_steps(self, step_keys: Iterable[str]) -> list[EventLogRecord]:
         """Returns the unseen events of the steps, wherever they are in the log."""
@@ -103,6 +132,10 @@ class EventReader:
                 return
             cursor = page.cursor
 
+    def _sql_storage(self) -> Any:
+        storage = seams.inner_storage(self._instance.event_log_storage, "event_log_storage")
+        return storage if isinstance(storage, SqlEventLogStorage) else None
+
     def _ids(
         self,
         after: int,
@@ -111,8 +144,8 @@ class EventReader:
         types: frozenset[DagsterEventType] | None = None,
     ) -> set[int] | None:
         """Returns the ids of the run's events, or None where the storage is not SQL."""
-        storage: Any = seams.inner_storage(self._instance.event_log_storage, "event_log_storage")
-        if not isinstance(storage, SqlEventLogStorage):
+        storage = self._sql_storage()
+        if storage is None:
             return None
         import sqlalchemy
 
