@@ -15,6 +15,7 @@ from typing import Any
 
 from dagster._core.code_pointer import CodePointer, FileCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.execution.api import create_execution_plan
 from dagster._core.workspace.autodiscovery import (
     loadable_targets_from_python_file,
     loadable_targets_from_python_module,
@@ -85,6 +86,10 @@ def _load(module: str | None, file: str | None, attribute: str | None, directory
         for job in repository.get_all_jobs()[:MAX_PRIMED_JOBS]:
             with contextlib.suppress(Exception):  # the step that needs it will say what is wrong
                 _ = job.run_config_schema
+                if job.config_mapping is None:
+                    create_execution_plan(
+                        ReconstructableRepository(pointer).get_reconstructable_job(job.name)
+                    )
 
 
 def _pointers(
