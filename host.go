@@ -37,6 +37,9 @@ type Process interface {
 	Terminate()
 	// Kill ends the process and everything in its process group.
 	Kill()
+	// Reported is closed when the process has told its result, which is its last word: nothing
+	// that it does from then on matters, and it may be killed. Exit holds the result from then on.
+	Reported() <-chan struct{}
 	// Done is closed when the process and its group are gone; Exit is valid from then on.
 	Done() <-chan struct{}
 	Exit() Exit

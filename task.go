@@ -147,7 +147,25 @@ type Result struct {
 	Worker           string  `json:"worker"`
 	// ExitCode is the step process's exit status, or minus the signal that ended it.
 	ExitCode int `json:"exit_code"`
+	// Phases says when the attempt came to each of its phases, in Unix seconds of its worker's
+	// clock. The ledger's own times, in View, are the database's.
+	Phases map[Phase]float64 `json:"phases,omitempty"`
 }
+
+// Phase is a point in an attempt's life on its worker.
+type Phase string
+
+// The phases, in their order. Those that an attempt did not come to are absent.
+const (
+	PhaseClaimed  Phase = "claimed"   // the claim's answer came
+	PhaseProcess  Phase = "process"   // an idle process has the task
+	PhasePrepared Phase = "prepared"  // the process has all it needs
+	PhaseStarted  Phase = "started"   // and its start is recorded
+	PhasePlan     Phase = "plan"      // Dagster's plan of the step is made
+	PhaseUserCode Phase = "user_code" // STEP_START is written
+	PhaseOutputs  Phase = "outputs"   // the first output is there
+	PhaseEnded    Phase = "ended"     // the process has told its result
+)
 
 // Failure says why an attempt did not succeed. Code is stable and has a page in docs; Message is
 // for people.

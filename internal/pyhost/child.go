@@ -21,6 +21,7 @@ type child struct {
 	conn  *net.UnixConn
 	log   *slog.Logger
 	ready chan struct{} // closed when it waits for a task
+	told  chan struct{} // closed when it has told its result
 	done  chan struct{} // closed when it has exited and its frames are read
 
 	life    context.Context // ends when it has exited
@@ -36,7 +37,7 @@ type child struct {
 }
 
 func newChild(conn *net.UnixConn, log *slog.Logger) *child {
-	c := &child{conn: conn, log: log, ready: make(chan struct{}), done: make(chan struct{})}
+	c := &child{conn: conn, log: log, ready: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{})}
 	c.life, c.endLife = context.WithCancel(context.Background())
 	go c.read()
 	return c
@@ -108,12 +109,21 @@ func (c *child) take(f frame) error {
 	case "phase":
 		c.log.Debug("phase", "name", f.Name)
 	case "result":
-		c.mu.Lock()
-		c.result = f.Result
-		c.mu.Unlock()
+		return c.report(f.Result)
 	default:
 		return errors.New("unknown op")
 	}
+	return nil
+}
+
+func (c *child) report(r *stepfleet.Result) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.result != nil || r == nil {
+		return errors.New("one result is expected of it")
+	}
+	c.result = r
+	close(c.told)
 	return nil
 }
 
@@ -198,6 +208,9 @@ func (c *child) Kill() {
 	c.killed = true
 	c.killGroup()
 }
+
+// Reported implements stepfleet.Process.
+func (c *child) Reported() <-chan struct{} { return c.told }
 
 // Done implements stepfleet.Process.
 func (c *child) Done() <-chan struct{} { return c.done }

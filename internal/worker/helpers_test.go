@@ -225,7 +225,7 @@ func (h *scriptedHost) Launch(_ context.Context, job stepfleet.Job, gate stepfle
 	if h.fail != nil {
 		return nil, h.fail
 	}
-	p := &scriptedProcess{job: job, gate: gate, done: make(chan struct{}), signals: make(chan string, 10)}
+	p := &scriptedProcess{job: job, gate: gate, told: make(chan struct{}), done: make(chan struct{}), signals: make(chan string, 10)}
 	h.began <- p
 	return p, nil
 }
@@ -236,16 +236,30 @@ func (h *scriptedHost) setFail(err error) { h.mu.Lock(); defer h.mu.Unlock(); h.
 type scriptedProcess struct {
 	job     stepfleet.Job
 	gate    stepfleet.Gate
+	told    chan struct{}
 	done    chan struct{}
 	signals chan string
 
 	mu   sync.Mutex
 	over bool
+	slow bool // it does not die at once when it is killed
 	exit stepfleet.Exit
 }
 
 func (p *scriptedProcess) Terminate() { p.signals <- "terminate" }
-func (p *scriptedProcess) Kill()      { p.end(stepfleet.Exit{Status: -9}) }
+
+func (p *scriptedProcess) Kill() {
+	p.mu.Lock()
+	slow := p.slow
+	p.mu.Unlock()
+	if slow {
+		p.signals <- "kill"
+		return
+	}
+	p.end(stepfleet.Exit{Status: -9})
+}
+
+func (p *scriptedProcess) Reported() <-chan struct{} { return p.told }
 
 func (p *scriptedProcess) Done() <-chan struct{} { return p.done }
 
@@ -261,10 +275,18 @@ func (p *scriptedProcess) end(exit stepfleet.Exit) {
 	close(p.done)
 }
 
-func (p *scriptedProcess) succeed() {
-	p.end(stepfleet.Exit{Result: &stepfleet.Result{
-		V: stepfleet.TaskVersion, Success: true, Outcome: stepfleet.StateSucceeded, Event: "STEP_SUCCESS",
-	}})
+var success = stepfleet.Exit{Result: &stepfleet.Result{
+	V: stepfleet.TaskVersion, Success: true, Outcome: stepfleet.StateSucceeded, Event: "STEP_SUCCESS",
+}}
+
+func (p *scriptedProcess) succeed() { p.end(success) }
+
+// report tells the result and lingers.
+func (p *scriptedProcess) report() {
+	p.mu.Lock()
+	p.slow, p.exit = true, success
+	p.mu.Unlock()
+	close(p.told)
 }
 
 // noteBook keeps what a worker told its servers.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ type task struct {
 	owner sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
 
 	mu        sync.Mutex
+	phases    map[stepfleet.Phase]float64
 	proc      stepfleet.Process
 	killed    bool  // the process must not live
 	revoked   error // why the process is refused everything from now on
@@ -33,7 +35,7 @@ type task struct {
 }
 
 func newTask(l *life, job stepfleet.Job) *task {
-	return &task{l: l, job: job, log: l.log.With(
+	return &task{l: l, job: job, phases: map[stepfleet.Phase]float64{stepfleet.PhaseClaimed: unixSeconds(time.Now())}, log: l.log.With(
 		"task_id", job.TaskID, "run_id", job.RunID, "step_key", job.StepKey, "attempt", job.Attempt, "fence", job.Fence)}
 }
 
@@ -51,14 +53,23 @@ func (t *task) run(ctx context.Context) {
 		return
 	}
 	t.adopt(proc)
-	<-proc.Done()
+	select {
+	case <-proc.Reported():
+		// What it has started and left behind must not outlive the attempt, and its own end takes
+		// longer than the settlement: whoever waits for the outcome need not wait for both.
+		proc.Kill()
+	case <-proc.Done():
+	}
 	t.settle(proc.Exit())
+	t.l.remove(t) // the ledger no longer lists it
+	<-proc.Done() // its slot is free when its memory is
 }
 
 func (t *task) adopt(proc stepfleet.Process) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.proc = proc
+	t.phases[stepfleet.PhaseProcess] = unixSeconds(time.Now())
 	if t.killed {
 		proc.Kill()
 	}
@@ -276,6 +287,11 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 		r.Outcome = stepfleet.StateFailed
 	}
 	r.V, r.Worker, r.ExitCode = stepfleet.TaskVersion, t.l.w.cfg.Spec.Worker, exit.Status
+	if exit.Result != nil {
+		r.ExitCode = 0 // its last word; it is killed then
+	}
+	maps.Copy(t.phases, r.Phases)
+	r.Phases = t.phases
 	if r.Outputs == nil {
 		r.Outputs = []string{}
 	}
@@ -302,6 +318,8 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 	}
 	return r
 }
+
+func unixSeconds(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
 
 func describeExit(status int) string {
 	if status < 0 {

@@ -41,6 +41,36 @@ func TestAStepGoesFromBellToSettled(t *testing.T) {
 	})
 }
 
+// A process's own end takes longer than what the next step waits for.
+func TestAStepIsSettledWhenItsResultIsTold(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		b.submit(true, "a", "b", "c")
+		p := b.next()
+		b.next().succeed()
+		if err := p.gate.Start(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		p.report()
+		b.expect("a", stepfleet.StateSucceeded)
+		if got := <-p.signals; got != "kill" {
+			t.Errorf("got %s: what the step left behind outlives it", got)
+		}
+		if got := b.view("a").Result; got == nil || got.ExitCode != 0 {
+			t.Errorf("result %+v", got)
+		}
+		b.next() // c, in b's slot
+		b.submit(true, "d")
+		time.Sleep(time.Minute)
+		b.expect("d", stepfleet.StateQueued)
+		p.end(stepfleet.Exit{Result: success.Result, Status: -9})
+		if got := b.next(); got.job.StepKey != "d" {
+			t.Errorf("launched %s", got.job.StepKey)
+		}
+		stop()
+	})
+}
+
 func TestClaimsNoMoreThanFreeSlots(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
