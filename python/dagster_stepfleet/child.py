@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
 from dagster._cli.utils import get_instance_for_cli
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._grpc.types import ExecuteStepArgs
@@ -39,6 +39,8 @@ class Warm:
 
     instances: dict[str, DagsterInstance] = field(default_factory=dict[str, DagsterInstance])
     teach: Teach | None = None
+    # Tells the template what memory this process has copied since it was idle.
+    tell_pages: Callable[[], None] | None = None
 
 
 @dataclass
@@ -49,12 +51,22 @@ class Outcome:
     outputs: list[str] = field(default_factory=list[str])
     code: str = ""
     message: str = ""
+    # When the attempt came to its phases (Phase in task.go), in Unix seconds.
+    phases: dict[str, float] = field(default_factory=dict[str, float])
+
+    def reach(self, phase: str) -> None:
+        self.phases.setdefault(phase, round(time.time(), 6))
 
     def note(self, event: DagsterEvent) -> None:
         kind = event.event_type
+        if kind != DagsterEventType.STEP_WORKER_STARTED:
+            self.reach("plan")
+        if kind == DagsterEventType.STEP_START:
+            self.reach("user_code")
         if kind in ENDING_TYPES:
             self.event = event.event_type_value
         if kind == DagsterEventType.STEP_OUTPUT:
+            self.reach("outputs")
             handle = event.step_output_data.step_output_handle
             name = handle.output_name
             self.outputs.append(f"{name}[{handle.mapping_key}]" if handle.mapping_key else name)
@@ -79,6 +91,7 @@ class Outcome:
             self.message = "".join(traceback.format_exception_only(err)).strip()
 
     def result(self, execution_seconds: float) -> dict[str, Any]:
+        self.reach("ended")
         success = self.event == DagsterEventType.STEP_SUCCESS.value
         result: dict[str, Any] = {
             "v": PROTOCOL_VERSION,
@@ -89,6 +102,7 @@ class Outcome:
             "execution_seconds": round(execution_seconds, 6),
             "worker": os.environ.get("STEPFLEET_WORKER", ""),
             "exit_code": 0,
+            "phases": self.phases,
         }
         if not success:
             message = self.message or "the step wrote no ending event"
@@ -107,7 +121,11 @@ def serve(parent: Parent, warm: Warm) -> NoReturn:
         os._exit(0)
     status = 0
     try:
-        parent.send({"op": "result", "result": run(parent, frame, warm)})
+        result = run(parent, frame, warm)
+        if warm.tell_pages is not None:
+            warm.tell_pages()
+        logs.flush()  # the result is the last word: the parent kills who has told it
+        parent.send({"op": "result", "result": result})
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -118,7 +136,6 @@ def serve(parent: Parent, warm: Warm) -> NoReturn:
 
 def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
     """Runs the task of a run frame and returns its result."""
-    task = frame["task"]
     os.environ.update(frame.get("env") or {})
     _arm_signals()
     outcome = Outcome()
@@ -126,22 +143,21 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
     with ExitStack() as stack:
         try:
             stack.enter_context(capture_interrupts())
-            args = _with_step(deserialize_value(frame["payload"], ExecuteStepArgs), task)
-            instance = _instance(args, warm, stack)
-            gate.guard(instance.event_log_storage, parent)
-            logs.install(instance)
-            dagster_run = instance.get_run_by_id(args.run_id)
-            if dagster_run is None:
-                raise LookupError(f"Dagster's storage has no run {args.run_id}")
+            # The start is recorded meanwhile: nothing of the user's runs before both are done.
+            with parent.asking({"op": "start"}):
+                args, instance, dagster_run = _prepare(parent, frame, warm, stack)
+                outcome.reach("prepared")
         except Exception as err:
             outcome.code = "prepare"
             outcome.message = f"before the step began: {type(err).__name__}: {err}"
             return outcome.result(0.0)
-        parent.ask({"op": "start"})
+        outcome.reach("started")
         started = time.monotonic()
         try:
+            flush = storage.join_events(instance)
             for event in seams.step_body()(args, instance, dagster_run):
                 outcome.note(event)
+            flush()
         except BaseException as err:  # Dagster's interrupt is no Exception
             traceback.print_exc()
             outcome.note_exception(err)
@@ -149,6 +165,19 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
             # Nothing is put back: the process ends here, and closing costs time.
             stack.pop_all()
     return outcome.result(time.monotonic() - started)
+
+
+def _prepare(
+    parent: Parent, frame: dict[str, Any], warm: Warm, stack: ExitStack
+) -> tuple[ExecuteStepArgs, DagsterInstance, DagsterRun]:
+    args = _with_step(deserialize_value(frame["payload"], ExecuteStepArgs), frame["task"])
+    instance = _instance(args, warm, stack)
+    gate.guard(instance.event_log_storage, parent)
+    logs.install(instance)
+    dagster_run = instance.get_run_by_id(args.run_id)
+    if dagster_run is None:
+        raise LookupError(f"Dagster's storage has no run {args.run_id}")
+    return args, instance, dagster_run
 
 
 def _with_step(args: ExecuteStepArgs, task: dict[str, Any]) -> ExecuteStepArgs:

@@ -7,9 +7,10 @@ writes nothing more: an exception would be caught by Dagster, or by user code, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NoReturn
 
 from dagster_stepfleet.frames import Frame, FrameError, FrameSocket
@@ -52,20 +53,43 @@ class Parent:
 
     def ask(self, frame: Frame) -> None:
         """Returns when the parent has granted it; otherwise the process ends."""
+        self._may_ask()
+        with self._lock:
+            self._question(frame)
+            self._answer()
+
+    @contextlib.contextmanager
+    def asking(self, frame: Frame) -> Generator[None, None, None]:
+        """Asks, and has the answer at the end of the block, which ends the process if it is no."""
+        self._may_ask()
+        with self._lock:
+            self._question(frame)
+            try:
+                yield
+            finally:
+                self._answer()
+
+    def _may_ask(self) -> None:
         if os.getpid() != self._pid:
             # Frames of two processes on one socket would mix. os._exit would only end this one.
             raise RuntimeError(
                 "Only the step's own process may report outputs and results to Dagster; "
                 "this is a process that the step has forked."
             )
-        with self._lock:
-            try:
-                self._frames.send(frame)
-                answer = self._frames.receive()
-            except (OSError, FrameError):
-                _leave()
-            if answer is None or answer.get("op") != "granted":
-                _leave()
+
+    def _question(self, frame: Frame) -> None:
+        try:
+            self._frames.send(frame)
+        except OSError:
+            _leave()
+
+    def _answer(self) -> None:
+        try:
+            answer = self._frames.receive()
+        except (OSError, FrameError):
+            _leave()
+        if answer is None or answer.get("op") != "granted":
+            _leave()
 
 
 def _leave() -> NoReturn:

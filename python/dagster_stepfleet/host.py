@@ -23,7 +23,7 @@ import traceback
 import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dagster_stepfleet import process
+from dagster_stepfleet import pages, process
 from dagster_stepfleet.frames import Frame, FrameError, FrameSocket
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _PIPE_BUF = 4096
 _MAX_INSTANCES = 4
 # After an instance could not be built (its database is down) the template leaves it alone.
 _INSTANCE_RETRY_SECONDS = 60.0
+# Steps that tell which pages they have copied; what all of them have is copied ahead of need.
+_PAGE_LESSONS = 2
 
 
 def main(argv: list[str]) -> None:
@@ -86,6 +88,10 @@ class Template:
         self._instances: dict[str, DagsterInstance] = {}
         self._instance_failed_at: dict[str, float] = {}
         self._wanted: list[str] = []
+        self._lessons: list[set[int]] = []  # pages that steps have copied
+        self._lesson_read = -1  # the end of the pipe of the child that will tell of its pages
+        self._lesson = b""
+        self._hot: list[tuple[int, int]] = []
         self._wake_read, self._wake_write = _pipe()
         self._teach_read, self._teach_write = _pipe()
 
@@ -160,12 +166,17 @@ class Template:
     def _turn(self) -> None:
         """Waits for the parent, a child's death or a child's lesson, and acts on it."""
         control = self._control.sock.fileno()
-        readable, _, _ = select.select([control, self._wake_read, self._teach_read], [], [])
+        watched = [control, self._wake_read, self._teach_read]
+        if self._lesson_read >= 0:
+            watched.append(self._lesson_read)
+        readable, _, _ = select.select(watched, [], [])
         if self._wake_read in readable:
             _drain(self._wake_read)
             self._reap()
         if self._teach_read in readable:
             self._take_lessons()
+        if self._lesson_read in readable:
+            self._take_pages()
         if control in readable:
             self._read_control()
         elif self._wanted:
@@ -218,10 +229,11 @@ class Template:
         sys.stdout.flush()
         sys.stderr.flush()
         template = os.getpid()
+        telling = self._ask_for_pages()
         pid = os.fork()
         if pid == 0:
             try:
-                self._become_child(template, fd)
+                self._become_child(template, fd, telling)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -230,10 +242,12 @@ class Template:
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         os.close(fd)
+        if telling >= 0:
+            os.close(telling)
         self._children[pid] = number
         self._send({"op": "forked", "child": number, "pid": pid})
 
-    def _become_child(self, template: int, fd: int) -> NoReturn:
+    def _become_child(self, template: int, fd: int, telling: int) -> NoReturn:
         process.lead_group()
         process.die_with_parent(template)
         signal.set_wakeup_fd(-1)
@@ -246,8 +260,10 @@ class Template:
             self._wake_read,
             self._wake_write,
             self._teach_read,
+            self._lesson_read,
         ):
-            os.close(other)
+            if other >= 0:
+                os.close(other)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
@@ -257,9 +273,41 @@ class Template:
         child.reseed()
         for instance in self._instances.values():
             with contextlib.suppress(Exception):  # the task will meet it, and say so
-                storage.connect(instance)
+                storage.warm(instance)
         warm = child.Warm(dict(self._instances), self._teach)
+        if telling < 0:
+            pages.populate(self._hot)
+        else:
+            shared = pages.shared()
+            warm.tell_pages = lambda: _tell_pages(telling, shared)
         child.serve(gate.Parent(FrameSocket(socket.socket(fileno=fd))), warm)
+
+    # Pages: the first children tell which ones their steps have copied, those to come begin with
+    # them. One tells at a time, on a pipe of its own, which ends with it.
+
+    def _ask_for_pages(self) -> int:
+        """Returns the pipe to tell on, -1 when there is nothing to ask."""
+        if self._lesson_read >= 0 or len(self._lessons) >= _PAGE_LESSONS:
+            return -1
+        self._lesson_read, telling = os.pipe()
+        os.set_blocking(self._lesson_read, False)
+        return telling
+
+    def _take_pages(self) -> None:
+        """Reads what there is. At its end the lesson counts, if it is whole."""
+        try:
+            chunk = os.read(self._lesson_read, 1 << 20)
+        except BlockingIOError:
+            return
+        self._lesson += chunk
+        if chunk:
+            return
+        told = pages.unpack(self._lesson)
+        os.close(self._lesson_read)
+        self._lesson_read, self._lesson = -1, b""
+        if told:
+            self._lessons.append(told)
+            self._hot = pages.ranges(set.intersection(*self._lessons))
 
     # Instances: a child that met a new one tells, the template builds it for those to come.
 
@@ -347,6 +395,11 @@ class Template:
         for pid in self._children:
             process.kill_group(pid)
         os._exit(1)
+
+
+def _tell_pages(telling: int, shared: set[int]) -> None:
+    with contextlib.suppress(OSError), os.fdopen(telling, "wb") as pipe:
+        pipe.write(pages.pack(shared - pages.shared()))
 
 
 def _note_signal(number: int, frame: object) -> None:

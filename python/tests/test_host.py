@@ -80,7 +80,7 @@ def test_run_that_is_unknown(instance, child):
     task, payload = step(instance, run, "one")
     instance.delete_run(run.run_id)
     result = child.run(task, payload)
-    assert result["error"]["code"] == "prepare" and child.asked == []
+    assert result["error"]["code"] == "prepare" and child.asked == ["start"]
 
 
 def test_logs_are_captured(instance, child):
