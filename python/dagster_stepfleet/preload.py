@@ -27,6 +27,8 @@ from dagster_stepfleet import seams
 # Building a job's config schema and plan is what the first step of each would pay for. Beyond
 # this many jobs the template would take too long to start.
 MAX_PRIMED_JOBS = 200
+# A job's first plan takes up to 100 ms, large ones more.
+MAX_PLAN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,14 @@ def _load(module: str | None, file: str | None, attribute: str | None, directory
     if file is not None:
         _remember_files()
     for pointer in _pointers(module, file, attribute, directory):
-        repository = ReconstructableRepository(pointer).get_definition()
-        for job in repository.get_all_jobs()[:MAX_PRIMED_JOBS]:
+        repository = ReconstructableRepository(pointer)
+        plans_until = time.monotonic() + MAX_PLAN_SECONDS
+        for job in repository.get_definition().get_all_jobs()[:MAX_PRIMED_JOBS]:
             with contextlib.suppress(Exception):  # the step that needs it will say what is wrong
                 _ = job.run_config_schema
-                if job.config_mapping is None:
-                    create_execution_plan(
-                        ReconstructableRepository(pointer).get_reconstructable_job(job.name)
-                    )
+                # A config mapping is the user's function; without one a plan is Dagster's work.
+                if job.config_mapping is None and time.monotonic() < plans_until:
+                    create_execution_plan(repository.get_reconstructable_job(job.name))
 
 
 def _pointers(
