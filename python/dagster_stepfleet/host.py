@@ -296,11 +296,9 @@ class Template:
     def _take_pages(self) -> None:
         """Reads what there is. At its end the lesson counts, if it is whole."""
         try:
-            chunk = os.read(self._lesson_read, 1 << 20)
+            while chunk := os.read(self._lesson_read, 1 << 16):
+                self._lesson += chunk
         except BlockingIOError:
-            return
-        self._lesson += chunk
-        if chunk:
             return
         told = pages.unpack(self._lesson)
         os.close(self._lesson_read)

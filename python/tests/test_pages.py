@@ -7,8 +7,8 @@ import os
 import sys
 
 import pytest
-from dagster_stepfleet import pages
 
+from dagster_stepfleet import pages
 from tests.payloads import create_run, step
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -71,7 +71,9 @@ def test_populated_pages_are_the_forks_own_and_as_they_were(memory):
 
     def question() -> bytes:
         pages.populate(pages.ranges([first + 1, first + 2, first + 5]))
-        return bytes([*sorted(n - first for n in mine & pages.shared()), area[PAGE], area[5 * PAGE]])
+        return bytes(
+            [*sorted(n - first for n in mine & pages.shared()), area[PAGE], area[5 * PAGE]]
+        )
 
     assert in_fork(question) == bytes([0, 3, 4, 6, 7, 1, 1])
 
