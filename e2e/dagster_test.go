@@ -58,22 +58,43 @@ func (d *dagster) ask(query string, variables map[string]any, into any) error {
 	return json.Unmarshal(answer.Data, into)
 }
 
-// config is a run's config: of the executor, and of each op by its name in the job.
+// version returns Dagster's own, major and minor.
+func (d *dagster) version(t *testing.T) (major, minor int) {
+	t.Helper()
+	var data struct{ Version string }
+	if err := d.ask(`query { version }`, nil, &data); err != nil {
+		t.Fatalf("Dagster's version: %v", err)
+	}
+	if _, err := fmt.Sscanf(data.Version, "%d.%d.", &major, &minor); err != nil {
+		t.Fatalf("Dagster's version is %q: %v", data.Version, err)
+	}
+	return major, minor
+}
+
+// config is a run's config: of the executor, and of each op and resource by its name in the job.
 type config struct {
-	executor map[string]any
-	ops      map[string]any // op name -> its config
+	executor  map[string]any
+	ops       map[string]any // op name -> its config
+	resources map[string]any // resource name -> its config
 }
 
 func (c config) json() map[string]any {
-	ops := map[string]any{}
-	for name, behaviour := range c.ops {
-		ops[name] = map[string]any{"config": behaviour}
+	configured := func(parts map[string]any) map[string]any {
+		all := map[string]any{}
+		for name, part := range parts {
+			all[name] = map[string]any{"config": part}
+		}
+		return all
 	}
 	executor := c.executor
 	if executor == nil {
 		executor = map[string]any{}
 	}
-	return map[string]any{"ops": ops, "execution": map[string]any{"config": executor}}
+	whole := map[string]any{"ops": configured(c.ops), "execution": map[string]any{"config": executor}}
+	if c.resources != nil {
+		whole["resources"] = configured(c.resources)
+	}
+	return whole
 }
 
 // behaviour is an op's config; see Behaviour in e2e_defs.py.

@@ -9,17 +9,22 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 from dagster import (
     Config,
+    ConfigurableResource,
     Definitions,
     DynamicOut,
     DynamicOutput,
     In,
+    InitResourceContext,
     JobDefinition,
     Nothing,
     OpDefinition,
     OpExecutionContext,
+    Out,
+    Output,
     RetryPolicy,
     job,
     op,
@@ -104,6 +109,59 @@ def split(context: OpExecutionContext, config: Pieces) -> list[DynamicOutput[int
         return [DynamicOutput(i, mapping_key=str(i)) for i in range(config.count)]
 
 
+class Flaky(ConfigurableResource):
+    """Cannot be set up the first times; the file has a byte for each try."""
+
+    tries: str
+    failures: int
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        with open(self.tries, "ab") as file:
+            file.write(b".")
+        if os.path.getsize(self.tries) <= self.failures:
+            raise RuntimeError("the resource fails on purpose")
+
+
+@op
+def guarded(context: OpExecutionContext, config: Behaviour, flaky: Flaky) -> None:
+    behave(context, config)
+
+
+@op(retry_policy=RetryPolicy(max_retries=1))
+def guarded_retried(context: OpExecutionContext, config: Behaviour, flaky: Flaky) -> None:
+    behave(context, config)
+
+
+@op(out={"left": Out(int, is_required=False), "right": Out(int, is_required=False)})
+def choose(context: OpExecutionContext) -> Iterator[Output[int]]:
+    with effect(context):
+        yield Output(0, "left")
+
+
+@job
+def branches() -> None:
+    """choose gives left and not right."""
+    left, right = choose()
+    step.alias("left")(left)
+    step.alias("right")(right)
+
+
+@job
+def mapped() -> None:
+    """split decides how many steps come next, and collect waits for all of them."""
+    collect(split().map(step).collect())
+
+
+@job(resource_defs={"flaky": Flaky.configure_at_launch()})
+def one_guarded() -> None:
+    guarded()
+
+
+@job(resource_defs={"flaky": Flaky.configure_at_launch()})
+def one_guarded_retried() -> None:
+    guarded_retried()
+
+
 @job
 def chain() -> None:
     """begin, step_1, step_2, step_3 in a line."""
@@ -148,6 +206,10 @@ defs = Definitions(
         fan,
         dynamic,
         eight_then_after,
+        branches,
+        mapped,
+        one_guarded,
+        one_guarded_retried,
         parallel("one", work, 1),
         parallel("one_retried", retried, 1),
         parallel("six", work, 6),

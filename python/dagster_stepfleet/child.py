@@ -12,14 +12,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
-from dagster._cli.utils import get_instance_for_cli
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import deserialize_value, serialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stepfleet import gate, logs, seams, storage
+from dagster_stepfleet import gate, logs, storage
 from dagster_stepfleet.events import ENDING_TYPES
 from dagster_stepfleet.gate import Parent
 
@@ -203,7 +205,7 @@ def _instance(args: ExecuteStepArgs, warm: Warm, stack: ExitStack) -> DagsterIns
         return instance
     if warm.teach is not None and ref:
         warm.teach(ref)
-    instance = stack.enter_context(get_instance_for_cli(instance_ref=args.instance_ref))
+    instance = stack.enter_context(seams.instance_for_cli(args.instance_ref))
     storage.pool(instance)
     return instance
 

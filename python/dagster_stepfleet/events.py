@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster import EventLogRecord
 from dagster._core.event_api import EventLogCursor
 from dagster._core.events import DagsterEventType
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
 from dagster._serdes import deserialize_value
-
-from dagster_stepfleet import seams
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance

@@ -16,6 +16,9 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 import sqlalchemy.exc
 from dagster import (
     DagsterEvent,
@@ -49,7 +52,7 @@ from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
 from dagster._utils.interrupts import check_captured_interrupt
 
-from dagster_stepfleet import seams, storage, tags
+from dagster_stepfleet import storage, tags
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,

@@ -13,6 +13,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster._core.code_pointer import CodePointer, FileCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import create_execution_plan
@@ -21,8 +24,6 @@ from dagster._core.workspace.autodiscovery import (
     loadable_targets_from_python_module,
 )
 from dagster._utils.error import serializable_error_info_from_exc_info
-
-from dagster_stepfleet import seams
 
 # Building a job's config schema and plan is what the first step of each would pay for. Beyond
 # this many jobs the template would take too long to start.

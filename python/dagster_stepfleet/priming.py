@@ -11,6 +11,9 @@ import os
 import tempfile
 from collections.abc import Generator
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster import Config, DagsterInstance, In, OpExecutionContext, Out, job, op, reconstructable
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.state import KnownExecutionState
@@ -18,7 +21,7 @@ from dagster._core.execution.retries import RetryMode
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import deserialize_value, serialize_value
 
-from dagster_stepfleet import logs, seams
+from dagster_stepfleet import logs
 
 
 class _PrimeConfig(Config):

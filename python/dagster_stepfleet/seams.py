@@ -2,22 +2,75 @@
 
 Dagster does not promise these. Each is checked by `inspect` when the module that needs it is
 imported: an unsupported version fails there, with the name of the seam, and not in a run.
+
+Three kinds. NAMES are imported from private modules; this module looks for all of them when it is
+imported, so a module that imports some imports this one first. SHAPES are the parameters and
+attributes that we rely on without changing how Dagster uses them. The `check_` functions hold
+what we put in Dagster's way, where a drift would be felt in a run.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from dagster._core.executor.base import Executor
-from dagster._core.executor.step_delegating.step_delegating_executor import (
-    StepDelegatingExecutor,
-)
-from dagster._core.executor.step_delegating.step_handler.base import StepHandler
-
 SUPPORTED = "dagster >= 1.11.10, tested up to 1.13"
+
+# Module -> what is imported from it. `dagster._cli` is slow to import, and only step processes need
+# it: what we use of it is in functions below.
+NAMES: dict[str, tuple[str, ...]] = {
+    "dagster._core.code_pointer": ("CodePointer", "FileCodePointer"),
+    "dagster._core.definitions.definitions_load_context": ("DefinitionsLoadContext",),
+    "dagster._core.definitions.reconstruct": ("ReconstructableRepository",),
+    "dagster._core.errors": ("DagsterExecutionInterruptedError",),
+    "dagster._core.event_api": ("EventLogCursor",),
+    "dagster._core.events": (
+        "ASSET_CHECK_EVENTS",
+        "ASSET_EVENTS",
+        "DagsterEventType",
+        "EngineEventData",
+    ),
+    "dagster._core.execution.api": ("create_execution_plan",),
+    "dagster._core.execution.plan.objects": ("StepFailureData", "StepRetryData"),
+    "dagster._core.execution.plan.state": ("KnownExecutionState",),
+    "dagster._core.execution.retries": ("RetryMode", "get_retries_config"),
+    "dagster._core.execution.step_dependency_config": (
+        "StepDependencyConfig",
+        "get_step_dependency_config_field",
+    ),
+    "dagster._core.execution.tags": ("get_tag_concurrency_limits_config",),
+    "dagster._core.executor.base": ("Executor",),
+    "dagster._core.executor.step_delegating.step_delegating_executor": ("StepDelegatingExecutor",),
+    "dagster._core.executor.step_delegating.step_handler.base": (
+        "CheckStepHealthResult",
+        "StepHandler",
+        "StepHandlerContext",
+    ),
+    "dagster._core.instance": ("InstanceRef",),
+    "dagster._core.storage.base_storage": ("DagsterStorage",),
+    "dagster._core.storage.compute_log_manager": ("CapturedLogContext", "ComputeIOType"),
+    "dagster._core.storage.event_log": ("SqlEventLogStorage", "SqlEventLogStorageTable"),
+    "dagster._core.storage.event_log.base": ("EventLogStorage",),
+    "dagster._core.storage.local_compute_log_manager": (
+        "IO_TYPE_EXTENSION",
+        "LocalComputeLogManager",
+    ),
+    "dagster._core.storage.sql": ("create_engine",),
+    "dagster._core.workspace.autodiscovery": (
+        "loadable_targets_from_python_file",
+        "loadable_targets_from_python_module",
+    ),
+    "dagster._grpc.types": ("ExecuteStepArgs",),
+    "dagster._serdes": ("deserialize_value", "serialize_value"),
+    "dagster._utils": ("interrupts",),
+    "dagster._utils.error": ("serializable_error_info_from_exc_info",),
+    "dagster._utils.interrupts": ("capture_interrupts", "check_captured_interrupt"),
+}
 
 # Dagster's way to write a failure or a retry for a step whose process is gone has had three names.
 CRASH_HELPERS = (
@@ -46,6 +99,34 @@ def dagster_version() -> str:
         return "(unknown version)"
 
 
+def _find(path: str) -> Any:
+    """Returns what `module:Owner.name` names."""
+    module, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as err:
+        raise SeamError(f"{module}.{name}", f"it is not there: {err}") from err
+    return found
+
+
+def check_names() -> None:
+    for module, names in NAMES.items():
+        for name in names:
+            _find(f"{module}:{name}")
+
+
+check_names()
+
+# Only now: whatever is missing has been said.
+from dagster._core.executor.base import Executor  # noqa: E402
+from dagster._core.executor.step_delegating.step_delegating_executor import (  # noqa: E402
+    StepDelegatingExecutor,
+)
+from dagster._core.executor.step_delegating.step_handler.base import StepHandler  # noqa: E402
+
+
 def parameters(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
@@ -62,6 +143,108 @@ def _expect_attributes(seam: str, owner: Any, names: list[str]) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         raise SeamError(seam, f"it has no {', '.join(missing)}")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a class or function must have: parameters among its own, attributes."""
+
+    path: str
+    takes: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        found = _find(self.path)
+        seam = self.path.replace(":", ".")
+        if self.takes:
+            missing = [name for name in self.takes if name not in parameters(found)]
+            if missing:
+                raise SeamError(seam, f"it takes no {', '.join(missing)}")
+        _expect_attributes(seam, found, list(self.has))
+
+
+SHAPES = (
+    Shape("dagster:DagsterEvent.engine_event", ("plan_context", "message", "event_specific_data")),
+    Shape("dagster:DagsterEvent.step_failure_event", ("step_context", "step_failure_data")),
+    Shape("dagster:DagsterEvent.step_retry_event", ("step_context", "step_retry_data")),
+    Shape(
+        "dagster:DagsterEvent",
+        has=(
+            "event_specific_data",
+            "event_type",
+            "event_type_value",
+            "is_successful_output",
+            "step_key",
+            "step_output_data",
+            "step_retry_data",
+        ),
+    ),
+    Shape("dagster:DagsterInstance.get_records_for_run", ("run_id", "cursor", "of_type", "limit")),
+    Shape("dagster:DagsterInstance.run_will_resume", ("run_id",)),
+    Shape(
+        "dagster:DagsterInstance",
+        has=("compute_log_manager", "event_log_storage", "run_storage", "schedule_storage"),
+    ),
+    Shape("dagster:DagsterRun", has=("job_code_origin", "job_snapshot_id", "remote_job_origin")),
+    Shape(
+        "dagster._core.events:DagsterEventType",
+        has=(
+            "RESOURCE_INIT_FAILURE",
+            "STEP_FAILURE",
+            "STEP_OUTPUT",
+            "STEP_SKIPPED",
+            "STEP_SUCCESS",
+            "STEP_UP_FOR_RETRY",
+        ),
+    ),
+    Shape("dagster._core.event_api:EventLogCursor", has=("from_storage_id", "to_string")),
+    Shape(
+        "dagster._core.execution.context.system:IStepContext",
+        has=("op_retry_policy", "retry_mode", "step"),
+    ),
+    Shape(
+        "dagster._core.execution.context.system:PlanOrchestrationContext",
+        has=("dagster_run", "instance", "reconstructable_job", "run_id"),
+    ),
+    Shape("dagster._core.execution.plan.objects:StepFailureData", ("error", "user_failure_data")),
+    Shape("dagster._core.execution.plan.objects:StepRetryData", ("error", "seconds_to_wait")),
+    Shape(
+        "dagster._core.execution.plan.state:KnownExecutionState",
+        ("previous_retry_attempts", "ready_outputs"),
+        ("get_retry_state",),
+    ),
+    Shape("dagster._core.execution.retries:RetryState.get_attempt_count", ("key",)),
+    Shape(
+        "dagster._core.execution.retries:RetryMode",
+        has=("DEFERRED", "DISABLED", "ENABLED", "disabled", "from_config"),
+    ),
+    Shape(
+        "dagster._core.execution.step_dependency_config:StepDependencyConfig.from_config",
+        ("config_value",),
+    ),
+    Shape(
+        "dagster._core.executor.step_delegating.step_handler.base:StepHandlerContext",
+        has=("dagster_run", "execute_step_args", "get_step_context", "step_tags"),
+    ),
+    Shape(
+        "dagster._core.executor.step_delegating.step_handler.base:CheckStepHealthResult",
+        has=("healthy", "unhealthy"),
+    ),
+    Shape("dagster._core.code_pointer:CodePointer.from_module", ("module_name", "definition")),
+    Shape("dagster._core.code_pointer:CodePointer.from_python_file", ("python_file", "definition")),
+    Shape(
+        "dagster._core.workspace.autodiscovery:LoadableTarget", ("attribute", "target_definition")
+    ),
+    Shape(
+        "dagster._core.storage.local_compute_log_manager:LocalComputeLogManager",
+        has=("capture_logs", "complete_artifact_path", "get_captured_local_path"),
+    ),
+)
+
+
+def check_shapes() -> None:
+    for shape in SHAPES:
+        shape.check()
 
 
 def crash_helper_name() -> str:
@@ -96,6 +279,13 @@ def step_body() -> Callable[..., Iterator[Any]]:
     from dagster._cli import api
 
     return getattr(api, "_execute_step_command_body")  # noqa: B009
+
+
+def instance_for_cli(instance_ref: Any) -> AbstractContextManager[Any]:
+    """The instance as Dagster's own processes make it, from the reference in their arguments."""
+    from dagster._cli.utils import get_instance_for_cli
+
+    return get_instance_for_cli(instance_ref=instance_ref)
 
 
 def reset_load_context() -> None:
@@ -141,6 +331,10 @@ def check_loop() -> None:
                 f"the loop reads it {source.count(f'self.{name}')} times, expected once, "
                 f"as {expression!r}",
             )
+    if f"self.{crash_helper_name()}(" not in source:
+        raise SeamError(
+            f"Executor.{crash_helper_name()}", "the loop does not end a lost step with it any more"
+        )
 
 
 def check_step_handler() -> None:
@@ -192,6 +386,16 @@ def check_step_body() -> None:
         "dagster._cli.api._execute_step_command_body",
         getattr(api, "_execute_step_command_body", None),
         ["args", "instance", "dagster_run"],
+    )
+
+
+def check_cli_instance() -> None:
+    from dagster._cli import utils
+
+    _expect_parameters(
+        "dagster._cli.utils.get_instance_for_cli",
+        getattr(utils, "get_instance_for_cli", None),
+        ["instance_ref"],
     )
 
 
@@ -248,6 +452,7 @@ def check_postgres() -> None:
 
 
 EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
+    check_shapes,
     check_constructor,
     check_pop_events,
     check_loop,
@@ -259,8 +464,10 @@ EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
 )
 
 CHILD_CHECKS: tuple[Callable[[], None], ...] = (
+    check_shapes,
     check_step_args,
     check_step_body,
+    check_cli_instance,
     check_event_storage,
     check_interrupts,
     check_file_pointer,
