@@ -55,8 +55,12 @@ check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy,
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: setup build ## what takes longer: check, demo three times and on the wheel, benchmark
+full: setup build ## what takes longer: check, demo three times and on the wheel, matrix, benchmark
 	@RACE="$(RACE)" scripts/full
+
+.PHONY: matrix
+matrix: setup build ## the tests that depend on Dagster's version, on the older ones
+	@scripts/matrix
 
 .PHONY: fmt
 fmt: setup $(GOFUMPT) ## format Go and Python
@@ -68,12 +72,19 @@ fmt: setup $(GOFUMPT) ## format Go and Python
 bench-dagster: setup build ## measure steps through Dagster
 	$(PY) bench/dagster_bench.py
 
+# One lock for each list: the newest Dagster, and the older ones of the matrix.
+LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in))
+
 .PHONY: lock
-lock: ## renew python/requirements.lock from python/requirements.in
-	UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -o python/requirements.lock python/requirements.in
+lock: ## renew the locks of Python packages from python/requirements*.in
+	@for lock in $(LOCKS); do \
+	  echo "lock: $$lock"; \
+	  UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --quiet --universal --python-version 3.10 \
+	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -o $$lock $${lock%.lock}.in; \
+	done
 
 .PHONY: clean
-clean: ## remove what was built (not .venv, not .stepfleet)
+clean: ## remove what was built (not .venv*, not .stepfleet)
 	rm -rf bin .cache
 
 $(STATICCHECK):
