@@ -1,25 +1,29 @@
-"""What a step costs on Dagster: in process, multiprocess with forkserver, and stepfleet.
+"""What a step costs on Dagster: in process, multiprocess, Celery, step delegating, stepfleet.
 
     python bench/dagster_bench.py                 # everything; make bench-dagster
     python bench/dagster_bench.py --quick --modes in_process,multiprocess_forkserver
     python bench/dagster_bench.py --show bench/results/dagster.json
 
 Each repetition runs every job once in every mode, in an order that rotates; repetition 0 is
-dropped. All modes use one PostgreSQL on tmpfs with fsync and synchronous_commit on, and every run
-worker is a fresh process, `python -m dagster api execute_run`, as Dagster's default run launcher
-starts it. The stack of mode stepfleet lives only while its own cells are measured.
+dropped. The slow modes, which start Python or sleep a second for every step and find nothing warm,
+run in the first repetitions after it only. All modes use one PostgreSQL on tmpfs with fsync and
+synchronous_commit on, and every run worker is a fresh process, `python -m dagster api
+execute_run`, as Dagster's default run launcher starts it. What a mode needs besides (the stack of
+stepfleet; Redis and a Celery worker) lives only while its own cells are measured.
 
 - wall_seconds: from Dagster's RUN_START event to its RUN_SUCCESS event, by their timestamps.
 - process_seconds: from the start of the run worker to its exit, with the imports, which are the
   same in every mode.
-- cpu_seconds: of the run worker and all its descendants, PostgreSQL, and in mode stepfleet local
-  AWS, server and worker with all its processes, while the run worker lives.
+- cpu_seconds: of the run worker and all its descendants, PostgreSQL, and what the mode needs
+  besides (local AWS, server, worker with all its processes; Redis, Celery), while the run worker
+  lives.
 - pg_connections, pg_commits: of Dagster's and stepfleet's databases together, from
-  pg_stat_database; in mode stepfleet they include the end of the stack, after which the
+  pg_stat_database; in the stepfleet modes they include the end of the stack, after which the
   counters of its connections are complete.
 
 A run that does not succeed, or whose steps are not each started and ended exactly once, voids its
-cell.
+cell. The bounds that the medians must keep stand in benchlib/report.py; the exit status is 1 when
+one is missed or a cell is void. A --quick run tells and does not judge.
 """
 
 import argparse
@@ -32,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -82,6 +86,9 @@ class Bench:
             if not name.startswith(("STEPFLEET_", "DAGSTER_", "AWS_"))
         }
         self._env |= {"DAGSTER_HOME": str(home), "PYTHONPATH": python_path()}
+        self._broker = f"redis://127.0.0.1:{process.free_port()}/0"
+        # To record a run, Dagster reads the executor's config, which names the broker.
+        os.environ[settings.BROKER_VARIABLE] = self._broker
         self.instance = DagsterInstance.from_config(str(home))
 
     def close(self) -> None:
@@ -94,30 +101,33 @@ class Bench:
 
     def sample(self, job: str, mode: str, rep: int) -> Sample:
         """One run of a job in a mode."""
-        running: stack.Stack | None = None
+        running = self._start_stack(mode)
         try:
-            env = dict(self._env)
-            if mode == "stepfleet":
-                running = stack.Stack(
-                    self._options.stepfleet,
-                    ledger_dsn=self.postgres.dsn("stepfleet"),
-                    directory=self.directory,
-                    modules_path=BENCH,
-                    module=settings.module_of(mode),
-                    env=self._env,
-                    meter=self._stack_meter,
-                )
-                env |= running.run_env()
+            if running and running.holds_connections:
                 quick = self._options.quick
                 time.sleep(QUICK_SETTLE_SECONDS if quick else COUNTERS_SETTLE_SECONDS)
-            return self._measure(job, mode, rep, env, running)
+            return self._measure(job, mode, rep, running)
         finally:
             if running:
                 running.stop()
 
-    def _measure(
-        self, job: str, mode: str, rep: int, env: dict[str, str], running: stack.Stack | None
-    ) -> Sample:
+    def _start_stack(self, mode: str) -> stack.Stack | None:
+        where: dict[str, Any] = {
+            "module": settings.module_of(mode),
+            "directory": self.directory,
+            "modules_path": BENCH,
+            "env": self._env,
+            "meter": self._stack_meter,
+        }
+        if mode in ("stepfleet", "stepfleet_polled"):
+            dsn = self.postgres.dsn("stepfleet")
+            return stack.StepfleetStack(self._options.stepfleet, ledger_dsn=dsn, **where)
+        if mode == "celery":
+            return stack.CeleryStack(self._broker, **where)
+        return None
+
+    def _measure(self, job: str, mode: str, rep: int, running: stack.Stack | None) -> Sample:
+        env = self._env | (running.run_env() if running else {})
         run_id, arguments = self._create_run(job, mode)
         log = self.directory / "run-worker.log"
         log.unlink(missing_ok=True)
@@ -245,10 +255,42 @@ def python_path() -> str:
     return f"{BENCH}{os.pathsep}{given}" if given else str(BENCH)
 
 
+SETTINGS_OF_MODES: dict[str, Any] = {
+    "in_process": {},
+    "multiprocess_forkserver": {
+        "max_concurrent": settings.SLOTS,
+        "start_method": "forkserver",
+        "preload_modules": "the code location, dagster_postgres, SQLAlchemy's dialect",
+    },
+    "multiprocess_spawn": {"max_concurrent": settings.SLOTS, "start_method": "spawn"},
+    "celery": {
+        "broker and backend": "redis-server "
+        + " ".join(part or "''" for part in stack.REDIS_OPTIONS),
+        "worker": " ".join(stack.CELERY_OPTIONS),
+        "include": "the code location",
+    },
+    "step_delegating": {
+        "max_concurrent": settings.SLOTS,
+        "sleep_seconds": 1.0,
+        "step": "dagster api execute_step, a process on this machine",
+    },
+    "stepfleet_polled": {
+        "worker": f"default:{settings.SLOTS}",
+        "host_mode": "auto",
+        "sleep_seconds": 1.0,
+    },
+    "stepfleet": {"worker": f"default:{settings.SLOTS}", "host_mode": "auto"},
+}
+
+
 def meta(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """What one must know to compare the figures with others."""
     versions = {"python": platform.python_version(), "postgres": bench.postgres.version()}
-    for name in ("dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary"):
+    packages = ["dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary"]
+    if "celery" in options.modes:
+        packages += ["dagster-celery", "celery", "redis"]
+        versions["redis-server"] = postgres.output([stack.find_redis(), "--version"])
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -280,44 +322,52 @@ def meta(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             "slots": settings.SLOTS,
             "modes": options.modes,
             "jobs": options.jobs,
-            "repetitions": options.reps,
+            "repetitions": options.repetitions,
+            "slow_modes": [mode for mode in options.modes if mode in settings.SLOW_MODES],
+            "slow_repetitions": options.slow_repetitions,
             "counters_settle_seconds": (
                 QUICK_SETTLE_SECONDS if options.quick else COUNTERS_SETTLE_SECONDS
             ),
             "quick": options.quick,
-            "multiprocess_forkserver": {
-                "max_concurrent": settings.SLOTS,
-                "start_method": "forkserver",
-                "preload_modules": [settings.module_of("multiprocess_forkserver")],
-            },
-            "stepfleet": {"worker": f"default:{settings.SLOTS}", "host_mode": "auto"},
+            "by_mode": {mode: SETTINGS_OF_MODES[mode] for mode in options.modes},
         },
         "notes": [
-            "repetition 0 is dropped in every mode",
+            "repetition 0 is dropped in every mode; slow modes have none and fewer repetitions",
             "a run worker is a fresh process in every mode; its start is in process_seconds only",
             "pg counters of stepfleet include the end of its stack",
         ],
     }
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> list[Sample]:
-    """All samples, the order of the modes rotating from one repetition to the next."""
-    samples: list[Sample] = []
-    total = (options.reps + 1) * len(options.jobs) * len(options.modes)
-    for rep in range(options.reps + 1):
-        shift = rep % len(options.modes)
+def plan(options: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
+    """Repetition, job and mode of every run; the order of the modes rotates."""
+    for rep in range(options.repetitions + 1):
+        modes = [
+            mode
+            for mode in options.modes
+            if mode not in settings.SLOW_MODES or 1 <= rep <= options.slow_repetitions
+        ]
+        shift = rep % max(len(modes), 1)
         for job in options.jobs:
-            for mode in options.modes[shift:] + options.modes[:shift]:
-                sample = bench.sample(job, mode, rep)
-                samples.append(sample)
-                print(
-                    f"[{len(samples)}/{total}] rep {rep}{' (dropped)' if rep == 0 else ''}"
-                    f" {job} {mode}: wall {sample.wall_seconds:.2f} s,"
-                    f" process {sample.process_seconds:.2f} s, cpu {sample.cpu_seconds:.2f} s,"
-                    f" {sample.pg_connections} connections, {sample.pg_commits} commits,"
-                    f" load {sample.load1}{'  VOID: ' + sample.void if sample.void else ''}",
-                    flush=True,
-                )
+            for mode in modes[shift:] + modes[:shift]:
+                yield rep, job, mode
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> list[Sample]:
+    """All samples."""
+    samples: list[Sample] = []
+    runs = list(plan(options))
+    for rep, job, mode in runs:
+        sample = bench.sample(job, mode, rep)
+        samples.append(sample)
+        print(
+            f"[{len(samples)}/{len(runs)}] rep {rep}{' (dropped)' if rep == 0 else ''}"
+            f" {job} {mode}: wall {sample.wall_seconds:.2f} s,"
+            f" process {sample.process_seconds:.2f} s, cpu {sample.cpu_seconds:.2f} s,"
+            f" {sample.pg_connections} connections, {sample.pg_commits} commits,"
+            f" load {sample.load1}{'  VOID: ' + sample.void if sample.void else ''}",
+            flush=True,
+        )
     return samples
 
 
@@ -330,19 +380,23 @@ def picture_subtitle(facts: dict[str, Any]) -> str:
     )
 
 
-def show(result: dict[str, Any], out: Path | None) -> int:
-    """Print a result; also draw it beside out. 1 when a cell is void or a bound was missed."""
+def show(result: dict[str, Any], out: Path) -> int:
+    """Print a result, and write it as a page and a picture beside its file. 1 when a cell is void
+    or a bound was missed."""
     measured = report.cells(report.from_json(result["samples"]))
-    print()
-    print(report.table(measured))
-    if out:
-        picture = out.with_suffix(".svg")
-        picture.write_text(report.svg(measured, picture_subtitle(result["meta"])))
-        print(f"\n{out}\n{picture}")
-    missed = report.missed(measured)
-    for sentence in missed:
-        print(f"MISSED {sentence}")
-    return 1 if missed or any(cell.void for cell in measured) else 0
+    verdicts = report.verdicts(measured)
+    print(f"\n{report.table(measured)}\n\n{report.verdict_table(verdicts)}\n")
+    page, picture = out.with_suffix(".md"), out.with_suffix(".svg")
+    page.write_text(report.page(result["meta"], measured, picture.name))
+    picture.write_text(report.svg(measured, picture_subtitle(result["meta"])))
+    print(f"{out}\n{page}\n{picture}")
+    if any(cell.void for cell in measured):
+        return 1
+    missed = sum(not verdict.ok for verdict in verdicts)
+    if result["meta"]["settings"]["quick"]:
+        print(f"quick: {missed} of {len(verdicts)} bounds missed, and not judged")
+        return 0
+    return 1 if missed else 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -361,7 +415,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--modes", type=names(settings.MODES), default=list(settings.MODES))
     parser.add_argument("--jobs", type=names(settings.JOBS), default=list(settings.JOBS))
-    parser.add_argument("--reps", type=int, default=3, help="repetitions that count")
+    parser.add_argument("--repetitions", type=int, default=5, help="that count, in each mode")
+    parser.add_argument(
+        "--slow-repetitions", type=int, default=1, help=f"of {', '.join(settings.SLOW_MODES)}"
+    )
     parser.add_argument("--out", type=Path, default=BENCH / "results" / "dagster.json")
     parser.add_argument("--quick", action="store_true", help="one repetition: does it work?")
     parser.add_argument("--stepfleet", type=Path, default=ROOT / "bin" / "stepfleet")
@@ -371,9 +428,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.stepfleet = options.stepfleet.resolve()
     if options.quick:
-        options.reps = 1
-    if options.reps < 1:
-        parser.error("--reps: want at least 1")
+        options.repetitions = options.slow_repetitions = 1
+    if not 1 <= options.slow_repetitions <= options.repetitions:
+        parser.error("want at least 1 repetition, and no more slow ones than others")
     return options
 
 
@@ -381,8 +438,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.show:
         return show(json.loads(options.show.read_text()), options.show)
-    if "stepfleet" in options.modes:
+    if any(mode.startswith("stepfleet") for mode in options.modes):
         stack.find_binary(options.stepfleet)
+    if "celery" in options.modes:
+        stack.find_redis()
     process.become_reaper()
     # So that a termination cleans up as an interrupt does.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

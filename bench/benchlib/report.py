@@ -1,5 +1,6 @@
-"""Samples to medians, a table, and a picture."""
+"""Samples to medians, tables, verdicts, and a picture."""
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +9,50 @@ from xml.sax.saxutils import escape
 
 from benchlib.settings import JOBS, MODES
 
-COLORS = {
-    "in_process": "#9aa5b1",
-    "multiprocess_forkserver": "#e0a458",
-    "stepfleet": "#2f7f79",
-}
+OURS = "stepfleet"
+COLORS = {"stepfleet": "#2f7f79", "stepfleet_polled": "#8fbfba", "in_process": "#5b6875"}
+COLOR_OF_OTHERS = "#e0a458"
 
 
-# What stepfleet's wall may be at most, as a share of another mode's in the same run.
-BOUNDS = {("chain50", "multiprocess_forkserver"): 0.5}
+@dataclass(frozen=True)
+class Bound:
+    """What stepfleet may take at most of a quantity, as a share of another mode's in the same run.
+    `aim` is what we would like."""
+
+    job: str
+    name: str  # a field of Sample
+    mode: str
+    must: float
+    aim: float | None = None
+
+
+BOUNDS = (
+    Bound("chain50", "wall_seconds", "in_process", 1.2, 0.8),
+    Bound("chain50", "wall_seconds", "multiprocess_forkserver", 1 / 5, 1 / 10),
+    Bound("chain50", "wall_seconds", "celery", 1 / 17, 1 / 34),
+    Bound("fanout100", "wall_seconds", "in_process", 1.0, 0.6),
+    Bound("chain50", "cpu_seconds", "in_process", 1.5, 1.0),
+    Bound("fanout100", "cpu_seconds", "in_process", 1.5, 1.0),
+    Bound("chain50", "pg_connections", "in_process", 1 / 3),
+    Bound("fanout100", "pg_connections", "in_process", 1 / 3),
+    Bound("chain50", "pg_commits", "in_process", 1.0, 0.5),
+    Bound("fanout100", "pg_commits", "in_process", 1.0, 0.5),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A measured quantity that has a bound. Figures from elsewhere can be judged beside those of
+    the samples: what is needed is a name, a value and what it must be."""
+
+    quantity: str
+    value: float
+    must: float
+    aim: float | None
+
+    @property
+    def ok(self) -> bool:
+        return self.value <= self.must
 
 
 @dataclass
@@ -65,25 +101,34 @@ def cells(samples: Iterable[Sample]) -> list[Cell]:
     return [table[job, mode] for job in JOBS for mode in MODES if (job, mode) in table]
 
 
-def missed(measured: Sequence[Cell]) -> list[str]:
-    """The bounds that were measured and not met, as sentences."""
-    walls = {(c.job, c.mode): c.median("wall_seconds") for c in measured if not c.void}
-    sentences: list[str] = []
-    for (job, mode), bound in BOUNDS.items():
-        ours, theirs = walls.get((job, "stepfleet")), walls.get((job, mode))
-        if ours is not None and theirs is not None and ours > bound * theirs:
-            sentences.append(
-                f"{job}: stepfleet took {ours:.2f} s, {ours / theirs:.2f} of {mode}'s"
-                f" {theirs:.2f} s; at most {bound} is wanted"
-            )
-    return sentences
+def verdicts(measured: Sequence[Cell]) -> list[Verdict]:
+    """The bounds of which both sides were measured."""
+    good = {(cell.job, cell.mode): cell for cell in measured if not cell.void}
+    judged: list[Verdict] = []
+    for bound in BOUNDS:
+        ours, theirs = good.get((bound.job, OURS)), good.get((bound.job, bound.mode))
+        if ours and theirs:
+            # Steps are the same in both, so a ratio of totals is one of figures per step.
+            value = ours.median(bound.name) / theirs.median(bound.name)
+            quantity = f"{bound.job}: {bound.name}, {OURS} / {bound.mode}"
+            judged.append(Verdict(quantity, value, bound.must, bound.aim))
+    return judged
 
 
-def table(measured: Sequence[Cell]) -> str:
+def verdict_table(judged: Sequence[Verdict]) -> str:
+    rows = [["", "quantity", "measured", "must be <=", "aim"]]
+    for verdict in judged:
+        aim = "-" if verdict.aim is None else f"{verdict.aim:.3f}"
+        word = "PASS" if verdict.ok else "FAIL"
+        rows.append([word, verdict.quantity, f"{verdict.value:.3f}", f"{verdict.must:.3f}", aim])
+    return _align(rows, left=2)
+
+
+def _rows(measured: Sequence[Cell]) -> list[list[str]]:
     """Medians, and the wall time of each mode as a multiple of stepfleet's (else in_process's)."""
-    base = "stepfleet" if any(cell.mode == "stepfleet" for cell in measured) else "in_process"
+    base = OURS if any(cell.mode == OURS for cell in measured) else "in_process"
     bases = {cell.job: cell for cell in measured if cell.mode == base and not cell.void}
-    head = ["job", "mode", "wall s", f"x {base}", "process s", "cpu s", "ms cpu/step"]
+    head = ["job", "mode", "runs", "wall s", f"x {base}", "process s", "cpu s", "ms cpu/step"]
     head += ["pg conn/step", "commits/step"]
     rows = [head]
     for cell in measured:
@@ -97,6 +142,7 @@ def table(measured: Sequence[Cell]) -> str:
             [
                 cell.job,
                 cell.mode,
+                str(sum(sample.rep > 0 for sample in cell.samples)),
                 f"{wall:.2f}",
                 ratio,
                 f"{cell.median('process_seconds'):.2f}",
@@ -106,74 +152,113 @@ def table(measured: Sequence[Cell]) -> str:
                 f"{cell.median('pg_commits') / steps:.1f}",
             ]
         )
-    widths = [max(len(row[i]) for row in rows if len(row) > 3) for i in range(len(head))]
+    return rows
+
+
+def table(measured: Sequence[Cell]) -> str:
+    return _align(_rows(measured), left=2)
+
+
+def _align(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of one width, the first ones to the left. A row that is too short, a void one, may
+    run over."""
+    columns = len(rows[0])
+    widths = [max(len(row[i]) for row in rows if len(row) == columns) for i in range(columns)]
     lines: list[str] = []
     for row in rows:
         parts = [
-            text.ljust(widths[i]) if i < 2 or len(row) == 3 else text.rjust(widths[i])
+            text.ljust(widths[i]) if i < left or len(row) < columns else text.rjust(widths[i])
             for i, text in enumerate(row)
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
 
 
-def svg(measured: Sequence[Cell], subtitle: str) -> str:
-    """Grouped bars, wall and CPU seconds side by side; void cells are named, not drawn."""
-    width, height, top, bottom = 920, 400, 84, 56
+def page(meta: dict[str, Any], measured: Sequence[Cell], picture: str) -> str:
+    """The result as a page: tables, and the versions and settings that they were measured with."""
+    rows = _rows(measured)
+    void = [row for row in rows if len(row) < len(rows[0])]
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
+    probe = ", ".join(f"{where} {us} us" for where, us in meta["fsync_us"].items())
+    load = f"load before {meta['load_before'][0]:.2f}, after {meta['load_after'][0]:.2f}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
-        f' width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        "# No-op steps on Dagster: what the execution of a step costs",
+        f"Written by `bench/dagster_bench.py`; every sample is in the JSON file beside it."
+        f" Begun {meta['begun_at']}, commit {meta['commit'][:10]}"
+        f"{' with changes' if meta['dirty'] else ''}. Medians.",
+        f"![bars of the table]({picture})",
+        _markdown([row for row in rows if row not in void]),
+        *(f"{row[0]} {row[1]}: {row[2]}" for row in void),
+    ]
+    judged = verdicts(measured)
+    if judged:
+        bounds = verdict_table(judged)
+        parts += ["## Bounds", f"```\n{bounds}\n```"]
+    facts = [
+        f"{versions}; Linux {meta['kernel']}",
+        f"{meta['cpu_count']} CPUs ({meta['cpu_model']}); {load}; fsync of 8 KiB: {probe};"
+        f" CPU from {meta['cpu_account']}",
+        *meta["notes"],
+    ]
+    parts += [
+        "## Measured with",
+        "\n".join(f"- {fact}" for fact in facts),
+        "```json\n" + json.dumps(meta["settings"], indent=1) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def svg(measured: Sequence[Cell], subtitle: str) -> str:
+    """A bar for each mode, wall and CPU seconds side by side; void cells are named, not drawn."""
+    row, top, label = 20, 66, 190
+    jobs = [job for job in JOBS if any(cell.job == job for cell in measured)]
+    height = top + 30 + sum(36 + row * sum(c.job == job for c in measured) for job in jobs)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 920 {height}"'
+        f' width="920" height="{height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="920" height="{height}" fill="#ffffff"/>',
         '<text x="20" y="24" font-size="16" font-weight="bold">No-op steps on Dagster:'
         " what the execution of a step costs</text>",
         f'<text x="20" y="42" fill="#555555">{escape(subtitle)}</text>',
     ]
-    x = 20
-    for mode in MODES:
-        if any(cell.mode == mode for cell in measured):
-            parts.append(f'<rect x="{x}" y="52" width="12" height="12" fill="{COLORS[mode]}"/>')
-            parts.append(f'<text x="{x + 17}" y="62">{mode}</text>')
-            x += 40 + 7 * len(mode)
-    for panel, (name, title) in enumerate(
-        (("wall_seconds", "wall time, s"), ("cpu_seconds", "CPU of all processes, s"))
-    ):
-        left = 20 + panel * 450
-        parts += _panel(measured, name, title, left, top, 430, height - bottom)
+    panels = (("wall_seconds", "wall, s", label), ("cpu_seconds", "CPU, all processes, s", 560))
+    for _, title, left in panels:
+        parts.append(f'<text x="{left}" y="{top + 4}" font-weight="bold">{title}</text>')
+    y = top
+    for job in jobs:
+        y += 36
+        cells_of_job = [cell for cell in measured if cell.job == job]
+        parts.append(f'<text x="20" y="{y - 8}" font-weight="bold">{escape(job)}</text>')
+        for i, cell in enumerate(cells_of_job):
+            base = y + i * row + 14
+            parts.append(f'<text x="{label - 8}" y="{base}" text-anchor="end">{cell.mode}</text>')
+        for name, _, left in panels:
+            parts += _bars(cells_of_job, name, left, y, row, 290)
+        y += row * len(cells_of_job)
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
 
-def _panel(
-    measured: Sequence[Cell], name: str, title: str, left: int, top: int, width: int, floor: int
-) -> list[str]:
-    """One group of bars for each job."""
-    highest = max((cell.median(name) for cell in measured if not cell.void), default=0.0) or 1.0
-    scale = (floor - top - 36) / highest
-    jobs = [job for job in JOBS if any(cell.job == job for cell in measured)]
-    parts = [
-        f'<text x="{left}" y="{top + 12}" font-weight="bold">{title}</text>',
-        f'<line x1="{left}" y1="{floor}" x2="{left + width}" y2="{floor}" stroke="#333333"/>',
-    ]
-    group = width / max(len(jobs), 1)
-    for i, job in enumerate(jobs):
-        row = [cell for cell in measured if cell.job == job]
-        bar = min(44.0, group * 0.8 / max(len(row), 1))
-        middle = left + group * (i + 0.5)
-        for j, cell in enumerate(row):
-            x = middle + (j - len(row) / 2) * bar
-            value = 0.0 if cell.void else cell.median(name)
-            label = "void" if cell.void else f"{value:.1f}"
-            y = floor - value * scale
-            parts.append(
-                f'<rect x="{x + 2:.1f}" y="{y:.1f}" width="{bar - 4:.1f}"'
-                f' height="{value * scale:.1f}" fill="{COLORS[cell.mode]}"/>'
-            )
-            parts.append(
-                f'<text x="{x + bar / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{label}</text>'
-            )
+def _bars(row: Sequence[Cell], name: str, left: int, top: int, step: int, width: int) -> list[str]:
+    """One job's bars of one quantity, below each other; the longest has the width."""
+    longest = max((cell.median(name) for cell in row if not cell.void), default=0.0) or 1.0
+    parts: list[str] = []
+    for i, cell in enumerate(row):
+        y = top + i * step
+        length = 0.0 if cell.void else width * cell.median(name) / longest
+        text = "void" if cell.void else f"{cell.median(name):.1f}"
+        color = COLORS.get(cell.mode, COLOR_OF_OTHERS)
         parts.append(
-            f'<text x="{middle:.1f}" y="{floor + 18}" text-anchor="middle">{escape(job)}</text>'
+            f'<rect x="{left}" y="{y + 3}" width="{length:.1f}" height="{step - 6}"'
+            f' fill="{color}"/>'
         )
+        parts.append(f'<text x="{left + length + 5:.1f}" y="{y + 14}">{text}</text>')
     return parts
 
 

@@ -1,14 +1,23 @@
-"""Voids, medians and the picture, on samples made up; and the CPU account on a real process."""
+"""Voids, medians, bounds, page and picture, on samples made up; the CPU account and the death of
+what a mode starts, on real processes."""
 
+import importlib
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchlib import process, report
+import dagster_bench
+from benchlib import process, report, settings
 from benchlib.report import Sample
 
 
@@ -57,10 +66,10 @@ def test_ratios_are_to_stepfleet() -> None:
         *(sample("stepfleet", rep, 2.0) for rep in range(2)),
     ]
     rows = report.table(report.cells(samples)).splitlines()
-    assert [row.split()[1:4] for row in rows[1:]] == [
-        ["in_process", "1.00", "0.50"],
-        ["multiprocess_forkserver", "8.00", "4.00"],
-        ["stepfleet", "2.00", "1.00"],
+    assert [row.split()[1:5] for row in rows[1:]] == [
+        ["in_process", "1", "1.00", "0.50"],
+        ["multiprocess_forkserver", "1", "8.00", "4.00"],
+        ["stepfleet", "1", "2.00", "1.00"],
     ]
 
 
@@ -125,10 +134,150 @@ def test_a_process_that_will_not_end_is_killed(
     assert not os.path.exists(f"/proc/{child.pid}")
 
 
-@pytest.mark.parametrize(("ours", "expected"), [(4.9, 0), (5.1, 1)])
-def test_a_missed_bound_is_said(ours: float, expected: int) -> None:
+@pytest.mark.parametrize(("ours", "ok"), [(1.9, True), (2.0, True), (2.1, False)])
+def test_a_bound_is_judged_by_the_medians_of_both(ours: float, ok: bool) -> None:
     samples = [
-        *(sample("multiprocess_forkserver", rep, 10.0) for rep in range(3)),
+        *(sample("multiprocess_forkserver", rep, wall) for rep, wall in enumerate([99, 9, 10, 11])),
         *(sample("stepfleet", rep, ours) for rep in range(3)),
     ]
-    assert len(report.missed(report.cells(samples))) == expected
+    measured = report.cells(samples)
+    (verdict,) = report.verdicts(measured)
+    assert verdict.ok == ok and verdict.must == 0.2
+    line = report.verdict_table([verdict]).splitlines()[1]
+    assert line.startswith("PASS" if ok else "FAIL")
+    assert f"{ours / 10:.3f}" in line and "multiprocess_forkserver" in line
+
+
+def test_every_bound_is_judged_when_all_is_measured_and_none_of_a_void_cell() -> None:
+    samples = [
+        replace(sample(mode, rep, 1.0), job=job)
+        for rep in range(2)
+        for job in settings.JOBS
+        for mode in settings.MODES
+    ]
+    measured = report.cells(samples)
+    assert len(report.verdicts(measured)) == len(report.BOUNDS)
+    samples[0].void = "broken"  # chain50 in process
+    judged = report.verdicts(report.cells(samples))
+    assert judged and not any(
+        verdict.quantity.startswith("chain50") and verdict.quantity.endswith("in_process")
+        for verdict in judged
+    )
+
+
+def test_ratios_of_connections_and_commits_are_per_step() -> None:
+    ours = [replace(sample("stepfleet", rep, 1.0), pg_connections=30) for rep in range(2)]
+    theirs = [replace(sample("in_process", rep, 1.0), pg_connections=100) for rep in range(2)]
+    judged = {v.quantity: v for v in report.verdicts(report.cells(ours + theirs))}
+    connections = judged["chain50: pg_connections, stepfleet / in_process"]
+    assert connections.value == pytest.approx(0.3) and connections.ok
+
+
+META: dict[str, Any] = {
+    "begun_at": "2026-01-01T00:00:00+00:00",
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "versions": {"dagster": "1.13.27", "postgres": "15.1"},
+    "kernel": "6.1",
+    "cpu_count": 2,
+    "cpu_model": "some",
+    "load_before": [0.1, 0.2, 0.3],
+    "load_after": [1.1, 0.2, 0.3],
+    "fsync_us": {"data_directory": 3.0},
+    "cpu_account": "cgroup",
+    "settings": {"slots": 2, "repetitions": 1, "slow_repetitions": 1, "quick": False},
+    "notes": ["a note"],
+}
+
+
+def test_the_page_has_table_bounds_versions_and_settings() -> None:
+    samples = [
+        *(sample("in_process", rep, 1.0) for rep in range(2)),
+        *(sample("stepfleet", rep, 2.0) for rep in range(2)),
+        sample("celery", 1, 1.0, void="a run failed"),
+    ]
+    text = report.page(META, report.cells(samples), "dagster.svg")
+    assert "| chain50 | stepfleet | 1 | 2.00 | 1.00 |" in text
+    assert "chain50 celery: VOID: rep 1: a run failed" in text
+    assert "FAIL  chain50: wall_seconds, stepfleet / in_process" in text
+    assert "dagster 1.13.27, postgres 15.1" in text and '"slots": 2' in text
+    assert "\n- a note\n" in text
+
+
+def test_slow_modes_run_in_the_first_repetitions_that_count() -> None:
+    options = dagster_bench.parse(
+        ["--modes", "in_process,multiprocess_spawn,stepfleet", "--repetitions", "3"]
+    )
+    runs = list(dagster_bench.plan(options))
+    count = Counter((mode, rep) for rep, _, mode in runs)
+    jobs = len(settings.JOBS)
+    assert {rep for mode, rep in count if mode == "multiprocess_spawn"} == {1}
+    assert all(count[mode, rep] == jobs for mode in ("in_process", "stepfleet") for rep in range(4))
+    firsts = [next(mode for rep, _, mode in runs if rep == wanted) for wanted in range(4)]
+    assert len(set(firsts)) > 1, "the order of the modes does not rotate"
+
+
+def test_each_mode_has_a_code_location_and_settings() -> None:
+    for mode in settings.MODES:
+        defs = importlib.import_module(settings.module_of(mode)).defs
+        assert {job.name for job in defs.jobs} == set(settings.JOBS)
+        assert mode in dagster_bench.SETTINGS_OF_MODES
+
+
+def find_process(text: str) -> set[int]:
+    found: set[int] = set()
+    for pid in process.processes():
+        try:
+            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+        except OSError:
+            continue
+    return found - {os.getpid()}
+
+
+def alive(pids: set[int]) -> set[int]:
+    table = process.processes()
+    return {pid for pid in pids if pid in table and table[pid][1] != "Z"}
+
+
+# Starts the stack, says so, and is killed.
+CELERY = """
+import os, sys
+from pathlib import Path
+from benchlib import process, stack
+directory = Path(sys.argv[1])
+env = dict(os.environ, DAGSTER_HOME=sys.argv[1])
+stack.CeleryStack(sys.argv[2], module="benchlib.jobs_celery", directory=directory,
+    modules_path=Path.cwd(), env=env, meter=process.ProcMeter("test", takes_orphans=False))
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("redis-server") and "CI" not in os.environ, reason="there is no redis-server"
+)
+def test_redis_and_celery_die_with_the_benchmark(tmp_path: Path) -> None:
+    broker = f"redis://127.0.0.1:{process.free_port()}/0"
+    bench = subprocess.Popen(
+        [sys.executable, "-c", CELERY, str(tmp_path), broker],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": dagster_bench.python_path()},
+    )
+    with bench:
+        assert bench.stdout and bench.stdout.readline() == b"up\n"
+        port = broker.rpartition(":")[2].partition("/")[0]
+        redis = find_process(f":{port}")
+        workers = {
+            pid
+            for pid in find_process("dagster_celery.app")
+            if str(tmp_path).encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        }
+        assert redis and len(workers) == 1 + settings.SLOTS
+        bench.kill()
+    deadline = time.monotonic() + 20
+    while alive(redis | workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(redis | workers)
