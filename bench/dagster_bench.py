@@ -385,7 +385,9 @@ def show(result: dict[str, Any], out: Path) -> int:
     or a bound was missed."""
     measured = report.cells(report.from_json(result["samples"]))
     verdicts = report.verdicts(measured)
-    print(f"\n{report.table(measured)}\n\n{report.verdict_table(verdicts)}\n")
+    tables = [report.table(measured)] + ([report.verdict_table(verdicts)] if verdicts else [])
+    print()
+    print(*tables, sep="\n\n", end="\n\n")
     page, picture = out.with_suffix(".md"), out.with_suffix(".svg")
     page.write_text(report.page(result["meta"], measured, picture.name))
     picture.write_text(report.svg(measured, picture_subtitle(result["meta"])))
