@@ -42,6 +42,9 @@ run_monitoring:
   poll_interval_seconds: 10
   start_timeout_seconds: 180
   cancel_timeout_seconds: 60
+run_retries:
+  enabled: true
+  max_retries: 0
 local_artifact_storage:
   module: dagster.core.storage.root
   class: LocalArtifactStorage

@@ -1,0 +1,143 @@
+"""What a case is, and the three variants in which each is run."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dagster import (
+    AssetSelection,
+    Definitions,
+    ExecutorDefinition,
+    GraphDefinition,
+    JobDefinition,
+    Permissive,
+    define_asset_job,
+    in_process_executor,
+    multiprocess_executor,
+)
+from dagster_stepfleet import stepfleet_executor
+
+# The fastest setting of Dagster's own multiprocess executor: its processes have all imports.
+_MULTIPROCESS: dict[str, Any] = {
+    "max_concurrent": 4,
+    "start_method": {
+        "forkserver": {
+            "preload_modules": [
+                "parity_jobs",
+                "dagster_postgres",
+                "sqlalchemy.dialects.postgresql.psycopg2",
+            ]
+        }
+    },
+}
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    return {**_MULTIPROCESS, **config}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An executor. The token is in the names of its jobs and assets; tokens have one length, so
+    that nothing that is cut or hashed by length differs between variants."""
+
+    name: str
+    token: str
+    executor: ExecutorDefinition
+
+
+IN_PROCESS = Variant("in_process", "on_inprocess", in_process_executor)
+MULTIPROCESS = Variant(
+    "multiprocess",
+    "on_multiproc",
+    multiprocess_executor.configured(
+        _with_defaults, name="multiprocess_parity", config_schema=Permissive()
+    ),
+)
+STEPFLEET = Variant("stepfleet", "on_stepfleet", stepfleet_executor)
+VARIANTS = (IN_PROCESS, MULTIPROCESS, STEPFLEET)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job, and how it is run, in every variant the same.
+
+    `status` and `counts` say what the case shows (how its last run ends, and how many events of a
+    type all its runs have together): a job that fails before it comes to its point would be the
+    same everywhere, and prove nothing.
+    """
+
+    name: str
+    job: Callable[[Variant], Any] | None
+    status: str = "SUCCESS"
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # More config for one variant, by its name: executors have settings of their own.
+    config_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
+    # Stock executors that the case can be compared with. `why` says why one is left out.
+    references: tuple[str, ...] = ("in_process", "multiprocess")
+    why: str = ""
+    # The function of paritylib.drives that runs it, and what that function is told.
+    drive: str = "launch"
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    # What chance decides, by its name in paritylib.compare.MASKS.
+    masks: frozenset[str] = frozenset()
+    # A line that the stdout of some step must have, after normalisation.
+    prints: tuple[str, ...] = ()
+    # The most steps that may be between begin and end at once; 0 is no limit.
+    at_most: int = 0
+    # Whether the order in which steps begin is compared too.
+    ordered: bool = False
+    # Whether it must not run beside others, which it would disturb.
+    alone: bool = False
+    # One of the dozen that `make test` runs.
+    quick: bool = False
+    timeout_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if len(self.references) < 2 and not self.why:
+            raise ValueError(f"case {self.name} leaves out a reference and does not say why")
+
+
+def job_name(case: str, variant: Variant) -> str:
+    return f"{case}_{variant.token}"
+
+
+def graph_case(
+    graph: GraphDefinition, *, job: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Case:
+    """A case whose job is a graph; `job` goes to to_job."""
+
+    def build(variant: Variant) -> JobDefinition:
+        return graph.to_job(
+            name=job_name(graph.name, variant), executor_def=variant.executor, **(job or {})
+        )
+
+    return Case(name=graph.name, job=build, **kwargs)
+
+
+def asset_case(
+    name: str,
+    selection: Callable[[Variant], AssetSelection],
+    *,
+    job: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Case:
+    """A case whose job is of assets; `job` goes to define_asset_job."""
+
+    def build(variant: Variant) -> Any:
+        return define_asset_job(
+            job_name(name, variant),
+            selection=selection(variant),
+            executor_def=variant.executor,
+            **(job or {}),
+        )
+
+    return Case(name=name, job=build, **kwargs)
+
+
+def jobs_of(cases: Iterable[Case], **kwargs: Any) -> Definitions:
+    """The jobs of all cases in all variants."""
+    jobs = [case.job(variant) for case in cases if case.job for variant in VARIANTS]
+    return Definitions(jobs=jobs, **kwargs)

@@ -1,0 +1,152 @@
+"""Compares two records of one case: a list of differences, empty when there is none."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from parity_jobs.say import ERR
+from paritylib.record import Record
+
+# More of one kind would only hide the others.
+MAX_LINES = 8
+_MAX_CHARS = 600
+
+# What chance decides in some cases, taken out of an event's text.
+MASKS: dict[str, Callable[[str], str]] = {
+    "retry_delay": lambda text: re.sub(
+        r'"seconds_to_wait": [\d.]+', '"seconds_to_wait": ANY', text
+    ),
+    # Whose signal it was, and which line of the op it met.
+    "interrupt": lambda text: text,
+    # A process that is gone says nothing itself; each executor words what it saw.
+    "crash": lambda text: text,
+}
+
+
+def compare(
+    reference: Sequence[Record],
+    ours: Sequence[Record],
+    *,
+    whole_logs: bool,
+    masks: Iterable[str] = (),
+    ordered: bool = False,
+) -> list[str]:
+    """Compares the runs of a case. `whole_logs`: the reference captures one log for the run."""
+    if len(reference) != len(ours):
+        return [f"number of runs: {len(reference)} expected, {len(ours)} found"]
+    found: list[str] = []
+    for number, (expected, actual) in enumerate(zip(reference, ours, strict=True), 1):
+        prefix = f"run {number}: " if len(ours) > 1 else ""
+        found += [
+            prefix + line
+            for line in _compare_run(expected, actual, whole_logs, [MASKS[m] for m in masks])
+        ]
+        if ordered and expected.order != actual.order:
+            found.append(f"{prefix}order: {expected.order} expected, {actual.order} found")
+    return found
+
+
+def _compare_run(
+    expected: Record, actual: Record, whole_logs: bool, masks: Sequence[Callable[[str], str]]
+) -> list[str]:
+    found: list[str] = []
+    if expected.status != actual.status:
+        found.append(f"run status: {expected.status} expected, {actual.status} found")
+    found += _compare_values("step state", expected.states, actual.states)
+    found += _compare_values("attempts", expected.attempts, actual.attempts)
+    found += _compare_values("run tag", expected.tags, actual.tags)
+    found += _compare_counters("run", expected.run_events, actual.run_events, masks)
+    for step in sorted({*expected.events, *actual.events}):
+        found += _compare_counters(
+            step,
+            expected.events.get(step, Counter()),
+            actual.events.get(step, Counter()),
+            masks,
+        )
+    return found + (
+        _compare_whole_logs(expected, actual) if whole_logs else _compare_logs(expected, actual)
+    )
+
+
+def _compare_values(what: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    return _limited(
+        f"{what} of {key}: {expected.get(key, 'none')} expected, {actual.get(key, 'none')} found"
+        for key in sorted({*expected, *actual})
+        if expected.get(key) != actual.get(key)
+    )
+
+
+def _compare_counters(
+    where: str,
+    expected: Counter[str],
+    actual: Counter[str],
+    masks: Sequence[Callable[[str], str]] = (),
+) -> list[str]:
+    expected, actual = _masked(expected, masks), _masked(actual, masks)
+    missing = [f"{where}: missing {n} x {text}" for text, n in (expected - actual).items()]
+    extra = [f"{where}: {n} more x {text}" for text, n in (actual - expected).items()]
+    return _limited(sorted(missing)) + _limited(sorted(extra))
+
+
+def _masked(counter: Counter[str], masks: Sequence[Callable[[str], str]]) -> Counter[str]:
+    result: Counter[str] = Counter()
+    for text, number in counter.items():
+        for mask in masks:
+            text = mask(text)
+        result[text] += number
+    return result
+
+
+def _compare_logs(expected: Record, actual: Record) -> list[str]:
+    """By step and attempt, line by line: both have a process for each step."""
+    found: list[str] = []
+    for step in sorted({*expected.logs, *actual.logs}):
+        want, have = expected.logs.get(step, []), actual.logs.get(step, [])
+        if len(want) != len(have):
+            found.append(f"logs of {step}: {len(want)} expected, {len(have)} found")
+            continue
+        for attempt, (wanted, had) in enumerate(zip(want, have, strict=True)):
+            for stream, w, h in zip(("stdout", "stderr"), wanted, had, strict=True):
+                found += _compare_text(f"{stream} of {step}, capture {attempt}", w, h)
+    return found
+
+
+def _compare_text(where: str, expected: str, actual: str) -> list[str]:
+    want, have = Counter(expected.splitlines()), Counter(actual.splitlines())
+    if want == have:
+        # The order within a stream is the program's.
+        return [] if expected == actual else [f"{where}: the same lines in another order"]
+    return _compare_counters(where, want, have)
+
+
+def _compare_whole_logs(expected: Record, actual: Record) -> list[str]:
+    """All lines that users have printed, wherever they were captured."""
+    return _compare_counters("stdout", _stdout(expected), _stdout(actual)) + _compare_counters(
+        "stderr", _stderr(expected), _stderr(actual)
+    )
+
+
+def _stdout(record: Record) -> Counter[str]:
+    return Counter(
+        line
+        for captures in record.logs.values()
+        for out, _ in captures
+        for line in out.splitlines()
+    )
+
+
+def _stderr(record: Record) -> Counter[str]:
+    return Counter(
+        line
+        for captures in record.logs.values()
+        for _, err in captures
+        for line in err.splitlines()
+        if line.startswith(ERR)
+    )
+
+
+def _limited(lines: Iterable[str]) -> list[str]:
+    all_lines = [line if len(line) <= _MAX_CHARS else line[:_MAX_CHARS] + "..." for line in lines]
+    rest = len(all_lines) - MAX_LINES
+    return all_lines[:MAX_LINES] + ([f"... and {rest} more"] if rest > 0 else [])

@@ -1,0 +1,323 @@
+"""Reads a finished run from Dagster's storage into a plain structure that can be compared."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dagster import DagsterEvent, DagsterInstance, EventLogEntry, MetadataValue
+from dagster._serdes import serialize_value
+
+from paritylib.normal import Normaliser
+
+# Logs above this are compared by length and hash.
+MAX_TEXT_BYTES = 1 << 20
+
+# Who runs a step, and where: a matter of the executor, and different between the stock ones too.
+PROCESS_EVENTS = frozenset(
+    {
+        "STEP_WORKER_STARTING",
+        "STEP_WORKER_STARTED",
+        "RESOURCE_INIT_STARTED",
+        "RESOURCE_INIT_SUCCESS",
+        "ENGINE_EVENT",
+        "LOGS_CAPTURED",
+    }
+)
+# Tags that name other runs, or what Dagster keeps there for itself.
+_OTHER_TAGS = frozenset(
+    {
+        "dagster/backfill",
+        "dagster/from_ui",
+        "dagster/run_key",
+        "dagster/schedule_tick",
+        "dagster/scheduled_execution_time",
+        "dagster/tick",
+        "dagster/sensor_name",
+        "dagster/schedule_name",
+        "dagster/will_retry",
+        "dagster/auto_retry_run_id",
+        "dagster/did_retry",
+        "dagster/git_commit_hash",
+    }
+)
+# Marks of other events in an event: ids that are new in every run.
+_POINTER_TAGS = ("dagster/input_event_pointer/", "dagster/data_version_is_user_provided/")
+
+
+@dataclass
+class Record:
+    """One run. An event is a text: its type and what is in it, as sorted JSON."""
+
+    status: str = ""
+    run_events: Counter[str] = field(default_factory=Counter[str])
+    states: dict[str, str] = field(default_factory=dict[str, str])
+    attempts: dict[str, int] = field(default_factory=dict[str, int])
+    events: dict[str, Counter[str]] = field(default_factory=dict[str, "Counter[str]"])
+    # By step: of each captured attempt, in order, stdout and stderr.
+    logs: dict[str, list[tuple[str, str]]] = field(default_factory=dict[str, list[tuple[str, str]]])
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    types: Counter[str] = field(default_factory=Counter[str])
+    # Steps in the order of their beginnings, and the most that were between begin and end at once.
+    order: list[str] = field(default_factory=list[str])
+    most_at_once: int = 0
+
+
+def record(instance: DagsterInstance, run_id: str, normaliser: Normaliser) -> Record:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None, f"Dagster's storage has no run {run_id}"
+    entries = instance.all_logs(run_id)
+    result = Record(status=run.status.value)
+    result.tags = {
+        key: normaliser.text(value)
+        for key, value in sorted(run.tags.items())
+        if not key.startswith(".dagster/") and key not in _OTHER_TAGS
+    }
+    for stats in instance.get_run_step_stats(run_id):
+        key = normaliser.text(stats.step_key)
+        result.states[key] = stats.status.value if stats.status else "NONE"
+        result.attempts[key] = stats.attempts or 0
+    _take_events(result, entries, normaliser)
+    _take_parallelism(result, entries, normaliser)
+    _take_logs(result, instance, entries, normaliser)
+    return result
+
+
+def _take_events(result: Record, entries: Sequence[EventLogEntry], normaliser: Normaliser) -> None:
+    for entry in entries:
+        event = entry.dagster_event
+        if event is None:
+            continue
+        kind = event.event_type_value
+        result.types[kind] += 1
+        if kind in PROCESS_EVENTS:
+            continue
+        detail = normaliser.value(_detail(event))
+        text = f"{kind} {json.dumps(detail, sort_keys=True, ensure_ascii=False)}"
+        if event.step_key is None:
+            result.run_events[text] += 1
+        else:
+            result.events.setdefault(normaliser.text(event.step_key), Counter())[text] += 1
+
+
+def _take_parallelism(
+    result: Record, entries: Sequence[EventLogEntry], normaliser: Normaliser
+) -> None:
+    going: set[str] = set()
+    for entry in sorted(entries, key=lambda e: e.timestamp):
+        event = entry.dagster_event
+        if event is None or event.step_key is None:
+            continue
+        kind = event.event_type_value
+        if kind in ("STEP_START", "STEP_RESTARTED"):
+            going.add(event.step_key)
+            result.most_at_once = max(result.most_at_once, len(going))
+            result.order.append(normaliser.text(event.step_key))
+        elif kind in ("STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"):
+            going.discard(event.step_key)
+
+
+def _take_logs(
+    result: Record,
+    instance: DagsterInstance,
+    entries: Sequence[EventLogEntry],
+    normaliser: Normaliser,
+) -> None:
+    for entry in entries:
+        event = entry.dagster_event
+        if event is None or event.event_type_value != "LOGS_CAPTURED":
+            continue
+        data = event.logs_captured_data
+        key = instance.compute_log_manager.build_log_key_for_run(entry.run_id, data.file_key)
+        logs = instance.compute_log_manager.get_log_data(key)
+        steps = ",".join(sorted(data.step_keys or [])) if event.step_key is None else event.step_key
+        result.logs.setdefault(normaliser.text(steps), []).append(
+            (_log(logs.stdout, normaliser), _log(logs.stderr, normaliser))
+        )
+
+
+def _log(raw: bytes | None, normaliser: Normaliser) -> str:
+    if raw is None:
+        return "(no file)"
+    if len(raw) > MAX_TEXT_BYTES:
+        return f"({len(raw)} bytes, SHA-256 {hashlib.sha256(raw).hexdigest()})"
+    return normaliser.text(raw.decode(errors="replace"))
+
+
+def _detail(event: DagsterEvent) -> Any:
+    """What a user sees in the event, without ids of other events."""
+    describe = _DETAILS.get(event.event_type_value)
+    return describe(event) if describe else {}
+
+
+def _metadata(metadata: Any) -> dict[str, Any]:
+    return {
+        key: json.loads(serialize_value(value)) if isinstance(value, MetadataValue) else str(value)
+        for key, value in (metadata or {}).items()
+    }
+
+
+def _tags(tags: Any) -> dict[str, str]:
+    return {k: v for k, v in (tags or {}).items() if not k.startswith(_POINTER_TAGS)}
+
+
+def _error(error: Any) -> Any:
+    """The chain of causes, by class and message."""
+    chain: list[list[str]] = []
+    while error is not None:
+        chain.append([error.cls_name or "", error.message.strip()])
+        error = error.cause
+    return chain
+
+
+def _type_check(data: Any) -> dict[str, Any]:
+    return {
+        "success": data.success,
+        "label": data.label,
+        "description": data.description,
+        "metadata": _metadata(data.metadata),
+    }
+
+
+def _step_output(event: DagsterEvent) -> Any:
+    data = event.step_output_data
+    return {
+        "output": data.output_name,
+        "key": data.step_output_handle.mapping_key,
+        "type_check": _type_check(data.type_check_data),
+        "metadata": _metadata(data.metadata),
+    }
+
+
+def _step_input(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {"input": data.input_name, "type_check": _type_check(data.type_check_data)}
+
+
+def _step_failure(event: DagsterEvent) -> Any:
+    data = event.step_failure_data
+    user = data.user_failure_data
+    return {
+        "error": _error(data.error),
+        "source": data.error_source.value if data.error_source else None,
+        "label": user.label if user else None,
+        "description": user.description if user else None,
+        "metadata": _metadata(user.metadata) if user else {},
+    }
+
+
+def _retry(event: DagsterEvent) -> Any:
+    data = event.step_retry_data
+    return {"error": _error(data.error), "seconds_to_wait": data.seconds_to_wait}
+
+
+def _handled_output(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {
+        "output": data.output_name,
+        "manager": data.manager_key,
+        "metadata": _metadata(data.metadata),
+    }
+
+
+def _loaded_input(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {
+        "input": data.input_name,
+        "manager": data.manager_key,
+        "from": [data.upstream_step_key, data.upstream_output_name],
+        "metadata": _metadata(data.metadata),
+    }
+
+
+def _asset(value: Any) -> dict[str, Any]:
+    return {
+        "asset": value.asset_key.path,
+        "partition": value.partition,
+        "description": value.description,
+        "metadata": _metadata(value.metadata),
+        "tags": _tags(value.tags),
+    }
+
+
+def _planned(event: DagsterEvent) -> Any:
+    data = event.asset_materialization_planned_data
+    return {
+        "asset": data.asset_key.path,
+        "partition": data.partition,
+        "partitions": sorted(data.partitions_subset.get_partition_keys())
+        if data.partitions_subset
+        else None,
+    }
+
+
+def _check(event: DagsterEvent) -> Any:
+    data = event.asset_check_evaluation_data
+    return {
+        "asset": data.asset_key.path,
+        "check": data.check_name,
+        "passed": data.passed,
+        "severity": data.severity.value,
+        "blocking": data.blocking,
+        "description": data.description,
+        "metadata": _metadata(data.metadata),
+        "has_target": data.target_materialization_data is not None,
+    }
+
+
+def _check_planned(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {"asset": data.asset_key.path, "check": data.check_name}
+
+
+def _failed_to_materialize(event: DagsterEvent) -> Any:
+    failure = event.asset_failed_to_materialize_data.asset_materialization_failure
+    return {
+        "asset": failure.asset_key.path,
+        "partition": failure.partition,
+        "type": failure.failure_type.value,
+        "reason": failure.reason.value,
+    }
+
+
+def _expectation(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    result = data.expectation_result
+    return {
+        "success": result.success,
+        "label": result.label,
+        "description": result.description,
+        "metadata": _metadata(result.metadata),
+    }
+
+
+def _specific_error(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {"error": _error(data.error)}
+
+
+def _hook(event: DagsterEvent) -> Any:
+    return {"message": event.message}
+
+
+_DETAILS: dict[str, Callable[[DagsterEvent], Any]] = {
+    "STEP_OUTPUT": _step_output,
+    "STEP_INPUT": _step_input,
+    "STEP_FAILURE": _step_failure,
+    "STEP_UP_FOR_RETRY": _retry,
+    "HANDLED_OUTPUT": _handled_output,
+    "LOADED_INPUT": _loaded_input,
+    "ASSET_MATERIALIZATION": lambda e: _asset(e.step_materialization_data.materialization),
+    "ASSET_OBSERVATION": lambda e: _asset(e.asset_observation_data.asset_observation),
+    "ASSET_MATERIALIZATION_PLANNED": _planned,
+    "ASSET_CHECK_EVALUATION": _check,
+    "ASSET_CHECK_EVALUATION_PLANNED": _check_planned,
+    "ASSET_FAILED_TO_MATERIALIZE": _failed_to_materialize,
+    "STEP_EXPECTATION_RESULT": _expectation,
+    "RESOURCE_INIT_FAILURE": _specific_error,
+    "HOOK_COMPLETED": _hook,
+    "HOOK_SKIPPED": _hook,
+    "HOOK_ERRORED": lambda e: {**_hook(e), **_specific_error(e)},
+}

@@ -1,0 +1,131 @@
+"""The stack that all variants run on: one `stepfleet dev`, with real Dagster and PostgreSQL."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_SECONDS = 240.0
+STOP_TIMEOUT_SECONDS = 40.0
+_PR_SET_PDEATHSIG = 1
+_TAIL_LINES = 12
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Stack:
+    """`stepfleet dev` as a child that dies with this process; its warden ends the rest."""
+
+    def __init__(self, binary: Path, directory: Path, *, project: Path) -> None:
+        self.directory = directory
+        self.marks = directory / "marks"
+        self.marks.mkdir()
+        self._dev = directory / "dev"
+        self._output = directory / "dev.out"
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("STEPFLEET_", "DAGSTER_", "AWS_"))
+        }
+        environ |= {
+            "PYTHONPATH": str(project),
+            "PARITY_MARKS": str(self.marks),
+            "PARITY_SECRET": "a secret of the user",
+        }
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(str(binary), "dev", "--dir", str(self._dev), "--python", sys.executable),
+                    *("-m", "parity_jobs", "--workers", "1", "--max-runs", "12"),
+                    *("--queue", "default:4", "--queue", "narrow:1"),
+                    *("--port-dagster", "0", "--port-server", "0"),
+                    *("--port-sqs", "0", "--port-postgres", "0"),
+                ],
+                cwd=project,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """dev.json: addresses and process ids as they are now."""
+        try:
+            return json.loads((self._dev / "dev.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def dagster_environment(self) -> dict[str, str]:
+        """What this process needs in order to open Dagster's storage."""
+        state = self.state
+        return {
+            "DAGSTER_HOME": state["dagster_home"],
+            "DAGSTER_DATABASE_URL": Path(state["dagster_dsn_file"]).read_text().strip(),
+        }
+
+    def await_tasks(self, run_id: str, state: str, number: int, timeout_seconds: float) -> None:
+        """Waits until the ledger has that many of the run's tasks in the state."""
+        token = Path(self.state["token_file"]).read_text().strip()
+        request = urllib.request.Request(
+            f"{self.state['urls']['server']}/v1/runs/{run_id}/tasks",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        deadline = time.monotonic() + timeout_seconds
+        found: list[str] = []
+        while found.count(state) < number:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"run {run_id} has tasks {found}, not {number} {state}")
+            time.sleep(0.1)
+            with contextlib.suppress(urllib.error.HTTPError):  # not submitted yet
+                with urllib.request.urlopen(request, timeout=10) as response:
+                    found = [task["state"] for task in json.load(response)["tasks"]]
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its warden ends the rest
+            self._process.wait()
+
+    def tails(self) -> str:
+        """The ends of all logs, for a failure that the runs themselves do not explain."""
+        paths = [*sorted((self._dev / "logs").glob("*.log")), self._output]
+        return "\n".join(
+            f"--- {path.name}\n"
+            + "\n".join(path.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+            for path in paths
+            if path.exists() and path.stat().st_size
+        )
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not self.state.get("ready"):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"stepfleet dev has ended:\n{self._output.read_text()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"stepfleet dev is not ready:\n{self.tails()}")
+            time.sleep(0.1)

@@ -1,0 +1,188 @@
+"""The comparison must be able to fail: a difference of each kind is seeded, and must be told."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from paritylib.compare import compare
+from paritylib.record import Record
+
+OUTPUT = 'STEP_OUTPUT {"key": null, "output": "result"}'
+RETRY = 'STEP_UP_FOR_RETRY {"error": [["E", "boom"]], "seconds_to_wait": 0.25}'
+MATERIALIZATION = (
+    'ASSET_MATERIALIZATION {"asset": ["a"], "metadata": {"rows": 3}, "partition": "p"}'
+)
+
+
+def example() -> Record:
+    return Record(
+        status="SUCCESS",
+        run_events=Counter({'ASSET_MATERIALIZATION_PLANNED {"asset": ["a"]}': 1}),
+        states={"one": "SUCCESS", "two": "SUCCESS"},
+        attempts={"one": 2, "two": 1},
+        events={
+            "one": Counter({OUTPUT: 1, RETRY: 1}),
+            "two": Counter({OUTPUT: 1, MATERIALIZATION: 1, "HOOK_COMPLETED {}": 1}),
+        },
+        logs={
+            "one": [("out> a\nout> b\n", "err> a\n"), ("out> a\n", "err> a\n")],
+            "two": [("", "")],
+        },
+        tags={"team": "x"},
+        order=["one", "one", "two"],
+    )
+
+
+def differences(change: Callable[[Record], None], **kwargs: object) -> list[str]:
+    changed = example()
+    change(changed)
+    settings: dict[str, object] = {"whole_logs": False, **kwargs}
+    return compare([example()], [changed], **settings)  # type: ignore[arg-type]
+
+
+def test_equal_runs_have_no_difference() -> None:
+    assert compare([example()], [copy.deepcopy(example())], whole_logs=False) == []
+    assert compare([example()], [copy.deepcopy(example())], whole_logs=True, ordered=True) == []
+
+
+def fail_run(record: Record) -> None:
+    record.status = "FAILURE"
+
+
+def fail_step(record: Record) -> None:
+    record.states["two"] = "FAILURE"
+
+
+def lose_step(record: Record) -> None:
+    del record.states["two"]
+
+
+def retry_more(record: Record) -> None:
+    record.attempts["one"] = 3
+
+
+def lose_event(record: Record) -> None:
+    del record.events["one"][OUTPUT]
+
+
+def double_event(record: Record) -> None:
+    record.events["one"][OUTPUT] = 2
+
+
+def change_metadata(record: Record) -> None:
+    del record.events["two"][MATERIALIZATION]
+    record.events["two"][MATERIALIZATION.replace("3", "4")] = 1
+
+
+def change_partition(record: Record) -> None:
+    del record.events["two"][MATERIALIZATION]
+    record.events["two"][MATERIALIZATION.replace('"p"', '"q"')] = 1
+
+
+def lose_hook(record: Record) -> None:
+    del record.events["two"]["HOOK_COMPLETED {}"]
+
+
+def wait_longer(record: Record) -> None:
+    del record.events["one"][RETRY]
+    record.events["one"][RETRY.replace("0.25", "0.5")] = 1
+
+
+def lose_planned(record: Record) -> None:
+    record.run_events.clear()
+
+
+def change_tag(record: Record) -> None:
+    record.tags["team"] = "y"
+
+
+def lose_capture(record: Record) -> None:
+    record.logs["one"].pop()
+
+
+def lose_line(record: Record) -> None:
+    record.logs["one"][0] = ("out> a\n", "err> a\n")
+
+
+def swap_lines(record: Record) -> None:
+    record.logs["one"][0] = ("out> b\nout> a\n", "err> a\n")
+
+
+def swap_captures(record: Record) -> None:
+    record.logs["one"].reverse()
+
+
+def lose_error_line(record: Record) -> None:
+    record.logs["one"][1] = ("out> a\n", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (fail_run, "run status: SUCCESS expected, FAILURE found"),
+        (fail_step, "step state of two: SUCCESS expected, FAILURE found"),
+        (lose_step, "step state of two: SUCCESS expected, none found"),
+        (retry_more, "attempts of one: 2 expected, 3 found"),
+        (lose_event, f"one: missing 1 x {OUTPUT}"),
+        (double_event, f"one: 1 more x {OUTPUT}"),
+        (change_metadata, f"two: missing 1 x {MATERIALIZATION}"),
+        (change_partition, f"two: missing 1 x {MATERIALIZATION}"),
+        (lose_hook, "two: missing 1 x HOOK_COMPLETED {}"),
+        (wait_longer, f"one: missing 1 x {RETRY}"),
+        (lose_planned, 'run: missing 1 x ASSET_MATERIALIZATION_PLANNED {"asset": ["a"]}'),
+        (change_tag, "run tag of team: x expected, y found"),
+        (lose_capture, "logs of one: 2 expected, 1 found"),
+        (lose_line, "stdout of one, capture 0: missing 1 x out> b"),
+        (swap_lines, "stdout of one, capture 0: the same lines in another order"),
+        (swap_captures, "stdout of one, capture 0: missing 1 x out> b"),
+        (lose_error_line, "stderr of one, capture 1: missing 1 x err> a"),
+    ],
+)
+def test_a_seeded_difference_is_told(change: Callable[[Record], None], words: str) -> None:
+    assert words in differences(change)
+
+
+@pytest.mark.parametrize("change", [lose_line, lose_error_line])
+def test_whole_logs_miss_no_line(change: Callable[[Record], None]) -> None:
+    assert len(differences(change, whole_logs=True)) == 1
+
+
+def test_whole_logs_may_come_in_any_order_and_place() -> None:
+    assert differences(swap_captures, whole_logs=True) == []
+
+
+def test_dagsters_console_lines_are_not_the_users() -> None:
+    def add(record: Record) -> None:
+        record.logs["one"][0] = ("out> a\nout> b\n", "err> a\nTIME - dagster - DEBUG - x\n")
+
+    assert differences(add, whole_logs=True) == []
+    assert differences(add) != []
+
+
+def test_the_order_counts_where_it_is_asked_for() -> None:
+    def swap(record: Record) -> None:
+        record.order.reverse()
+
+    assert differences(swap) == []
+    assert "order:" in differences(swap, ordered=True)[0]
+
+
+def test_a_mask_hides_what_chance_decides_and_nothing_else() -> None:
+    assert differences(wait_longer, masks=["retry_delay"]) == []
+    assert differences(lose_event, masks=["retry_delay"]) != []
+
+
+def test_a_run_that_is_missing_is_told() -> None:
+    two = [example(), example()]
+    assert compare(two, two[:1], whole_logs=False) == ["number of runs: 2 expected, 1 found"]
+
+
+def test_many_differences_are_cut() -> None:
+    def flood(record: Record) -> None:
+        record.events["one"].update(f"STEP_OUTPUT {n}" for n in range(50))
+
+    found = differences(flood)
+    assert len(found) < 20
+    assert "... and 42 more" in found
