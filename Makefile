@@ -65,8 +65,12 @@ matrix: setup build ## the tests that depend on Dagster's version, on the older 
 .PHONY: fmt
 fmt: setup $(GOFUMPT) ## format Go and Python
 	$(GOFUMPT) -w $$(git ls-files -co --exclude-standard '*.go')
-	.venv/bin/ruff format python examples
-	.venv/bin/ruff check --fix python examples
+	.venv/bin/ruff format python examples e2e/parity
+	.venv/bin/ruff check --fix python examples e2e/parity
+
+.PHONY: parity
+parity: setup build ## run every job under three executors and compare, under 20 minutes
+	$(PY) e2e/parity/run.py
 
 .PHONY: bench-dagster
 bench-dagster: setup build ## measure steps through Dagster

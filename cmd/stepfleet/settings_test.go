@@ -28,6 +28,7 @@ Secrets and addresses that carry passwords have no flag:
 | ` + "`STEPFLEET_URL`" + ` | the server, for the plugin; http://127.0.0.1:8630 if empty |
 | ` + "`STEPFLEET_PG`" + ` | ` + "`wheel`" + ` or a directory of PostgreSQL programs, for ` + "`dev`" + `; a server on the machine if empty |
 | ` + "`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_SQS`" + `, ... | as every AWS SDK reads them; server, worker |
+| ` + "`STEPFLEET_WITHHELD_ENV`" + ` | names, separated by commas, of the worker's variables that steps do not get; ` + "`dev`" + ` names those of its local SQS |
 `
 )
 

@@ -202,6 +202,21 @@ func TestEnvironmentOfChildren(t *testing.T) {
 	if got := value(s.withLedger(), "AWS_ENDPOINT_URL_SQS"); got != "http://sqs.example" {
 		t.Errorf("AWS_ENDPOINT_URL_SQS = %q", got)
 	}
+	if got := value(s.withLedger(), "STEPFLEET_WITHHELD_ENV"); got != "AWS_ENDPOINT_URL_SQS" {
+		t.Errorf("steps do not get %q, want what dev has set and nothing of the user's", got)
+	}
+}
+
+// Steps use AWS as the user's other processes do: the local SQS, and the keys for it, are ours.
+func TestStepsDoNotInheritTheLocalSQS(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_REGION"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("HOME", t.TempDir())
+	got := value(testStack(t).withLedger(), "STEPFLEET_WITHHELD_ENV")
+	if want := "AWS_ENDPOINT_URL_SQS,AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY,AWS_REGION"; got != want {
+		t.Errorf("steps do not get %q, want %q", got, want)
+	}
 }
 
 func TestEveryLifeOfAWorkerIsAnInstance(t *testing.T) {

@@ -33,18 +33,26 @@ func (s *Stack) environ(extra ...string) []string {
 func (s *Stack) plain() []string { return s.environ() }
 
 // withLedger adds what server and workers need: the ledger, and where SQS is. Of AWS only SQS is
-// redirected, since steps inherit the worker's environment and use S3 and the like as ever.
+// redirected, and steps do not inherit that: they use AWS as the user's other processes do.
 func (s *Stack) withLedger() []string {
-	own := []string{
-		ledgerURLVariable + "=" + s.database().LedgerURL,
-		"STEPFLEET_PREPARE=true", // there is no pooler in between
-		"AWS_ENDPOINT_URL_SQS=" + s.awsURL(),
-	}
+	aws := []string{"AWS_ENDPOINT_URL_SQS=" + s.awsURL()}
 	if !hasAWSSettings() {
 		// The SDK signs every request with something; the local SQS takes any signature.
-		own = append(own, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=local", "AWS_SECRET_ACCESS_KEY=local")
+		aws = append(aws, "AWS_ACCESS_KEY_ID=local", "AWS_SECRET_ACCESS_KEY=local")
+		if os.Getenv("AWS_REGION") == "" {
+			aws = append(aws, "AWS_REGION=us-east-1")
+		}
 	}
-	return s.environ(own...)
+	var withheld []string
+	for _, variable := range aws {
+		name, _, _ := strings.Cut(variable, "=")
+		withheld = append(withheld, name)
+	}
+	return s.environ(append(aws,
+		ledgerURLVariable+"="+s.database().LedgerURL,
+		"STEPFLEET_PREPARE=true", // there is no pooler in between
+		"STEPFLEET_WITHHELD_ENV="+strings.Join(withheld, ","),
+	)...)
 }
 
 // hasAWSSettings reports whether the user has settings of AWS that the SDK would find.

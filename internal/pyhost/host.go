@@ -270,17 +270,22 @@ func (h *Host) idleChild(ctx context.Context) (*child, error) {
 // the fleet.
 var secretEnv = []string{"STEPFLEET_TOKEN", "STEPFLEET_TOKEN_FILE", "STEPFLEET_DATABASE_URL"}
 
+// withheldVariable names more of them, separated by commas: what whoever started the worker has set
+// for the worker alone. A step that found a local SQS among its settings would use it as its own.
+const withheldVariable = "STEPFLEET_WITHHELD_ENV"
+
 // environment is the worker's own, which users keep their settings in, without the fleet's
-// secrets and with what the process needs to find its socket and code.
+// secrets and settings, and with what the process needs to find its socket and code.
 func environment(cfg Config) ([]string, error) {
 	preload, err := json.Marshal(cfg.Preload)
 	if err != nil {
 		return nil, fmt.Errorf("preload: %w", err)
 	}
+	withheld := append(strings.Split(os.Getenv(withheldVariable), ","), withheldVariable)
 	env := make([]string, 0, len(os.Environ())+3)
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if !slices.Contains(secretEnv, name) {
+		if !slices.Contains(secretEnv, name) && !slices.Contains(withheld, name) {
 			env = append(env, kv)
 		}
 	}

@@ -152,15 +152,18 @@ func modes(t *testing.T, f func(t *testing.T, mode pyhost.Mode)) {
 
 func TestAStepRunsAndReports(t *testing.T) {
 	modes(t, func(t *testing.T, mode pyhost.Mode) {
-		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "ran"), "a").write(os.environ["STEPFLEET_FENCE"] + os.environ.get("STEPFLEET_TOKEN", ""))`)
+		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "ran"), "a").write(os.environ["STEPFLEET_FENCE"] + os.environ.get("STEPFLEET_TOKEN", "") + os.environ.get("OUR_SETTING", "") + os.environ["THEIR_SETTING"])`)
 		t.Setenv("DAGSTER_HOME", dir)
 		t.Setenv("STEPFLEET_TOKEN", "secret")
+		t.Setenv("OUR_SETTING", "for the worker alone")
+		t.Setenv("THEIR_SETTING", "-user")
+		t.Setenv("STEPFLEET_WITHHELD_ENV", "SOMETHING_ELSE,OUR_SETTING")
 		gate := newGate()
 		exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, gate))
 		if exit.Result == nil || !exit.Result.Success || exit.Result.Event != "STEP_SUCCESS" || exit.Status != 0 {
 			t.Fatalf("exit %+v result %+v", exit, exit.Result)
 		}
-		if ran, _ := os.ReadFile(filepath.Join(dir, "ran")); string(ran) != "3" {
+		if ran, _ := os.ReadFile(filepath.Join(dir, "ran")); string(ran) != "3-user" {
 			t.Errorf("user code saw %q", ran)
 		}
 		close(gate.events)
