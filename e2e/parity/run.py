@@ -5,12 +5,13 @@
     python e2e/parity/run.py --only retries,hooks --keep
 
 --only takes themes and cases. The exit status is 1 when a case differs or does not show what it is
-there to show. A line is printed for each case when it ends; differences come at the end.
+there to show. A case's line and its differences are printed when it ends.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ class Result:
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is stopped
     chosen = choose(options)
     directory = Path(tempfile.mkdtemp(prefix="stepfleet-parity-"))
     directory.chmod(0o711)  # PostgreSQL runs as another user where this is root
@@ -111,6 +113,8 @@ def run_all(context: Context, chosen: list[tuple[str, Case]]) -> list[Result]:
         times = "  ".join(f"{n} {s:5.1f} s" for n, s in result.seconds.items())
         verdict = "same" if result.ok else "DIFFERS"
         print(f"{verdict:8}{result.theme:12}{result.case.name:32}{times}", flush=True)
+        for line in result.differences:
+            print(f"    {line}", flush=True)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         beside = [pool.submit(run_case, context, t, c) for t, c in chosen if not c.alone]
@@ -192,9 +196,7 @@ def unshown(case: Case, runs: list[Record]) -> list[str]:
 def report(results: list[Result], seconds: float) -> None:
     bad = [result for result in results if not result.ok]
     for result in bad:
-        print(f"\n{result.theme}/{result.case.name}")
-        for line in result.differences:
-            print(f"  {line}")
+        print(f"differs: {result.theme}/{result.case.name}")
     verdict = (
         f"FAIL: {len(bad)} of {len(results)} cases differ" if bad else f"PASS: {len(results)} cases"
     )

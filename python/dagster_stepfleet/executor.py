@@ -85,6 +85,8 @@ HEALTH_INTERVAL_SECONDS = 20
 # What a run that ends waits for the server to take its cancel or close. The server finds runs
 # that Dagster has ended by itself, so this need not be long.
 GOODBYE_BUDGET_SECONDS = 15.0
+# How often a run whose steps have all ended asks for those whose processes have not.
+LOOK_SECONDS = 15.0
 
 # After these a new attempt would end the same way, or is not wanted.
 _STATES_WITHOUT_RETRY = frozenset({"cancelled", "dead", "refused"})
@@ -144,6 +146,8 @@ class StepfleetStepHandler(StepHandler):
         self._job_name = ""
         self._retry_at: list[float] = []
         self._seen_version = 0
+        # Attempts that the ledger has taken and, as far as is known, not ended.
+        self._going: set[tuple[str, int]] = set()
 
     @property
     def name(self) -> str:
@@ -270,6 +274,33 @@ class StepfleetStepHandler(StepHandler):
         self._retry_at = [at for at in self._retry_at if at > now]
         timeout = min([WAIT_SECONDS, *(at - now for at in self._retry_at)])
         self.client.wait(self._seen_version, timeout)
+
+    def await_processes(self) -> None:
+        """Waits until the ledger has ended every attempt, at the end of a run.
+
+        A step's success is in Dagster's log before its hooks have run and its resources are closed.
+        A run that was closed then would have them killed; so Dagster's own executors wait too.
+        """
+        client = self.client
+        looked = time.monotonic()
+        while client is not None and client.completions.refused is None:
+            version = client.completions.version
+            self._going = {key for key in self._going if client.completions.get(*key) is None}
+            if not self._going:
+                return
+            if check_captured_interrupt():
+                raise DagsterExecutionInterruptedError
+            if client.wait(version, WAIT_SECONDS) or time.monotonic() - looked < LOOK_SECONDS:
+                continue
+            # The stream may be down, or behind.
+            looked = time.monotonic()
+            try:
+                for view in client.tasks():
+                    if view.get("state") in TERMINAL_STATES:
+                        client.completions.add(Ended.of(view))
+            except StepfleetError as err:
+                _log.warning("stepfleet does not wait for the hooks of %s: %s", self._going, err)
+                return
 
     def verdict(self, step_key: str) -> Ended | None:
         """Returns how the ledger ended the step's current attempt, None while it has not."""
@@ -405,6 +436,8 @@ class StepfleetStepHandler(StepHandler):
         state = str(receipt.get("state") or "")
         step = self.open.get(launch.step_key)
         assert self.client is not None
+        if not error:
+            self._going.add((launch.step_key, launch.attempt))
         if error:
             if step is not None and step.attempt == launch.attempt:
                 message = f"refused at submit: {error.get('message')} [{error.get('code')}]"
@@ -524,6 +557,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
         try:
             handler.begin(plan_context)
             yield from super().execute(plan_context, execution_plan)
+            handler.await_processes()
             reason = None
         except (DagsterExecutionInterruptedError, KeyboardInterrupt, GeneratorExit):
             reason = "the run was interrupted"

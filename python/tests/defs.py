@@ -12,6 +12,7 @@ from dagster import (
     Definitions,
     DynamicOut,
     DynamicOutput,
+    HookContext,
     In,
     Nothing,
     Out,
@@ -22,6 +23,7 @@ from dagster import (
     job,
     op,
     resource,
+    success_hook,
 )
 
 from dagster_stepfleet import stepfleet_executor
@@ -184,6 +186,21 @@ def skipping():
     add.alias("after_b")(b)
 
 
+@success_hook
+def takes_its_time(context: HookContext) -> None:
+    time.sleep(2.5)
+
+
+@op
+def quick() -> None: ...
+
+
+@job(executor_def=stepfleet_executor, hooks={takes_its_time})
+def slow_hook() -> None:
+    """The hook outlasts the look that finds the step's success."""
+    quick()
+
+
 @asset
 def raw() -> int:
     return 3
@@ -215,6 +232,7 @@ defs = Definitions(
         printing,
         broken_resource,
         skipping,
+        slow_hook,
         define_asset_job("assets", executor_def=stepfleet_executor),
     ],
 )

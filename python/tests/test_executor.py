@@ -150,6 +150,13 @@ def test_malformed_tag_is_a_warning(instance, server, worker):
     assert any("stepfleet/priority='high' is ignored" in note for note in notes)
 
 
+def test_hooks_of_the_last_step_are_not_cut_off(instance, server, worker):
+    run = execute(instance, "slow_hook")
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert steps(instance, run, DagsterEventType.HOOK_COMPLETED) == ["quick"]
+    assert [task["state"] for task in server.tasks.values()] == ["succeeded"]
+
+
 def test_closed_run_fails_clearly(instance, server, worker):
     run = create(instance, "chain")
     server.closed[run.run_id] = "closed before"

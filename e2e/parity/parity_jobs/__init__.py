@@ -1,11 +1,6 @@
 """The code location of the parity suite: every job in three variants, one for each executor."""
 
-import warnings
-
-from dagster import BetaWarning, Definitions
-
-# Parts of Dagster that are beta are part of what is compared.
-warnings.filterwarnings("ignore", category=BetaWarning)
+from dagster import Definitions
 
 from parity_jobs import assets, daemons, dynamic, interrupts, processes, retries
 from parity_jobs.case import Case

@@ -1,11 +1,13 @@
 """What a case is, and the three variants in which each is run."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dagster import (
     AssetSelection,
+    BetaWarning,
     Definitions,
     ExecutorDefinition,
     GraphDefinition,
@@ -16,6 +18,9 @@ from dagster import (
     multiprocess_executor,
 )
 from dagster_stepfleet import stepfleet_executor
+
+# Parts of Dagster that are beta are part of what is compared.
+warnings.filterwarnings("ignore", category=BetaWarning)
 
 # The fastest setting of Dagster's own multiprocess executor: its processes have all imports.
 _MULTIPROCESS: dict[str, Any] = {
