@@ -190,6 +190,14 @@ def unshown(case: Case, runs: list[Record]) -> list[str]:
         for out, _ in logs
         for line in out.splitlines()
     }
+    messages = {
+        text.split(" ", 2)[2]
+        for run in runs
+        for events in (run.run_events, *run.events.values())
+        for text in events
+        if text.startswith("LOG ")
+    }
+    found += [f"the case is to log {m!r}" for m in case.logs if m not in messages]
     return found + [f"the case is to print {line!r}" for line in case.prints if line not in printed]
 
 

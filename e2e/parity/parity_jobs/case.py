@@ -90,6 +90,8 @@ class Case:
     masks: frozenset[str] = frozenset()
     # A line that the stdout of some step must have, after normalisation.
     prints: tuple[str, ...] = ()
+    # A message that some step, or the run, must have logged through Dagster.
+    logs: tuple[str, ...] = ()
     # The most steps that may be between begin and end at once; 0 is no limit.
     at_most: int = 0
     # Whether the order in which steps begin is compared too.

@@ -21,6 +21,7 @@ from dagster import (
     ExpectationResult,
     In,
     InitResourceContext,
+    MaterializeResult,
     Nothing,
     OpExecutionContext,
     Out,
@@ -58,7 +59,9 @@ def pipes_op(context: OpExecutionContext) -> Iterator[Any]:
         extras={"greeting": "greetings"},
     )
     say(f"custom messages {done.get_custom_messages()}")
-    yield from done.get_results()
+    for result in done.get_results():
+        assert isinstance(result, MaterializeResult) and result.asset_key
+        yield AssetMaterialization(result.asset_key, metadata=dict(result.metadata or {}))
     yield Output(1)
 
 
@@ -285,10 +288,11 @@ def hook_outlives_step():
 
 
 @resource
-def slow_to_close(_: InitResourceContext) -> Iterator[str]:
+def slow_to_close(context: InitResourceContext) -> Iterator[str]:
     yield "open"
     time.sleep(2)
-    say("the resource is closed")
+    assert context.log is not None
+    context.log.info("the resource is closed")
 
 
 @op(required_resource_keys={"slow"})
@@ -454,7 +458,7 @@ CASES: tuple[Case, ...] = (
     graph_case(
         resource_outlives_step,
         job={"resource_defs": {"slow": slow_to_close}},
-        prints=("out> the resource is closed",),
+        logs=("the resource is closed",),
     ),
     graph_case(secrets, job={"resource_defs": {"vault": Vault(secret=EnvVar("PARITY_SECRET"))}}),
     graph_case(surroundings, references=("multiprocess",), why=ONE_PROCESS),

@@ -49,7 +49,8 @@ _POINTER_TAGS = ("dagster/input_event_pointer/", "dagster/data_version_is_user_p
 
 @dataclass
 class Record:
-    """One run. An event is a text: its type and what is in it, as sorted JSON."""
+    """One run. An event is a text: its type and what is in it, as sorted JSON. A line that user
+    code has logged is one too."""
 
     status: str = ""
     run_events: Counter[str] = field(default_factory=Counter[str])
@@ -89,6 +90,8 @@ def _take_events(result: Record, entries: Sequence[EventLogEntry], normaliser: N
     for entry in entries:
         event = entry.dagster_event
         if event is None:
+            text = f"LOG {entry.level} {normaliser.text(entry.user_message)}"
+            _count(result, entry.step_key, text, normaliser)
             continue
         kind = event.event_type_value
         result.types[kind] += 1
@@ -96,10 +99,14 @@ def _take_events(result: Record, entries: Sequence[EventLogEntry], normaliser: N
             continue
         detail = normaliser.value(_detail(event))
         text = f"{kind} {json.dumps(detail, sort_keys=True, ensure_ascii=False)}"
-        if event.step_key is None:
-            result.run_events[text] += 1
-        else:
-            result.events.setdefault(normaliser.text(event.step_key), Counter())[text] += 1
+        _count(result, event.step_key, text, normaliser)
+
+
+def _count(result: Record, step_key: str | None, text: str, normaliser: Normaliser) -> None:
+    if step_key is None:
+        result.run_events[text] += 1
+    else:
+        result.events.setdefault(normaliser.text(step_key), Counter())[text] += 1
 
 
 def _take_parallelism(
