@@ -5,7 +5,6 @@ from typing import Any
 
 from dagster import (
     Config,
-    DefaultScheduleStatus,
     Definitions,
     In,
     Nothing,
@@ -184,8 +183,6 @@ def schedule_of(variant: Variant) -> ScheduleDefinition:
         job_name=job_name("schedule_run", variant),
         cron_schedule="* * * * *",
         execution_fn=evaluate,
-        # Every variant's ticks at the same minute, so that the case waits for one.
-        default_status=DefaultScheduleStatus.RUNNING,
     )
 
 

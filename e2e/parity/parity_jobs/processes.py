@@ -131,13 +131,12 @@ def threads(context: OpExecutionContext, number: int) -> int:
     """Threads that print and log; a daemon thread stays when the op has ended."""
 
     def work(n: int) -> None:
-        print(f"out> thread {n}", flush=True)
+        say(f"thread {n}")
         context.log.info(f"thread {n} logs")
 
-    all_threads = [threading.Thread(target=work, args=(n,)) for n in range(5)]
-    for thread in all_threads:
+    for n in range(3):
+        thread = threading.Thread(target=work, args=(n,))
         thread.start()
-    for thread in all_threads:
         thread.join()
     threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
     return number

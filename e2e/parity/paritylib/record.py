@@ -1,6 +1,6 @@
 """Reads a finished run from Dagster's storage into a plain structure that can be compared."""
 
-import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from dagster._serdes import serialize_value
 
 from paritylib.normal import Normaliser
 
-# Logs above this are compared by length and hash.
+# In a log above this, a line that comes many times in a row is kept once, with their number.
 MAX_TEXT_BYTES = 1 << 20
 
 # Who runs a step, and where: a matter of the executor, and different between the stock ones too.
@@ -148,9 +148,13 @@ def _take_logs(
 def _log(raw: bytes | None, normaliser: Normaliser) -> str:
     if raw is None:
         return "(no file)"
+    text = raw.decode(errors="replace")
     if len(raw) > MAX_TEXT_BYTES:
-        return f"({len(raw)} bytes, SHA-256 {hashlib.sha256(raw).hexdigest()})"
-    return normaliser.text(raw.decode(errors="replace"))
+        text = "\n".join(
+            line if (number := sum(1 for _ in lines)) == 1 else f"{line} x {number}"
+            for line, lines in itertools.groupby(text.splitlines())
+        )
+    return normaliser.text(text)
 
 
 def _detail(event: DagsterEvent) -> Any:

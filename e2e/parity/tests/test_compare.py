@@ -174,6 +174,23 @@ def test_a_mask_hides_what_chance_decides_and_nothing_else() -> None:
     assert differences(lose_event, masks=["retry_delay"]) != []
 
 
+def test_only_the_framework_may_word_a_crash_differently() -> None:
+    failure = 'STEP_FAILURE {"error": [["%s", "gone"]], "source": "%s"}'
+
+    def crashed(error: str, source: str) -> Record:
+        record = example()
+        record.events["one"][failure % (error, source)] = 1
+        return record
+
+    def told(source: str) -> list[str]:
+        return compare(
+            [crashed("A", source)], [crashed("B", source)], whole_logs=False, masks=["crash"]
+        )
+
+    assert told("FRAMEWORK_ERROR") == []
+    assert told("USER_CODE_ERROR") != []
+
+
 def test_a_run_that_is_missing_is_told() -> None:
     two = [example(), example()]
     assert compare(two, two[:1], whole_logs=False) == ["number of runs: 2 expected, 1 found"]
