@@ -18,6 +18,7 @@ _MAX_CHARS = 600
 class Mask:
     """What a case does not compare: parts of events' texts, and run tags."""
 
+    # An empty text is no event.
     text: Callable[[str], str] = str
     tags: frozenset[str] = frozenset()
 
@@ -29,6 +30,11 @@ def _without_crash(text: str) -> str:
     return text
 
 
+def _without_abandoned(text: str) -> str:
+    """Drops the line that an executor logs about a step that it will not run."""
+    return "" if re.match(r"LOG 40 Dependencies for step .* failed: ", text) else text
+
+
 MASKS: dict[str, Mask] = {
     # Chance decides how long.
     "retry_delay": Mask(
@@ -37,7 +43,11 @@ MASKS: dict[str, Mask] = {
     # A process that is gone says nothing itself; each executor words what it has seen, and
     # multiprocess ends its run with that exception.
     "crash": Mask(_without_crash, frozenset({"dagster/failure_reason"})),
-    "interrupt": Mask(),
+    # multiprocess goes through its loop once more when the run is cancelled, and logs that the
+    # steps downstream will not run. Nothing else becomes of them.
+    "interrupt": Mask(_without_abandoned),
+    # The run of the stock executor has not begun at all; only what became of its steps counts.
+    "run_events": Mask(lambda text: "" if text.startswith("PIPELINE_") else text),
 }
 
 
@@ -116,7 +126,8 @@ def _masked(counter: Counter[str], masks: Sequence[Mask]) -> Counter[str]:
     for text, number in counter.items():
         for mask in masks:
             text = mask.text(text)
-        result[text] += number
+        if text:
+            result[text] += number
     return result
 
 

@@ -198,23 +198,17 @@ def cancel_leased(context: Context, case: Case, variant: Variant) -> list[str]:
     """Cancels the run when its steps are with a worker and have not begun.
 
     Ours: the idle step processes stand still, so that the tasks they are given stay leased. Under
-    a stock executor nothing is like that; the nearest is a run that is cancelled before a step of
-    it has begun: its pool has no slot.
+    a stock executor nothing is like that; the nearest is a run that waits for a slot of its pool.
     """
     if variant.name != "stepfleet":
         context.instance.event_log_storage.set_concurrency_slots(case.options["pool"], 0)
         run_id = start(context, case, variant)
-        _await_started(context, run_id, case)
         return _terminate(context, run_id, case)
     context.instance.event_log_storage.set_concurrency_slots(case.options["pool"], 10)
     with frozen_children(context.stack):
         run_id = start(context, case, variant)
         context.stack.await_tasks(run_id, "leased", case.options["leased"], case.timeout_seconds)
         return _terminate(context, run_id, case)
-
-
-def _await_started(context: Context, run_id: str, case: Case) -> None:
-    await_events(context, run_id, DagsterEventType.RUN_START, 1, case.timeout_seconds)
 
 
 def _terminate(context: Context, run_id: str, case: Case) -> list[str]:

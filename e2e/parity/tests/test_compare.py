@@ -191,6 +191,15 @@ def test_only_the_framework_may_word_a_crash_differently() -> None:
     assert told("USER_CODE_ERROR") != []
 
 
+def test_a_cancelled_run_need_not_say_what_it_will_not_run() -> None:
+    def abandon(record: Record) -> None:
+        record.events["two"]["LOG 40 Dependencies for step two failed: ['one']. Not executing."] = 1
+
+    assert differences(abandon, masks=["interrupt"]) == []
+    assert differences(abandon) != []
+    assert differences(lose_event, masks=["interrupt"]) != []
+
+
 def test_a_run_that_is_missing_is_told() -> None:
     two = [example(), example()]
     assert compare(two, two[:1], whole_logs=False) == ["number of runs: 2 expected, 1 found"]
