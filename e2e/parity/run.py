@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", default="", help="themes and cases, separated by commas")
     parser.add_argument("--quick", action="store_true", help="the dozen of `make test`")
     parser.add_argument("--keep", action="store_true", help="keep the stack's directory and logs")

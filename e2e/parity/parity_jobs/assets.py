@@ -159,14 +159,14 @@ def checked_assets(prefix: list[str]) -> list[Any]:
         yield Output(5)
         yield AssetCheckResult(check_name="inline", passed=True, metadata={"seen": 5})
 
-    @asset_check(asset=checked)
+    @asset_check(asset=AssetKey([*prefix, "checked"]))
     def is_small(checked: int) -> AssetCheckResult:
         say("the check fails, and blocks nothing")
         return AssetCheckResult(
             passed=checked < 3, severity=AssetCheckSeverity.WARN, metadata={"number": checked}
         )
 
-    @asset_check(asset=checked)
+    @asset_check(asset=AssetKey([*prefix, "checked"]))
     def is_positive() -> AssetCheckResult:
         return AssetCheckResult(passed=True, description="it is")
 
@@ -178,7 +178,7 @@ def checked_assets(prefix: list[str]) -> list[Any]:
     def guarded() -> int:
         return 6
 
-    @asset_check(asset=guarded, blocking=True)
+    @asset_check(asset=AssetKey([*prefix, "guarded"]), blocking=True)
     def is_odd(guarded: int) -> AssetCheckResult:
         return AssetCheckResult(passed=guarded % 2 == 1)
 

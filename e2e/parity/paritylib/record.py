@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from dagster import DagsterEvent, DagsterInstance, EventLogEntry, MetadataValue
 from dagster._serdes import serialize_value
@@ -165,7 +165,9 @@ def _detail(event: DagsterEvent) -> Any:
 
 def _metadata(metadata: Any) -> dict[str, Any]:
     return {
-        key: json.loads(serialize_value(value)) if isinstance(value, MetadataValue) else str(value)
+        key: json.loads(serialize_value(cast("Any", value)))
+        if isinstance(value, MetadataValue)
+        else str(value)
         for key, value in (metadata or {}).items()
     }
 
