@@ -3,6 +3,7 @@ package stepfleet_test
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -36,7 +37,7 @@ func exampleTask() stepfleet.Task {
 	key := stepfleet.Key{RunID: "run-1", StepKey: "graph.op[key]", Attempt: 2}
 	return stepfleet.Task{
 		V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: "op", Job: "job",
-		IdempotencyKey: key.IdempotencyKey(), Queue: "default", Priority: -3, CodeLocation: "here",
+		IdempotencyKey: key.IdempotencyKey(), Queue: "default", Priority: -3, TimeoutSeconds: 90, CodeLocation: "here",
 		Payload:     stepfleet.DigestOf([]byte("{}")),
 		RetryBudget: stepfleet.RetryBudget{PolicyRetries: 1, LostStepRetries: 2},
 	}
@@ -62,6 +63,8 @@ func TestTaskFitsItsSchema(t *testing.T) {
 		"step_key": func(t *stepfleet.Task) { t.StepKey = "" },
 		"attempt":  func(t *stepfleet.Task) { t.Attempt = -1 },
 		"queue":    func(t *stepfleet.Task) { t.Queue = "" },
+		"timeout":  func(t *stepfleet.Task) { t.TimeoutSeconds = -1 },
+		"long":     func(t *stepfleet.Task) { t.TimeoutSeconds = stepfleet.MaxTimeoutSeconds + 1 },
 		"payload":  func(t *stepfleet.Task) { t.Payload = "ABC" },
 	}
 	for name, spoil := range bad {
@@ -76,6 +79,21 @@ func TestTaskFitsItsSchema(t *testing.T) {
 	}
 	if err := exampleTask().Validate(); err != nil {
 		t.Errorf("Validate of a valid task: %v", err)
+	}
+}
+
+func TestQueueNamesOfTheSchemaAreTheServers(t *testing.T) {
+	schema := compile(t, "docs/schema/task.schema.json")
+	for _, name := range []string{
+		"default", "0", "a-b_c", strings.Repeat("q", 60), // good
+		"", "-a", "_a", "Default", "a.b", "a b", "a@2", "ü", "a\n", strings.Repeat("q", 61), // bad
+	} {
+		task := exampleTask()
+		task.Queue = name
+		inSchema, inServer := check(t, schema, task) == nil, stepfleet.ValidateQueue(name) == nil
+		if inSchema != inServer {
+			t.Errorf("queue %q: the schema says %t, the server %t", name, inSchema, inServer)
+		}
 	}
 }
 

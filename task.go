@@ -22,6 +22,8 @@ const (
 	MaxBatchTasks = 2000
 	// MaxStepKeyBytes bounds a step key: mapping keys are the user's and may be long.
 	MaxStepKeyBytes = 2048
+	// MaxTimeoutSeconds bounds a task's timeout: the ledger keeps it in 32 bits.
+	MaxTimeoutSeconds = 1<<31 - 1
 	// MaxErrorBytes bounds the error message kept with a result; the rest is in the step's logs.
 	MaxErrorBytes = 16 << 10
 )
@@ -71,6 +73,9 @@ type Task struct {
 	// Queue is the lane the task waits in. Higher Priority is claimed first.
 	Queue    string `json:"queue"`
 	Priority int    `json:"priority"`
+	// TimeoutSeconds is how long the attempt may run from its start on before its worker ends it
+	// as failed; 0 means as long as it takes.
+	TimeoutSeconds int `json:"timeout_seconds"`
 	// CodeLocation names the code the task needs, for people and for claims by location.
 	CodeLocation string `json:"code_location"`
 	// Payload is the digest of the arguments: Dagster's serdes JSON, shared by every task of a
@@ -108,6 +113,8 @@ func (t Task) Validate() error {
 		return bad("attempt %d is negative", t.Attempt)
 	case t.Queue == "":
 		return bad("queue is empty")
+	case t.TimeoutSeconds < 0 || t.TimeoutSeconds > MaxTimeoutSeconds:
+		return bad("timeout_seconds %d is not between 0 and %d", t.TimeoutSeconds, MaxTimeoutSeconds)
 	case !t.Payload.Valid():
 		return bad("payload %q is not a SHA-256 in hex", t.Payload)
 	}

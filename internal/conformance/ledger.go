@@ -76,7 +76,7 @@ func task(runID, step string) stepfleet.Task {
 		V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: "op " + step, Job: "job",
 		IdempotencyKey: key.IdempotencyKey(), Queue: queue, CodeLocation: "location",
 		Payload:     stepfleet.DigestOf([]byte("payload")),
-		RetryBudget: stepfleet.RetryBudget{PolicyRetries: 2, LostStepRetries: 1},
+		RetryBudget: stepfleet.RetryBudget{PolicyRetries: 2, LostStepRetries: 1}, TimeoutSeconds: 3600,
 	}
 }
 

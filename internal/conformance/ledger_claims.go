@@ -42,6 +42,48 @@ var claimExamples = map[string]func(*fixture){
 			f.Fatal(diff)
 		}
 	},
+	"a high priority submitted late is claimed before all that waits": func(f *fixture) {
+		var many []string
+		for i := range 30 {
+			many = append(many, fmt.Sprint(i))
+		}
+		f.submit("backfill", many...)
+		s := f.session()
+		f.claim(s, 10)
+		b := batch("urgent", task("urgent", "a"), task("urgent", "b"), task("urgent", "c"))
+		for i := range b.Tasks {
+			b.Tasks[i].Priority = 1
+		}
+		f.submitBatch(b)
+		want := []string{"urgent/a", "urgent/b", "urgent/c", "backfill/10"}
+		if diff := cmp.Diff(want, steps(f.claim(s, 4))); diff != "" {
+			f.Fatal(diff)
+		}
+	},
+	"a run of 3 gets its first turn within one claim of each slot of a backfill of 1000": func(f *fixture) {
+		const slots = 4
+		var many []string
+		for i := range 1000 {
+			many = append(many, fmt.Sprint(i))
+		}
+		f.submit("backfill", many...)
+		s := f.session()
+		f.claim(s, slots) // what runs when the small run comes
+		f.submit("small", "a", "b", "c")
+		var order []string
+		for range 2 * slots { // a slot frees, a claim fills it
+			order = append(order, steps(f.claim(s, 1))...)
+		}
+		var small []int
+		for i, step := range order {
+			if strings.HasPrefix(step, "small/") {
+				small = append(small, i)
+			}
+		}
+		if len(small) != 3 || small[0] >= slots {
+			f.Fatalf("claims in order: %v", order)
+		}
+	},
 	"a small run is not starved by a large one": func(f *fixture) {
 		var many []string
 		for i := range 50 {

@@ -57,7 +57,7 @@ WITH picked AS MATERIALIZED (
     SELECT id, run_id, 'claim', 'session ' || $1::bigint, 'queued', 'leased', fence, $4::text FROM taken ORDER BY id
 )
 SELECT t.id, t.fence, t.kind, t.run_id, t.step_key, t.attempt, t.op, t.job, t.queue, t.priority, t.code_location,
-    t.payload, t.policy_retries, t.lost_retries, r.notify_url
+    t.payload, t.policy_retries, t.lost_retries, t.timeout_seconds, r.notify_url
 FROM taken t JOIN stepfleet.run r USING (run_id)
 ORDER BY t.priority DESC, t.turn, t.id`
 
@@ -125,7 +125,8 @@ func scanLease(row pgx.CollectableRow) (stepfleet.Lease, error) {
 	var s stepfleet.Lease
 	var payload []byte
 	err := row.Scan(&s.TaskID, &s.Fence, &s.Kind, &s.RunID, &s.StepKey, &s.Attempt, &s.Op, &s.Job, &s.Queue, &s.Priority,
-		&s.CodeLocation, &payload, &s.RetryBudget.PolicyRetries, &s.RetryBudget.LostStepRetries, &s.NotifyURL)
+		&s.CodeLocation, &payload, &s.RetryBudget.PolicyRetries, &s.RetryBudget.LostStepRetries, &s.TimeoutSeconds,
+		&s.NotifyURL)
 	complete(&s.Task, payload)
 	return s, err
 }

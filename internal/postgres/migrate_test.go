@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"errors"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -39,8 +40,8 @@ func TestMigratorsAtOnce(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	if applied != int(postgres.SchemaVersion()) {
-		t.Errorf("%d migrations applied: %+v", applied, reports)
+	if files, _ := filepath.Glob("migrations/*.sql"); applied != len(files) {
+		t.Errorf("%d migrations applied, want each of %d once: %+v", applied, len(files), reports)
 	}
 	if err := l.Check(t.Context()); err != nil {
 		t.Error(err)

@@ -14,7 +14,7 @@ import (
 // gives the worker's name and the outcome how it ended.
 const views = `
 SELECT t.id, t.kind, t.run_id, t.step_key, t.attempt, t.op, t.job, t.queue, t.priority, t.code_location, t.payload,
-    t.policy_retries, t.lost_retries, t.state, t.fence, t.cancel_requested, coalesce(t.session_id, 0),
+    t.policy_retries, t.lost_retries, t.timeout_seconds, t.state, t.fence, t.cancel_requested, coalesce(t.session_id, 0),
     coalesce(s.worker, ''), t.submitted_at, t.claimed_at, t.started_at, t.ended_at, coalesce(o.reason, ''), o.result
 FROM stepfleet.task t
 LEFT JOIN stepfleet.session s ON s.id = t.session_id
@@ -81,7 +81,7 @@ func scanView(row pgx.CollectableRow) (stepfleet.View, error) {
 	var payload, result []byte
 	var claimed, started, ended *time.Time
 	err := row.Scan(&v.ID, &v.Kind, &v.RunID, &v.StepKey, &v.Attempt, &v.Op, &v.Job, &v.Queue, &v.Priority, &v.CodeLocation,
-		&payload, &v.RetryBudget.PolicyRetries, &v.RetryBudget.LostStepRetries, &v.State, &v.Fence, &v.CancelRequested,
+		&payload, &v.RetryBudget.PolicyRetries, &v.RetryBudget.LostStepRetries, &v.TimeoutSeconds, &v.State, &v.Fence, &v.CancelRequested,
 		&v.Session, &v.Worker, &v.SubmittedAt, &claimed, &started, &ended, &v.Reason, &result)
 	if err != nil {
 		return v, err

@@ -52,9 +52,9 @@ ORDER BY 1, 2 ON CONFLICT DO NOTHING`
 const submit = `
 WITH given AS MATERIALIZED (
     SELECT * FROM unnest($4::text[], $5::bytea[], $6::integer[], $7::text[], $8::text[], $9::text[], $10::text[],
-        $11::integer[], $12::text[], $13::bytea[], $14::integer[], $15::integer[])
+        $11::integer[], $12::text[], $13::bytea[], $14::integer[], $15::integer[], $16::integer[])
     WITH ORDINALITY g (step_key, step_hash, attempt, kind, op, job, queue, priority, code_location, payload,
-        policy_retries, lost_retries, ord)
+        policy_retries, lost_retries, timeout_seconds, ord)
 ), known AS MATERIALIZED (
     SELECT g.ord, t.id, t.state, t.payload <> g.payload AS differs, t.fence
     FROM given g JOIN stepfleet.task t
@@ -78,9 +78,9 @@ WITH given AS MATERIALIZED (
         max(l.turn - f.i + 1) OVER (ORDER BY f.i ROWS UNBOUNDED PRECEDING)) AS turn
     FROM fresh f JOIN stepfleet.lane_turn l ON l.lane = f.queue AND l.priority = f.priority
 ), ins AS (
-    INSERT INTO stepfleet.task (turn, priority, attempt, policy_retries, lost_retries, payload, step_hash,
+    INSERT INTO stepfleet.task (turn, priority, attempt, policy_retries, lost_retries, timeout_seconds, payload, step_hash,
         run_id, step_key, queue, kind, op, job, code_location)
-    SELECT turn, priority, attempt, policy_retries, lost_retries, payload, step_hash,
+    SELECT turn, priority, attempt, policy_retries, lost_retries, timeout_seconds, payload, step_hash,
         $1, step_key, queue, kind, op, job, code_location
     FROM turned ORDER BY i
     RETURNING id, queue, priority, turn, code_location, submitted_at
@@ -133,7 +133,7 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) ([]stepfleet.Rec
 		q.Queue(insertLaneTurns, cols.queue, cols.priority)
 		q.Queue(submit, b.RunID, clean(b.Identity), clean(b.NotifyURL), cols.stepKey, cols.stepHash, cols.attempt, cols.kind,
 			cols.op, cols.job, cols.queue, cols.priority, cols.codeLocation, cols.payload, cols.policyRetries,
-			cols.lostRetries).QueryRow(func(row pgx.Row) error { return row.Scan(&verdict, &known) })
+			cols.lostRetries, cols.timeoutSeconds).QueryRow(func(row pgx.Row) error { return row.Scan(&verdict, &known) })
 		q.Queue(receipts, b.RunID, cols.stepHash, cols.attempt).Query(func(found pgx.Rows) error {
 			var r stepfleet.Receipt
 			var ord int64
@@ -176,6 +176,7 @@ type columns struct {
 	stepKey, kind, op, job, queue, codeLocation   []string
 	stepHash, payload                             [][]byte
 	attempt, priority, policyRetries, lostRetries []int32
+	timeoutSeconds                                []int32
 }
 
 func columnsOf(tasks []stepfleet.Task) columns {
@@ -199,6 +200,7 @@ func columnsOf(tasks []stepfleet.Task) columns {
 		c.payload = append(c.payload, digestBytes(t.Payload))
 		c.policyRetries = append(c.policyRetries, int32(t.RetryBudget.PolicyRetries))
 		c.lostRetries = append(c.lostRetries, int32(t.RetryBudget.LostStepRetries))
+		c.timeoutSeconds = append(c.timeoutSeconds, int32(t.TimeoutSeconds))
 	}
 	return c
 }

@@ -122,6 +122,12 @@ func (b *bench) worker() *worker.Worker {
 // submit puts steps of run-1 into the ledger, and rings for each when asked.
 func (b *bench) submit(ring bool, steps ...string) {
 	b.t.Helper()
+	b.submitTimed(ring, 0, steps...)
+}
+
+// submitTimed is submit with a timeout, 0 for none.
+func (b *bench) submitTimed(ring bool, timeoutSeconds int, steps ...string) {
+	b.t.Helper()
 	payload := []byte(`{"args":1}`)
 	batch := stepfleet.Batch{
 		RunID: "run-1", Identity: "id", NotifyURL: "http://server",
@@ -132,6 +138,7 @@ func (b *bench) submit(ring bool, steps ...string) {
 		batch.Tasks = append(batch.Tasks, stepfleet.Task{
 			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: s, Job: "job",
 			IdempotencyKey: key.IdempotencyKey(), Queue: "default", Payload: stepfleet.DigestOf(payload),
+			TimeoutSeconds: timeoutSeconds,
 		})
 	}
 	if _, err := b.ledger.Submit(b.ctx, batch); err != nil {
@@ -182,7 +189,12 @@ func (b *bench) next() *scriptedProcess {
 // running submits a step and brings it past its start.
 func (b *bench) running(step string) *scriptedProcess {
 	b.t.Helper()
-	b.submit(true, step)
+	return b.runningTimed(step, 0)
+}
+
+func (b *bench) runningTimed(step string, timeoutSeconds int) *scriptedProcess {
+	b.t.Helper()
+	b.submitTimed(true, timeoutSeconds, step)
 	p := b.next()
 	if err := p.gate.Start(b.ctx); err != nil {
 		b.t.Fatal(err)

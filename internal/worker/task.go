@@ -29,6 +29,9 @@ type task struct {
 	killed    bool  // the process must not live
 	revoked   error // why the process is refused everything from now on
 	cancelled bool
+	began     time.Time // when the process was granted its start, on the clock that counts suspend
+	ending    bool      // an ending event was granted: the attempt can no longer be late
+	late      bool      // it ran over its timeout
 	startedAt time.Time // zero until the start is recorded
 	refused   error     // why the start was refused
 	unbegun   bool      // the process was gone before it could be told of its start
@@ -70,6 +73,7 @@ func (t *task) adopt(proc stepfleet.Process) {
 	defer t.mu.Unlock()
 	t.proc = proc
 	t.phases[stepfleet.PhaseProcess] = unixSeconds(time.Now())
+	t.watchTimeout()
 	if t.killed {
 		proc.Kill()
 	}
@@ -88,8 +92,11 @@ func (t *task) Start(ctx context.Context) error {
 	}
 	if err != nil {
 		t.refused = err
+		return err
 	}
-	return err
+	t.began = t.l.w.cfg.Now()
+	t.watchTimeout()
+	return nil
 }
 
 func (t *task) recordStart(ctx context.Context) error {
@@ -111,7 +118,7 @@ func (t *task) recordStart(ctx context.Context) error {
 
 // Event implements Gate: the event may be written while the task is ours and the session is
 // renewed well within its TTL, which leaves the rest of the run lease for the write itself.
-func (t *task) Event(ctx context.Context, _ string) error {
+func (t *task) Event(ctx context.Context, name string) error {
 	ctx, cancel := joined(ctx, t.l.over)
 	defer cancel()
 	if err := t.l.waitOpen(ctx); err != nil {
@@ -119,6 +126,9 @@ func (t *task) Event(ctx context.Context, _ string) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.revoked == nil && endingEvents[name] {
+		t.ending = true
+	}
 	return t.revoked
 }
 
@@ -171,19 +181,9 @@ func (t *task) revoke(reason string) {
 	t.mu.Lock()
 	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, reason)
 	running := !t.startedAt.IsZero()
-	ref := t.job.Ref
 	t.mu.Unlock()
 	if running {
-		ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
-		fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
-		cancel()
-		if err != nil {
-			t.log.Warn("revoke", "err", err)
-		} else {
-			t.mu.Lock()
-			t.job.Fence = fence
-			t.mu.Unlock()
-		}
+		t.raiseFence(t.l.over, reason)
 	}
 	t.kill()
 }
@@ -303,6 +303,9 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 		// Dagster's log says STEP_SUCCESS: no flag or drain that came later changes that.
 	case t.cancelled:
 		r.Outcome = stepfleet.StateCancelled
+	case t.late && r.Event == "":
+		r.Outcome = stepfleet.StateFailed
+		r.Error = &stepfleet.Failure{Code: "timeout", Message: t.timeoutText()}
 	case t.revoked != nil && r.Event == "":
 		r.Outcome = stepfleet.StateLost
 		r.Error = &stepfleet.Failure{Code: "drained", Message: t.revoked.Error()}

@@ -1,0 +1,104 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// timeoutLook is how long a pause may be before the clock that counts suspend is read again: Go's
+// own timers stand still while the machine sleeps.
+const timeoutLook = time.Second
+
+// endingEvents are Dagster's events that end an attempt.
+var endingEvents = map[string]bool{
+	"STEP_SUCCESS": true, "STEP_FAILURE": true, "STEP_UP_FOR_RETRY": true, "RESOURCE_INIT_FAILURE": true,
+}
+
+// watchTimeout ends the attempt when it runs over its timeout, counted from when its start was
+// recorded. It is called with mu held, by whichever comes second: the start, or the process that
+// asked for it coming into our hands.
+func (t *task) watchTimeout() {
+	if t.job.TimeoutSeconds == 0 || t.proc == nil || t.began.IsZero() {
+		return
+	}
+	proc, now := t.proc, t.l.w.cfg.Now
+	deadline := t.began.Add(t.timeout())
+	t.l.side.Go(func() {
+		for left := deadline.Sub(now()); left > 0; left = deadline.Sub(now()) {
+			select {
+			case <-proc.Reported():
+				return
+			case <-proc.Done():
+				return
+			case <-t.l.over.Done():
+				return
+			case <-time.After(min(left, timeoutLook)):
+			}
+		}
+		t.timeOut()
+	})
+}
+
+func (t *task) timeout() time.Duration { return time.Duration(t.job.TimeoutSeconds) * time.Second }
+
+// timeOut refuses the process everything, takes the task from it, and only then ends it: Dagster
+// would turn the SIGTERM into an ending event of its own. The task's own goroutine then settles it
+// as failed. An attempt that has been granted its ending event has ended in time, whatever its
+// process still does.
+func (t *task) timeOut() {
+	t.owner.Lock()
+	defer t.owner.Unlock()
+	if !t.refuseLate() {
+		return
+	}
+	t.log.Warn("ran over its timeout: ending its process", "timeout", t.timeout())
+	t.raiseFence(t.l.over, t.timeoutText())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.terminate()
+}
+
+// refuseLate closes the gates to an attempt that is over its timeout, and says whether it was still
+// running.
+func (t *task) refuseLate() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case <-t.proc.Reported():
+		return false
+	case <-t.proc.Done():
+		return false
+	default:
+	}
+	if t.ending || t.cancelled || t.revoked != nil {
+		return false
+	}
+	t.late = true
+	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, t.timeoutText())
+	return true
+}
+
+func (t *task) timeoutText() string {
+	return fmt.Sprintf("the attempt ran over its timeout of %s (stepfleet/timeout) and was ended", t.timeout())
+}
+
+// raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does
+// not answer, the gates of this worker refuse the process all the same, and the old fence settles.
+func (t *task) raiseFence(ctx context.Context, reason string) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	t.mu.Lock()
+	ref := t.job.Ref
+	t.mu.Unlock()
+	fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
+	if err != nil {
+		t.log.Warn("revoke", "err", err)
+		return
+	}
+	t.mu.Lock()
+	t.job.Fence = fence
+	t.mu.Unlock()
+}
