@@ -133,6 +133,7 @@ class StepfleetStepHandler(StepHandler):
         self._server_url = server_url or os.environ.get("STEPFLEET_URL") or DEFAULT_URL
         self._outage_budget_seconds = outage_budget_seconds
         self.defaults = defaults or tags.Defaults()
+        self._router = tags.Router({}, self.defaults)
         self.client: Client | None = None
         self.reader: EventReader | None = None
         self.buffer: list[Launch] = []
@@ -164,6 +165,7 @@ class StepfleetStepHandler(StepHandler):
             outage_budget_seconds=self._outage_budget_seconds,
             interrupted=check_captured_interrupt,
         )
+        self._router = tags.Router(run.tags, self.defaults)
         self._job_name = run.job_name
         origin = run.job_code_origin or plan_context.reconstructable_job.get_python_origin()
         self._identity = hashlib.sha256(
@@ -195,7 +197,7 @@ class StepfleetStepHandler(StepHandler):
         run = step_handler_context.dagster_run
         step_key = _step_key(args)
         step_context = step_handler_context.get_step_context(step_key)
-        placement = tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults)
+        placement = self._router.place(step_handler_context.step_tags[step_key])
         for warning in placement.warnings:
             DagsterEvent.engine_event(step_context, warning, EngineEventData())
         state = args.known_state
@@ -423,6 +425,7 @@ class StepfleetStepHandler(StepHandler):
             "idempotency_key": f"{run_id}/{launch.step_key}",
             "queue": launch.placement.queue,
             "priority": launch.placement.priority,
+            "timeout_seconds": launch.placement.timeout_seconds,
             "code_location": launch.location,
             "payload": payload,
             "retry_budget": {
@@ -657,6 +660,13 @@ CONFIG_SCHEMA: dict[str, Any] = {
         "its worker, beyond the op's RetryPolicy. Effects outside happen again: use the "
         f"idempotency key. The tag {tags.LOST_STEP_RETRIES_TAG} goes before it.",
     ),
+    "step_timeout_seconds": Field(
+        Noneable(IntSource),
+        default_value=None,
+        description="How long an attempt of a step may run, from when its code begins, before it "
+        "is ended as failed; the op's RetryPolicy then applies. Default: as long as it takes. The "
+        f"tag {tags.TIMEOUT_TAG} goes before it.",
+    ),
     "queue": Field(
         StringSource,
         default_value=tags.DEFAULT_QUEUE,
@@ -700,6 +710,7 @@ def stepfleet_executor(init_context: InitExecutorContext) -> Executor:
             queue=config["queue"],
             priority=config["priority"],
             lost_step_retries=config["lost_step_retries"],
+            timeout_seconds=config.get("step_timeout_seconds") or 0,
         ),
     )
     return StepfleetExecutor(
