@@ -219,6 +219,11 @@ class Client:
         tasks = self._call("GET", "/tasks", None).get("tasks")
         return tasks if isinstance(tasks, list) else []
 
+    def sessions(self) -> list[dict[str, Any]]:
+        """The workers' sessions, of all runs."""
+        sessions = self._call("GET", "/v1/sessions", None).get("sessions")
+        return sessions if isinstance(sessions, list) else []
+
     def cancel(
         self,
         tasks: Sequence[tuple[str, int]] | None,
@@ -313,7 +318,8 @@ class Client:
         if self._connection is None:
             self._connection = self._endpoint.connect(_CALL_TIMEOUT_SECONDS)
         headers = self._endpoint.headers(data is not None)
-        self._connection.request(method, self._path + path, data, headers)
+        base = self._endpoint.prefix if path.startswith("/v1/") else self._path
+        self._connection.request(method, base + path, data, headers)
         response = self._connection.getresponse()
         raw = response.read()
         if response.will_close:

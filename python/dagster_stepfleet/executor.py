@@ -21,6 +21,7 @@ from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 # isort: split
 import sqlalchemy.exc
 from dagster import (
+    BoolSource,
     DagsterEvent,
     Executor,
     Field,
@@ -52,7 +53,7 @@ from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
 from dagster._utils.interrupts import check_captured_interrupt
 
-from dagster_stepfleet import storage, tags
+from dagster_stepfleet import iocheck, storage, tags
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
@@ -514,9 +515,16 @@ def _for_rebuild(events: list[DagsterEvent]) -> list[DagsterEvent]:
 class StepfleetExecutor(StepDelegatingExecutor):
     """Dagster's step-delegating executor, driven by completions instead of a clock."""
 
-    def __init__(self, step_handler: StepfleetStepHandler, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        step_handler: StepfleetStepHandler,
+        *,
+        shared_filesystem: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self._handler = step_handler
         self._warned_retries_disabled = False
+        self._shared_filesystem = shared_filesystem
         super().__init__(step_handler, should_verify_step=False, **kwargs)
 
     @property
@@ -559,6 +567,12 @@ class StepfleetExecutor(StepDelegatingExecutor):
         storage.wait_out_outages()
         try:
             handler.begin(plan_context)
+            # A run that is resumed has steps under way, which a refusal would end.
+            if not self._shared_filesystem and not plan_context.resume_from_failure:
+                assert handler.client is not None
+                iocheck.refuse_unshared(
+                    plan_context, execution_plan, handler.client, handler.defaults
+                )
             yield from super().execute(plan_context, execution_plan)
             handler.await_processes()
             reason = None
@@ -677,6 +691,12 @@ CONFIG_SCHEMA: dict[str, Any] = {
         default_value=0,
         description=f"The priority of steps without the tag {tags.PRIORITY_TAG}; higher is first.",
     ),
+    "shared_filesystem": Field(
+        BoolSource,
+        default_value=False,
+        description="The directory of Dagster's filesystem IO manager is one shared mount on all "
+        "hosts. Without it, a run that would look for a value on another host's disk is refused.",
+    ),
     "server_url": Field(
         StringSource,
         is_required=False,
@@ -715,6 +735,7 @@ def stepfleet_executor(init_context: InitExecutorContext) -> Executor:
     )
     return StepfleetExecutor(
         handler,
+        shared_filesystem=config["shared_filesystem"],
         retries=retries,
         max_concurrent=config.get("max_concurrent"),
         tag_concurrency_limits=config.get("tag_concurrency_limits"),

@@ -42,6 +42,7 @@ class FakeServer:
         self.fail_next: list[tuple[int, dict, dict[str, str]]] = []
         self.streams = 0
         self.no_streams = False
+        self.sessions: list[dict] = []
         self.ping_seconds = 0.5
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.httpd.daemon_threads = True
@@ -163,6 +164,9 @@ class FakeServer:
                 with server.lock:
                     server.calls.append(("GET", self.path, None))
                 if not self.admitted():
+                    return
+                if self.path == "/v1/sessions":
+                    self.answer(200, {"v": 1, "sessions": server.sessions})
                     return
                 _, _, _, run_id, verb = self.path.split("/")
                 if verb == "stream" and server.no_streams:
