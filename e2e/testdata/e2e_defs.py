@@ -212,6 +212,7 @@ defs = Definitions(
         one_guarded_retried,
         parallel("one", work, 1),
         parallel("one_retried", retried, 1),
+        parallel("three", work, 3),
         parallel("six", work, 6),
         parallel("six_retried", retried, 6),
         parallel("twenty", work, 20),
