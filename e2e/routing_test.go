@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/postgres"
 )
 
 // slotsOfSmall is what the two workers of the shared stack have for the queue small.
@@ -172,4 +174,46 @@ func (s *stack) wantOneEnding(t *testing.T, run, kind, says string) {
 	if found != 1 {
 		t.Errorf("Dagster's log has %d events %s, want one", found, kind)
 	}
+}
+
+// A worker far away serves the queue small too: it has a session, as its registration makes one.
+func TestValuesOnOneHostsDiskAreRefusedWithWorkersOnAnother(t *testing.T) {
+	s := shared(t)
+	s.registerElsewhere(t, "far-away", "small")
+	small := map[string]any{"queue": "small"}
+
+	refused := s.dagster.launch(t, "chain", config{executor: small})
+	s.dagster.awaitEnd(t, runTimeout, refused, dagsterapi.RunFailure)
+	wantEvent(t, s.dagster.events(t, refused), "RUN_FAILURE", "", "IO manager 'io_manager'", "on far-away", "S3PickleIOManager", "shared_filesystem: true")
+	if tasks := s.server.tasks(t, refused); len(tasks) != 0 {
+		t.Errorf("a step was submitted: %s", tasks)
+	}
+
+	shared := s.dagster.launch(t, "chain", config{executor: map[string]any{"queue": "small", "shared_filesystem": true}})
+	elsewhere := s.dagster.launch(t, "chain", config{})                                                               // a queue that only this host serves
+	loadsNothing := s.dagster.launch(t, "three", config{executor: small, ops: numbered("work", 3, behaviour{}, nil)}) // hands no value on
+	for _, run := range []string{shared, elsewhere, loadsNothing} {
+		s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
+	}
+}
+
+// registerElsewhere registers a session of a worker on another host, which ends with the test.
+func (s *stack) registerElsewhere(t *testing.T, host, queue string) {
+	t.Helper()
+	ledger, err := postgres.Open(t.Context(), readLine(t, s.state().LedgerURL), postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ledger.Close)
+	session, err := ledger.Register(t.Context(), stepfleet.SessionSpec{
+		Worker: "worker-3", Instance: "far-" + host, Host: host, Slots: map[string]int{queue: 2},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := ledger.EndSession(context.Background(), session.ID, "the test is over"); err != nil {
+			t.Error(err)
+		}
+	})
 }

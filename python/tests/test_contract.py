@@ -17,6 +17,7 @@ from referencing.jsonschema import DRAFT202012
 from dagster_stepfleet.client import Client
 from tests.fakes import TOKEN, FakeServer, TemplateProcess, Worker
 from tests.test_executor import execute
+from tests.test_iocheck import session
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +66,13 @@ def test_cancels(contract, server):
     for body in server.bodies("/cancel"):
         check(contract, "Cancel", body)
     assert len(server.bodies("/cancel")) == 2
+
+
+def test_sessions(contract, server):
+    server.sessions = [session("here", "default"), session("there", "gpu", state="suspect")]
+    client = Client(server.url, "run-1", token=TOKEN)
+    check(contract, "Sessions", {"v": 1, "sessions": client.sessions()})
+    assert [s["host"] for s in client.sessions()] == ["here", "there"]
 
 
 def test_the_contract_can_fail(contract):

@@ -22,7 +22,9 @@ HERE = socket.gethostname()
 
 def session(host: str, *queues: str, state: str = "alive", draining: bool = False) -> dict:
     return {
+        "session_id": 1,
         "worker": f"worker on {host}",
+        "instance": "instance",
         "host": host,
         "slots": dict.fromkeys(queues, 4),
         "state": state,
