@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -50,6 +51,16 @@ const BellVisibility = 5 * time.Second
 
 // DefaultQueue is the queue of a step that names none.
 const DefaultQueue = "default"
+
+// RunsQueue is the queue of run workers that name none.
+const RunsQueue = "runs"
+
+// CarriesRuns reports whether the queue is one for run workers: runs, or a name that begins with
+// runs-. No other queue takes one, and these take nothing else. A run worker waits for its steps,
+// so in one queue with them it would hold a slot that they wait for.
+func CarriesRuns(queue string) bool {
+	return queue == RunsQueue || strings.HasPrefix(queue, RunsQueue+"-")
+}
 
 var queueName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,59}$`)
 

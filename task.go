@@ -45,6 +45,10 @@ const (
 	KindRun  Kind = "run"  // one run worker
 )
 
+// RunStepKey is the step key of every run worker's task, and of nothing else: Dagster allows no @
+// in the name of an op. Its attempt is 0 for the launch of the run and n for its n-th resume.
+const RunStepKey = "@run"
+
 // Key is what makes a task unique: one attempt of one step of one run. Attempt is Dagster's own
 // retry count for the step, 0 for the first.
 type Key struct {
@@ -86,7 +90,9 @@ type Task struct {
 }
 
 // RetryBudget says how many attempts may follow: PolicyRetries by the op's RetryPolicy in
-// total, LostStepRetries for attempts that began and were lost.
+// total, LostStepRetries for attempts that began and were lost. A run worker's LostStepRetries are
+// the resumes that Dagster's run monitoring still grants its run: a worker that drains hands such
+// a run over, and lets any other come to its end.
 type RetryBudget struct {
 	PolicyRetries   int `json:"policy_retries"`
 	LostStepRetries int `json:"lost_step_retries"`

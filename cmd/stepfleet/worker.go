@@ -35,8 +35,9 @@ type workerCmd struct {
 	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
 	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
 
-	DrainTimeout time.Duration `help:"How long running steps may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
+	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGKILL." default:"2s" env:"STEPFLEET_KILL_GRACE"`
+	RunKillGrace time.Duration `help:"The same for a cancelled run worker, which cancels its steps and ends its run." default:"30s" env:"STEPFLEET_RUN_KILL_GRACE"`
 
 	lifetimeFlags `embed:""`
 }
@@ -66,11 +67,12 @@ func (c *workerCmd) Run(g *globals) error {
 	}
 	defer closeLedger()
 	host := pyhost.New(pyhost.Config{
-		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: slots(spec), Logger: g.log,
+		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec), Logger: g.log,
 	})
 	ports.Host = host
 	w, err := worker.New(worker.Config{
 		Spec: spec, Lifetimes: lifetimes, DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
+		RunKillGrace: c.RunKillGrace, RunEnv: map[string]string{"STEPFLEET_TOKEN": secret},
 		Now: suspendClock(), Logger: g.log,
 	}, ports)
 	if err != nil {
@@ -170,9 +172,17 @@ func (c *workerCmd) preload() []pyhost.Preload {
 	return list
 }
 
-func slots(spec stepfleet.SessionSpec) int {
+// idleRuns is how many of the processes that wait ready are for run workers: runs begin one after
+// another, not all at once as a fan-out does.
+const idleRuns = 2
+
+// idle is how many processes wait ready.
+func idle(spec stepfleet.SessionSpec) int {
 	sum := 0
-	for _, n := range spec.Slots {
+	for queue, n := range spec.Slots {
+		if stepfleet.CarriesRuns(queue) {
+			n = min(n, idleRuns)
+		}
 		sum += n
 	}
 	return sum

@@ -17,11 +17,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/supervise"
 )
 
@@ -36,7 +38,9 @@ type Config struct {
 	Workers int
 	Queues  []Queue
 	MaxRuns int // runs that Dagster lets run at once
-	Ports   Ports
+	// RunLauncher is LauncherStepfleet or LauncherDefault; empty means the first.
+	RunLauncher string
+	Ports       Ports
 	// HostMode is the workers' --host-mode.
 	HostMode string
 	// AWSEndpoint is an SQS that exists already; empty starts the local AWS.
@@ -51,6 +55,13 @@ type Config struct {
 	Out io.Writer // progress, for people
 	Log *slog.Logger
 }
+
+// The run launchers that Dagster can be given: ours, whose run workers are tasks of the workers, or
+// Dagster's own, which starts them below the code servers.
+const (
+	LauncherStepfleet = "stepfleet"
+	LauncherDefault   = "default"
+)
 
 // Database is a running PostgreSQL with the two databases.
 type Database struct {
@@ -199,6 +210,10 @@ func (c *Config) complete() error {
 	if c.MaxRuns == 0 {
 		c.MaxRuns = 10
 	}
+	if c.RunLauncher == "" {
+		c.RunLauncher = LauncherStepfleet
+	}
+	c.addRunQueue()
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -223,6 +238,15 @@ func (c *Config) complete() error {
 		}
 	}
 	return nil
+}
+
+// addRunQueue gives every worker slots for run workers, where the user has given none: as many as
+// there can be runs, so that any one worker can carry them all.
+func (c *Config) addRunQueue() {
+	carries := slices.ContainsFunc(c.Queues, func(q Queue) bool { return stepfleet.CarriesRuns(q.Name) })
+	if c.RunLauncher == LauncherStepfleet && !carries {
+		c.Queues = append(slices.Clone(c.Queues), Queue{Name: stepfleet.RunsQueue, Slots: min(c.MaxRuns, maxSlots)})
+	}
 }
 
 func (s *Stack) serverURL() string { return "http://" + loopback(s.ports.server) }

@@ -42,7 +42,7 @@ run_monitoring:
   poll_interval_seconds: 10
   start_timeout_seconds: 180
   cancel_timeout_seconds: 60
-run_retries:
+%srun_retries:
   enabled: true
   max_retries: 0
 local_artifact_storage:
@@ -59,6 +59,14 @@ telemetry:
   enabled: false
 `
 
+// runLauncher is what dagster.yaml says of our run launcher. A run whose run worker has died goes on
+// with another one.
+const runLauncher = `  max_resume_run_attempts: 3
+run_launcher:
+  module: dagster_stepfleet
+  class: StepfleetRunLauncher
+`
+
 // dagsterHome renders the two files.
 func (s *Stack) dagsterHome() dagsterHome {
 	home := s.layout.DagsterHome()
@@ -68,8 +76,12 @@ func (s *Stack) dagsterHome() dagsterHome {
 		fmt.Fprintf(&workspace, "  - grpc_server:\n      host: 127.0.0.1\n      port: %d\n      location_name: %s\n",
 			s.ports.code[i], quote(target.Name))
 	}
+	launcher := ""
+	if s.config.RunLauncher == LauncherStepfleet {
+		launcher = runLauncher
+	}
 	return dagsterHome{
-		Instance: fmt.Sprintf(instanceTemplate, dagsterURLVariable, s.config.MaxRuns,
+		Instance: fmt.Sprintf(instanceTemplate, dagsterURLVariable, s.config.MaxRuns, launcher,
 			quote(filepath.Join(home, "artifacts")), quote(filepath.Join(home, "compute_logs"))),
 		Workspace: workspace.String(),
 	}

@@ -161,6 +161,9 @@ func (s *Server) admit(b stepfleet.Batch, t stepfleet.Task) error {
 	if err := stepfleet.ValidateQueue(t.Queue); err != nil {
 		return err
 	}
+	if err := admitKind(t); err != nil {
+		return err
+	}
 	if !s.bells.knows(t.Queue) {
 		return fmt.Errorf("%w %q: this server has %v; start it with --queue %s, or change the step's stepfleet/queue tag",
 			stepfleet.ErrUnknownQueue, t.Queue, s.cfg.Queues, t.Queue)
@@ -175,6 +178,20 @@ func (s *Server) admit(b stepfleet.Batch, t stepfleet.Task) error {
 	}
 	if got := stepfleet.DigestOf(p); got != t.Payload {
 		return fmt.Errorf("%w: payload of task %s has digest %s, not %s", stepfleet.ErrTaskInvalid, t.Key, got, t.Payload)
+	}
+	return nil
+}
+
+// admitKind keeps run workers and steps apart, by queue and by key.
+func admitKind(t stepfleet.Task) error {
+	run := t.Kind == stepfleet.KindRun
+	if run != (t.StepKey == stepfleet.RunStepKey) {
+		return fmt.Errorf("%w: task %s of kind %s: the step key %s is that of run workers, and theirs alone",
+			stepfleet.ErrTaskInvalid, t.Key, t.Kind, stepfleet.RunStepKey)
+	}
+	if run != stepfleet.CarriesRuns(t.Queue) {
+		return fmt.Errorf("%w: task %s of kind %s in queue %s: run workers go to %s or %s-..., steps to any other queue, or one would wait for the other's slot",
+			stepfleet.ErrTaskInvalid, t.Key, t.Kind, t.Queue, stepfleet.RunsQueue, stepfleet.RunsQueue)
 	}
 	return nil
 }

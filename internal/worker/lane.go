@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"maps"
 	"strconv"
 	"time"
 
@@ -152,7 +153,7 @@ func (ln *lane) refused(ctx context.Context, bells []stepfleet.RungBell, err err
 
 // launch runs one leased task in its own goroutine and slot.
 func (ln *lane) launch(ctx context.Context, lease stepfleet.Lease, payload []byte) {
-	t := newTask(ln.l, stepfleet.Job{Lease: lease, Payload: payload, Env: taskEnv(lease, ln.l.w.cfg.Spec.Worker)})
+	t := newTask(ln.l, stepfleet.Job{Lease: lease, Payload: payload, Env: taskEnv(lease, ln.l.w.cfg)})
 	ln.l.add(t)
 	ln.slots.take()
 	ln.l.work.Go(func() {
@@ -162,16 +163,20 @@ func (ln *lane) launch(ctx context.Context, lease stepfleet.Lease, payload []byt
 	})
 }
 
-// taskEnv is what user code may read about its attempt.
-func taskEnv(lease stepfleet.Lease, worker string) map[string]string {
-	return map[string]string{
+// taskEnv is what user code may read about its attempt, and what a run worker needs.
+func taskEnv(lease stepfleet.Lease, cfg Config) map[string]string {
+	env := map[string]string{
 		"STEPFLEET_RUN_ID":          lease.RunID,
 		"STEPFLEET_STEP_KEY":        lease.StepKey,
 		"STEPFLEET_ATTEMPT":         strconv.Itoa(lease.Attempt),
 		"STEPFLEET_IDEMPOTENCY_KEY": lease.Task.IdempotencyKey,
 		"STEPFLEET_FENCE":           strconv.FormatInt(int64(lease.Fence), 10),
-		"STEPFLEET_WORKER":          worker,
+		"STEPFLEET_WORKER":          cfg.Spec.Worker,
 	}
+	if lease.Kind == stepfleet.KindRun {
+		maps.Copy(env, cfg.RunEnv)
+	}
+	return env
 }
 
 // answer deletes bells, off the path of the claim. One that is not deleted rings again.

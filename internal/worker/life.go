@@ -249,18 +249,24 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 	cancel()
 	idle := make(chan struct{})
 	go func() { l.work.Wait(); close(idle) }()
-	select {
-	case <-idle:
-	case <-l.over.Done():
-		return
-	case <-time.After(l.w.cfg.DrainTimeout):
-		l.revokeAll()
+	leave := min(handOverMax, l.w.cfg.DrainTimeout/2)
+	for _, stage := range []struct {
+		wait time.Duration
+		then func()
+	}{
+		{l.w.cfg.DrainTimeout - leave, l.handOverAll},
+		{leave, l.revokeAll},
+		{callTimeout, func() {}}, // the ledger does not answer; the sweep will settle them
+	} {
 		select {
 		case <-idle:
 		case <-l.over.Done():
 			return
-		case <-time.After(callTimeout): // the ledger does not answer; the sweep will settle them
+		case <-time.After(stage.wait):
+			stage.then()
+			continue
 		}
+		break
 	}
 	ctx, cancel = context.WithTimeout(l.over, callTimeout)
 	defer cancel()
@@ -268,6 +274,14 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 		l.log.Warn("end session", "err", err)
 	}
 	l.endLife(errDrained)
+}
+
+func (l *life) handOverAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.tasks {
+		t.handOver()
+	}
 }
 
 // revokeAll takes every running task from its process and kills the process; each task's own

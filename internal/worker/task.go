@@ -32,6 +32,7 @@ type task struct {
 	began     time.Time // when the process was granted its start, on the clock that counts suspend
 	ending    bool      // an ending event was granted: the attempt can no longer be late
 	late      bool      // it ran over its timeout
+	leaving   bool      // a run worker that was asked to leave, since another will resume its run
 	startedAt time.Time // zero until the start is recorded
 	refused   error     // why the start was refused
 	unbegun   bool      // the process was gone before it could be told of its start
@@ -154,10 +155,31 @@ func (t *task) terminate() {
 	t.l.side.Go(func() {
 		select {
 		case <-proc.Done():
-		case <-time.After(t.l.w.cfg.KillGrace):
+		case <-time.After(t.grace()):
 			proc.Kill()
 		}
 	})
+}
+
+// grace is what the process has between SIGTERM and SIGKILL.
+func (t *task) grace() time.Duration {
+	if t.job.Kind == stepfleet.KindRun {
+		return t.l.w.cfg.RunKillGrace
+	}
+	return t.l.w.cfg.KillGrace
+}
+
+// handOver asks a run worker to leave when Dagster will resume its run with another: on SIGTERM it
+// then lets its steps go on. Any other task goes on as it is.
+func (t *task) handOver() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.job.Kind != stepfleet.KindRun || t.job.RetryBudget.LostStepRetries == 0 || t.proc == nil {
+		return
+	}
+	t.log.Info("drained: the run will be resumed elsewhere")
+	t.leaving = true
+	t.proc.Terminate()
 }
 
 // kill ends the process, now or as soon as there is one, and refuses it everything.
@@ -306,6 +328,9 @@ func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
 	case t.late && r.Event == "":
 		r.Outcome = stepfleet.StateFailed
 		r.Error = &stepfleet.Failure{Code: "timeout", Message: t.timeoutText()}
+	case t.leaving:
+		r.Outcome = stepfleet.StateLost
+		r.Error = &stepfleet.Failure{Code: "drained", Message: "its worker was asked to stop; another one can resume the run"}
 	case t.revoked != nil && r.Event == "":
 		r.Outcome = stepfleet.StateLost
 		r.Error = &stepfleet.Failure{Code: "drained", Message: t.revoked.Error()}

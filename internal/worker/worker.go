@@ -34,6 +34,11 @@ type Config struct {
 	DrainTimeout time.Duration
 	// KillGrace is how long a cancelled step has between SIGTERM and SIGKILL.
 	KillGrace time.Duration
+	// RunKillGrace is the same for a run worker, which cancels its steps and writes how the run ended.
+	RunKillGrace time.Duration
+	// RunEnv is set in the processes of run workers, beyond what every task gets: they speak to the
+	// server, and step processes must not be able to.
+	RunEnv map[string]string
 	// Now is a clock that counts suspend; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -61,6 +66,7 @@ const (
 	bellWaitMax  = 20 * time.Second // what SQS allows
 	bellSlack    = 2 * time.Second  // what a receive may take beyond its wait
 	bellBatchMax = 10               // what SQS gives at once
+	handOverMax  = 10 * time.Second // of a drain, that run workers whose run will be resumed get to leave
 )
 
 // Worker runs one life after another.
@@ -94,8 +100,8 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 }
 
 // Run works until ctx ends, then drains: it claims no more, gives back what has not started,
-// lets running steps go on for DrainTimeout, and ends what is left as lost. A worker whose
-// session dies kills its steps and begins a new life.
+// lets what runs go on for DrainTimeout, and ends what is left as lost. Run workers whose run will
+// be resumed are asked to leave shortly before: their steps go on. A worker whose session dies kills its steps and begins a new life.
 func (w *Worker) Run(ctx context.Context) error {
 	notes := newNotes(w.ports.Notifier, w.log)
 	defer notes.close()
