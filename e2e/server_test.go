@@ -48,8 +48,19 @@ func (s *server) sessions() ([]stepfleet.Session, error) {
 	return answer.Sessions, err
 }
 
-// tasks returns the run's tasks, in the order of their submission.
+// tasks returns the tasks of the run's steps, in the order of their submission.
 func (s *server) tasks(t *testing.T, run string) views {
+	t.Helper()
+	return s.allTasks(t, run).kind(stepfleet.KindStep)
+}
+
+// runWorkers returns the tasks of the run's run workers.
+func (s *server) runWorkers(t *testing.T, run string) views {
+	t.Helper()
+	return s.allTasks(t, run).kind(stepfleet.KindRun)
+}
+
+func (s *server) allTasks(t *testing.T, run string) views {
 	t.Helper()
 	var answer struct{ Tasks views }
 	if err := s.get("/v1/runs/"+run+"/tasks", &answer); err != nil {
@@ -75,6 +86,10 @@ func (v views) of(t *testing.T, step string, attempt int) stepfleet.View {
 
 func (v views) in(states ...stepfleet.State) views {
 	return slices.DeleteFunc(slices.Clone(v), func(view stepfleet.View) bool { return !slices.Contains(states, view.State) })
+}
+
+func (v views) kind(kind stepfleet.Kind) views {
+	return slices.DeleteFunc(slices.Clone(v), func(view stepfleet.View) bool { return view.Kind != kind })
 }
 
 func (v views) open() views {
@@ -121,7 +136,7 @@ func (s *server) checkAudit(t *testing.T, run string) []stepfleet.AuditRow {
 		}
 		state[row.TaskID], fence[row.TaskID] = row.To, row.Fence
 	}
-	for _, view := range s.tasks(t, run) {
+	for _, view := range s.allTasks(t, run) {
 		if state[view.ID] != view.State {
 			t.Errorf("task %s is %s, its audit ends at %q", view.Key, view.State, state[view.ID])
 		}

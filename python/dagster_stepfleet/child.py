@@ -110,7 +110,7 @@ class Outcome:
             message = self.message or "the step wrote no ending event"
             result["error"] = {
                 "code": self.code or "no_ending_event",
-                "message": _clip(message, MAX_ERROR_BYTES),
+                "message": clip(message, MAX_ERROR_BYTES),
             }
         return result
 
@@ -123,9 +123,14 @@ def serve(parent: Parent, warm: Warm) -> NoReturn:
         os._exit(0)
     status = 0
     try:
-        result = run(parent, frame, warm)
-        if warm.tell_pages is not None:
-            warm.tell_pages()
+        if frame["task"].get("kind") == "run":
+            from dagster_stepfleet import run_worker
+
+            result = run_worker.run(parent, frame, warm)
+        else:
+            result = run(parent, frame, warm)
+            if warm.tell_pages is not None:
+                warm.tell_pages()
         logs.flush()  # the result is the last word: the parent kills who has told it
         parent.send({"op": "result", "result": result})
     except BaseException:
@@ -139,7 +144,7 @@ def serve(parent: Parent, warm: Warm) -> NoReturn:
 def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
     """Runs the task of a run frame and returns its result."""
     os.environ.update(frame.get("env") or {})
-    _arm_signals()
+    arm_signals()
     outcome = Outcome()
     started = 0.0
     with ExitStack() as stack:
@@ -173,7 +178,7 @@ def _prepare(
     parent: Parent, frame: dict[str, Any], warm: Warm, stack: ExitStack
 ) -> tuple[ExecuteStepArgs, DagsterInstance, DagsterRun]:
     args = _with_step(deserialize_value(frame["payload"], ExecuteStepArgs), frame["task"])
-    instance = _instance(args, warm, stack)
+    instance = open_instance(args, warm, stack)
     gate.guard(instance.event_log_storage, parent)
     logs.install(instance)
     dagster_run = instance.get_run_by_id(args.run_id)
@@ -197,7 +202,7 @@ def _with_step(args: ExecuteStepArgs, task: dict[str, Any]) -> ExecuteStepArgs:
     )
 
 
-def _instance(args: ExecuteStepArgs, warm: Warm, stack: ExitStack) -> DagsterInstance:
+def open_instance(args: Any, warm: Warm, stack: ExitStack) -> DagsterInstance:
     storage.wait_out_outages()
     ref = serialize_value(args.instance_ref) if args.instance_ref else ""
     instance = warm.instances.get(ref)
@@ -210,13 +215,13 @@ def _instance(args: ExecuteStepArgs, warm: Warm, stack: ExitStack) -> DagsterIns
     return instance
 
 
-def _arm_signals() -> None:
+def arm_signals() -> None:
     """As a process that `dagster api execute_step` starts: SIGTERM is an interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _clip(text: str, limit: int) -> str:
+def clip(text: str, limit: int) -> str:
     raw = text.encode(errors="replace")
     if len(raw) <= limit:
         return text

@@ -177,8 +177,10 @@ class Client:
         *,
         token: str | None = None,
         outage_budget_seconds: float = 300.0,
+        call_timeout_seconds: float | None = None,
         interrupted: Callable[[], bool] = _never,
     ) -> None:
+        self._call_timeout_seconds = call_timeout_seconds or _CALL_TIMEOUT_SECONDS
         self.url = url
         self.run_id = run_id
         self._endpoint = _Endpoint(url, token)
@@ -188,6 +190,12 @@ class Client:
         self._path = f"{self._endpoint.prefix}/v1/runs/{quote(run_id, safe='')}"
         self.completions = Completions()
         self._stream: _Stream | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
 
     def submit(
         self,
@@ -316,7 +324,7 @@ class Client:
         self, method: str, path: str, data: bytes | None
     ) -> tuple[int, Mapping[str, str], bytes]:
         if self._connection is None:
-            self._connection = self._endpoint.connect(_CALL_TIMEOUT_SECONDS)
+            self._connection = self._endpoint.connect(self._call_timeout_seconds)
         headers = self._endpoint.headers(data is not None)
         base = self._endpoint.prefix if path.startswith("/v1/") else self._path
         self._connection.request(method, base + path, data, headers)

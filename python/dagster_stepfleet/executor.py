@@ -66,6 +66,7 @@ from dagster_stepfleet.client import (
     read_token,
 )
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
+from dagster_stepfleet.identity import RUN_STEP_KEY, run_identity
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
@@ -169,9 +170,7 @@ class StepfleetStepHandler(StepHandler):
         self._router = tags.Router(run.tags, self.defaults)
         self._job_name = run.job_name
         origin = run.job_code_origin or plan_context.reconstructable_job.get_python_origin()
-        self._identity = hashlib.sha256(
-            (serialize_value(cast("Any", origin)) + (run.job_snapshot_id or "")).encode()
-        ).hexdigest()
+        self._identity = run_identity(origin, run.job_snapshot_id)
 
     def end(self, *, reason: str | None, resuming: bool, budget_seconds: float) -> None:
         """Ends the run in the ledger: closes it, after cancelling all when there is a reason."""
@@ -182,6 +181,9 @@ class StepfleetStepHandler(StepHandler):
             self.buffer.clear()
             if resuming or not self._tried:
                 return
+            if _under_launcher():
+                self._cancel_steps(client, reason, budget_seconds)
+                return
             if reason is not None:
                 client.cancel(None, reason, budget_seconds=budget_seconds)
             client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
@@ -190,6 +192,19 @@ class StepfleetStepHandler(StepHandler):
             _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
         finally:
             client.shutdown()
+
+    def _cancel_steps(self, client: Client, reason: str | None, budget_seconds: float) -> None:
+        """Cancels the run's steps and spares its run worker, which is this process. The server
+        closes the run once Dagster shows how it ended."""
+        if reason is None:
+            return
+        steps = [
+            (str(task["step_key"]), int(task["attempt"]))
+            for task in client.tasks()
+            if task["kind"] == "step" and task["state"] not in TERMINAL_STATES
+        ]
+        if steps:
+            client.cancel(steps, reason, budget_seconds=budget_seconds)
 
     # Called by the loop.
 
@@ -466,6 +481,11 @@ class StepfleetStepHandler(StepHandler):
             _log.warning("stepfleet could not read how step %s ended: %s", launch.step_key, err)
         task_id = int(receipt.get("task_id") or 0)
         completions.add(Ended(launch.step_key, launch.attempt, state, task_id))
+
+
+def _under_launcher() -> bool:
+    """Whether this process is itself a task of its run."""
+    return os.environ.get("STEPFLEET_STEP_KEY") == RUN_STEP_KEY
 
 
 def _step_key(args: ExecuteStepArgs) -> str:

@@ -32,6 +32,16 @@ GATED_EVENTS = frozenset(
     }
 )
 
+# A run worker also speaks for its run. A step that its executor gives up is in the list above, and
+# so are the steps of an executor that runs them in the run worker itself.
+RUN_EVENTS = GATED_EVENTS | {
+    "PIPELINE_START",
+    "PIPELINE_SUCCESS",
+    "PIPELINE_FAILURE",
+    "PIPELINE_CANCELING",
+    "PIPELINE_CANCELED",
+}
+
 
 class Parent:
     """The Go worker at the other end of the socket. Safe for use by several threads."""
@@ -96,19 +106,19 @@ def _leave() -> NoReturn:
     os._exit(REFUSED_STATUS)
 
 
-def guard(storage: Any, parent: Parent) -> None:
+def guard(storage: Any, parent: Parent, gated_events: frozenset[str] = GATED_EVENTS) -> None:
     """Puts the event gate before the storage's writes, for this object's whole life."""
     store_event: Callable[[Any], None] = storage.store_event
     store_event_batch: Callable[[Sequence[Any]], None] = storage.store_event_batch
 
     def gated(event: Any) -> None:
         kind = _kind(event)
-        if kind in GATED_EVENTS:
+        if kind in gated_events:
             parent.ask({"op": "gate", "event": kind})
         store_event(event)
 
     def gated_batch(events: Sequence[Any]) -> None:
-        for kind in {_kind(event) for event in events} & GATED_EVENTS:
+        for kind in {_kind(event) for event in events} & gated_events:
             parent.ask({"op": "gate", "event": kind})
         store_event_batch(events)
 

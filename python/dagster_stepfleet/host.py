@@ -126,6 +126,7 @@ class Template:
         from dagster_stepfleet import preload, priming
 
         importlib.import_module("dagster_stepfleet.child")
+        importlib.import_module("dagster_stepfleet.run_worker")
         for name in ("dagster_postgres", "psycopg2", "sqlalchemy.dialects.postgresql"):
             with contextlib.suppress(ImportError):
                 __import__(name)

@@ -289,6 +289,13 @@ def instance_for_cli(instance_ref: Any) -> AbstractContextManager[Any]:
     return get_instance_for_cli(instance_ref=instance_ref)
 
 
+def run_body(*, resume: bool) -> Callable[..., int]:
+    """Dagster's own body of `dagster api execute_run`, or of `resume_run`."""
+    from dagster._cli import api
+
+    return getattr(api, "_resume_run_command_body" if resume else "_execute_run_command_body")
+
+
 def reset_load_context() -> None:
     """Forgets that definitions were loaded in this process, so that a step starts afresh."""
     from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
@@ -398,6 +405,50 @@ def check_cli_instance() -> None:
         getattr(utils, "get_instance_for_cli", None),
         ["instance_ref"],
     )
+
+
+def check_run_bodies() -> None:
+    from dagster._cli import api
+
+    for name in ("_execute_run_command_body", "_resume_run_command_body"):
+        _expect_parameters(
+            f"dagster._cli.api.{name}",
+            getattr(api, name, None),
+            ["run_id", "instance", "write_stream_fn", "set_exit_code_on_failure"],
+        )
+
+
+def check_run_args() -> None:
+    from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
+
+    for args in (ExecuteRunArgs, ResumeRunArgs):
+        wanted = {"job_origin", "run_id", "instance_ref", "set_exit_code_on_failure"}
+        missing = wanted - set(parameters(args.__new__))
+        if missing:
+            raise SeamError(args.__name__, f"it takes no {sorted(missing)}")
+
+
+def check_run_launcher() -> None:
+    from dagster._core.launcher import RunLauncher, WorkerStatus
+    from dagster._core.launcher.base import CheckRunHealthResult, ResumeRunContext
+
+    found = set(RunLauncher.__abstractmethods__)
+    if found != {"launch_run", "terminate"}:
+        raise SeamError("RunLauncher", f"abstract members are {sorted(found)}")
+    _expect_attributes(
+        "RunLauncher",
+        RunLauncher,
+        [
+            "supports_check_run_worker_health",
+            "check_run_worker_health",
+            "get_run_worker_debug_info",
+            "supports_resume_run",
+            "resume_run",
+        ],
+    )
+    _expect_attributes("WorkerStatus", WorkerStatus, ["RUNNING", "NOT_FOUND", "FAILED", "SUCCESS"])
+    _expect_attributes("CheckRunHealthResult", CheckRunHealthResult, ["status", "msg"])
+    _expect_attributes("ResumeRunContext", ResumeRunContext, ["resume_attempt_number"])
 
 
 def check_load_context() -> None:
@@ -607,6 +658,10 @@ CHILD_CHECKS: tuple[Callable[[], None], ...] = (
     check_file_pointer,
     check_load_context,
 )
+
+RUN_WORKER_CHECKS: tuple[Callable[[], None], ...] = (check_run_bodies, check_run_args)
+
+LAUNCHER_CHECKS: tuple[Callable[[], None], ...] = (check_run_launcher, check_run_args)
 
 
 def verify(checks: tuple[Callable[[], None], ...]) -> None:

@@ -45,6 +45,8 @@ _MIGRATION_CHECKS = ("has_run_stats_index_cols", "has_backfill_id_column")
 
 # An id that no run has.
 _NO_RUN = "00000000-0000-0000-0000-000000000000"
+# Marks an instance whose storages are pooled.
+_POOLED = "_stepfleet_pooled"
 
 _patience_seconds = 0.0
 
@@ -62,6 +64,8 @@ def _nothing() -> None:
 
 def pool(instance: DagsterInstance) -> Callable[[], None]:
     """Pools the instance's PostgreSQL event and run storage. Returns what undoes it."""
+    if getattr(instance, _POOLED, False):
+        return _nothing  # a run worker's, inside whose run the executor asks again
     undo: list[Callable[[], None]] = []
 
     def restore() -> None:
@@ -70,6 +74,7 @@ def pool(instance: DagsterInstance) -> Callable[[], None]:
 
     try:
         _pool(instance, undo)
+        undo.append(_replace(instance, _POOLED, True))
     except Exception as err:
         _log.warning("stepfleet leaves Dagster's storage unpooled: %s", err)
         restore()
