@@ -173,16 +173,21 @@ func (d *dagster) awaitEnd(t *testing.T, timeout time.Duration, run string, want
 // terminate asks Dagster to cancel a run, as the button in its UI does.
 func (d *dagster) terminate(t *testing.T, run string) {
 	t.Helper()
+	d.terminateBy(t, run, "SAFE_TERMINATE")
+}
+
+func (d *dagster) terminateBy(t *testing.T, run, policy string) {
+	t.Helper()
 	var data struct {
 		TerminateRun struct {
 			Typename string `json:"__typename"`
 			Message  string
 		}
 	}
-	err := d.ask(`mutation($run: String!) { terminateRun(runId: $run, terminatePolicy: SAFE_TERMINATE) { __typename
+	err := d.ask(`mutation($run: String!, $policy: TerminateRunPolicy!) { terminateRun(runId: $run, terminatePolicy: $policy) { __typename
   ... on TerminateRunFailure { message }
   ... on RunNotFoundError { message }
-  ... on PythonError { message } } }`, map[string]any{"run": run}, &data)
+  ... on PythonError { message } } }`, map[string]any{"run": run, "policy": policy}, &data)
 	if err != nil || data.TerminateRun.Typename != "TerminateRunSuccess" {
 		t.Fatalf("terminate run %s: %v %+v", run, err, data.TerminateRun)
 	}

@@ -13,7 +13,7 @@ import (
 
 // The worker lives on: its steps' processes are gone and it says so, at once and by itself.
 func TestStepsOfAKilledTemplateAreLostAndRunAgain(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t)
 	file, give := release(t)
 	run := s.dagster.launch(t, "six_retried", config{ops: numbered("retried", 6, behaviour{"release": file}, nil)})
 	s.awaitBegins(t, runTimeout, 6, run)

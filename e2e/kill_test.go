@@ -25,7 +25,7 @@ const (
 // One worker holds running steps of two runs, whose next attempts come from lost_step_retries and
 // from a RetryPolicy, and leases of a third that have not started. It is killed.
 func TestKilledWorkersStepsRunElsewhere(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t)
 	file, give := release(t)
 	waiting := behaviour{"release": file}
 	const victim, other = "worker-1", "worker-2"

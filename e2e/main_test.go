@@ -23,10 +23,23 @@ var (
 	binary string // of stepfleet
 	python string // with Dagster, dagster_stepfleet and stepfleet_examples
 
-	sharedOnce  sync.Once
-	sharedStack *stack
-	errShared   error
+	sharedStack = sharedBy{options: stackOptions{
+		workers: 2, queues: []string{"default:20", "small:2"}, environ: []string{"STEPFLEET_DRAIN_TIMEOUT=8s"},
+	}}
+	// Its run workers are Dagster's own, below the code server, so that they outlive a worker.
+	defaultLauncherStack = sharedBy{options: stackOptions{
+		workers: 2, queues: []string{"default:20", "small:2"}, launcher: "default",
+	}}
 )
+
+// sharedBy is a stack that several tests use, started by the first.
+type sharedBy struct {
+	options stackOptions
+
+	once  sync.Once
+	stack *stack
+	err   error
+}
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(holdVariable); dir != "" {
@@ -47,9 +60,12 @@ func run(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	if sharedStack != nil {
-		if err := sharedStack.stop(); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e: stop the shared stack:", err)
+	for _, s := range []*sharedBy{&sharedStack, &defaultLauncherStack} {
+		if s.stack == nil {
+			continue
+		}
+		if err := s.stack.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: stop a shared stack:", err)
 			code = 1
 		}
 	}
@@ -86,15 +102,26 @@ func findPrograms(dir string) error {
 // attempt of any run has begun twice.
 func shared(t *testing.T) *stack {
 	t.Helper()
-	sharedOnce.Do(func() {
+	return sharedStack.use(t)
+}
+
+// defaultLauncher returns the stack with Dagster's own run launcher, in the same way.
+func defaultLauncher(t *testing.T) *stack {
+	t.Helper()
+	return defaultLauncherStack.use(t)
+}
+
+func (s *sharedBy) use(t *testing.T) *stack {
+	t.Helper()
+	s.once.Do(func() {
 		var dir string
-		if dir, errShared = stackDir(); errShared == nil {
-			sharedStack, errShared = startStack(dir, stackOptions{workers: 2, queues: []string{"default:20", "small:2"}})
+		if dir, s.err = stackDir(); s.err == nil {
+			s.stack, s.err = startStack(dir, s.options)
 		}
 	})
-	if errShared != nil {
-		t.Fatalf("start the shared stack: %v", errShared)
+	if s.err != nil {
+		t.Fatalf("start a shared stack: %v", s.err)
 	}
-	sharedStack.use(t)
-	return sharedStack
+	s.stack.use(t)
+	return s.stack
 }

@@ -165,12 +165,13 @@ func TestThousandStepsAreSubmittedInOneCommit(t *testing.T) {
 	}
 }
 
+// awaitAllEnded waits for the end of the run's steps and run workers, and returns the steps.
 func awaitAllEnded(t *testing.T, s *stack, run string) views {
 	t.Helper()
 	var tasks views
 	await(t, 15*time.Second, "every task to end", func() (bool, string) {
-		tasks = s.server.tasks(t, run)
+		tasks = s.server.allTasks(t, run)
 		return len(tasks.open()) == 0, tasks.open().String()
 	})
-	return tasks
+	return tasks.kind(stepfleet.KindStep)
 }

@@ -18,7 +18,7 @@ const closedWithin = 90 * time.Second
 // A run worker that is killed cannot cancel its steps. Dagster says that the run has failed, and
 // the server must not let the steps go on.
 func TestADeadRunWorkersStepsAreStopped(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t)
 	before := map[int]bool{}
 	for _, p := range descendants(s.pid(t, "code-1")) {
 		before[p.pid] = true

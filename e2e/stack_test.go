@@ -31,6 +31,9 @@ const (
 type stackOptions struct {
 	workers int
 	queues  []string // name:slots, for each worker
+	// launcher is dev's --run-launcher, its default when empty.
+	launcher string
+	environ  []string
 }
 
 // stack is a running `stepfleet dev`.
@@ -107,8 +110,11 @@ func (s *stack) launch() error {
 	for _, queue := range s.options.queues {
 		args = append(args, "--queue", queue)
 	}
+	if s.options.launcher != "" {
+		args = append(args, "--run-launcher", s.options.launcher)
+	}
 	s.cmd = exec.Command(binary, args...)
-	s.cmd.Env = append(os.Environ(), "STEPFLEET_EFFECT_LOG="+s.effects)
+	s.cmd.Env = append(append(os.Environ(), "STEPFLEET_EFFECT_LOG="+s.effects), s.options.environ...)
 	s.cmd.Dir = s.dir
 	s.cmd.Stdout, s.cmd.Stderr = out, out
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

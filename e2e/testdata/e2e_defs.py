@@ -211,6 +211,7 @@ defs = Definitions(
         one_guarded,
         one_guarded_retried,
         parallel("one", work, 1),
+        parallel("two", work, 2),
         parallel("one_retried", retried, 1),
         parallel("three", work, 3),
         parallel("six", work, 6),

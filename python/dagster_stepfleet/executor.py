@@ -23,6 +23,7 @@ import sqlalchemy.exc
 from dagster import (
     BoolSource,
     DagsterEvent,
+    DagsterRunStatus,
     Executor,
     Field,
     InitExecutorContext,
@@ -483,6 +484,14 @@ class StepfleetStepHandler(StepHandler):
         completions.add(Ended(launch.step_key, launch.attempt, state, task_id))
 
 
+def _will_resume(instance: DagsterInstance, run_id: str) -> bool:
+    """Whether another run worker will go on with the run: of one that was cancelled or failed
+    meanwhile Dagster's own answer says so, too."""
+    run = instance.get_run_by_id(run_id)
+    going_on = run is not None and run.status == DagsterRunStatus.STARTED
+    return going_on and instance.run_will_resume(run_id)
+
+
 def _under_launcher() -> bool:
     """Whether this process is itself a task of its run."""
     return os.environ.get("STEPFLEET_STEP_KEY") == RUN_STEP_KEY
@@ -598,7 +607,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
             reason = None
         except (DagsterExecutionInterruptedError, KeyboardInterrupt, GeneratorExit):
             reason = "the run was interrupted"
-            resuming = instance.run_will_resume(plan_context.run_id)
+            resuming = _will_resume(instance, plan_context.run_id)
             raise
         except Exception as err:
             if isinstance(err, ServerUnreachable):

@@ -126,7 +126,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 f"The run worker of run {run.run_id} was launched before and has ended as "
                 f"{receipt.get('state')}; a run is launched once. Re-execute it as a new run."
             )
-        _log.info("run %s was launched before; its run worker is task %s", run.run_id, receipt)
+        _log.info("run %s was launched before, as task %s", run.run_id, receipt.get("task_id"))
 
     @property
     def supports_resume_run(self) -> bool:

@@ -20,6 +20,7 @@ from dagster import (
     asset,
     asset_check,
     define_asset_job,
+    in_process_executor,
     job,
     op,
     resource,
@@ -206,6 +207,16 @@ def raw() -> int:
     return 3
 
 
+@job(executor_def=in_process_executor)
+def alone():
+    one()
+
+
+@job(executor_def=in_process_executor)
+def alone_failing():
+    boom()
+
+
 @asset
 def cooked(raw: int) -> int:
     return raw * 2
@@ -220,6 +231,8 @@ defs = Definitions(
     assets=[raw, cooked],
     asset_checks=[cooked_is_even],
     jobs=[
+        alone,
+        alone_failing,
         chain,
         dynamic,
         failing,

@@ -25,7 +25,7 @@ from dagster_stepfleet.frames import Frame, FrameSocket
 from dagster_stepfleet.process import die_with_parent
 
 TOKEN = "test-token"
-KNOWN_QUEUES = {"default", "gpu"}
+KNOWN_QUEUES = {"default", "gpu", "runs", "runs-big"}
 TERMINAL = {"succeeded", "failed", "cancelled", "lost", "dead"}
 
 
@@ -90,6 +90,7 @@ class FakeServer:
                             **task,
                             "task_id": len(self.tasks) + 1,
                             "state": "queued",
+                            "submitted_at": "2026-01-02T03:04:05Z",
                             "reason": "",
                             "result": None,
                         }
@@ -110,7 +111,9 @@ class FakeServer:
         with self.lock:
             for (run, step, attempt), task in self.tasks.items():
                 mine = run == run_id and (wanted is None or (step, attempt) in wanted)
-                if mine and task["state"] not in TERMINAL:
+                if mine and task["state"] == "running":
+                    task["cancel_requested"] = True
+                elif mine and task["state"] not in TERMINAL:
                     task.update(state="cancelled", reason=reason)
             self.lock.notify_all()
 

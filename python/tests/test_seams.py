@@ -19,9 +19,11 @@ from dagster._core.executor.step_delegating.step_delegating_executor import (
     StepDelegatingExecutor,
 )
 from dagster._core.executor.step_delegating.step_handler.base import StepHandler
+from dagster._core.launcher import RunLauncher
+from dagster._core.launcher.base import ResumeRunContext
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.base import EventLogStorage
-from dagster._grpc.types import ExecuteStepArgs
+from dagster._grpc.types import ExecuteStepArgs, ResumeRunArgs
 from dagster._utils import interrupts
 from dagster_postgres.event_log.event_log import PostgresEventLogStorage
 
@@ -44,6 +46,11 @@ def drifted(self, other):
         (seams.check_interrupts, interrupts, "check_captured_interrupt", None),
         (seams.check_step_body, api, "_execute_step_command_body", drifted),
         (seams.check_cli_instance, utils, "get_instance_for_cli", drifted),
+        (seams.check_run_bodies, api, "_execute_run_command_body", drifted),
+        (seams.check_run_bodies, api, "_resume_run_command_body", drifted),
+        (seams.check_run_args, ResumeRunArgs, "__new__", drifted),
+        (seams.check_run_launcher, RunLauncher, "__abstractmethods__", frozenset({"launch_run"})),
+        (seams.check_run_launcher, ResumeRunContext, "resume_attempt_number", None),
         (seams.check_event_storage, EventLogStorage, "store_event", lambda self, entry: None),
         (seams.check_file_pointer, FileCodePointer, "load_target", lambda this: None),
         (seams.check_load_context, DefinitionsLoadContext, "_instance", None),

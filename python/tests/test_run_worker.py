@@ -1,0 +1,112 @@
+"""The run branch of a child, as a worker meets it."""
+
+from __future__ import annotations
+
+import pytest
+from dagster import DagsterRunStatus
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
+from dagster._serdes import serialize_value
+
+from dagster_stepfleet import gate
+from tests.fakes import Child
+from tests.payloads import create_run
+from tests.test_host import kinds
+from tests.test_launcher import started, starting, status
+
+
+@pytest.fixture(params=["forked", "cold"])
+def child(request, template):
+    child = template.fork() if request.param == "forked" else Child.cold()
+    child.ready()
+    yield child
+    child.close()
+
+
+def frame(instance, run, resume: bool = False) -> tuple[dict, str]:
+    make = ResumeRunArgs if resume else ExecuteRunArgs
+    args = make(run.job_code_origin, run.run_id, instance.get_ref(), True)
+    task = {"kind": "run", "run_id": run.run_id, "step_key": "@run", "attempt": int(resume)}
+    return task, serialize_value(args)
+
+
+def test_a_run_is_executed(instance, child):
+    run = starting(instance, "alone")
+    result = child.run(*frame(instance, run))
+    assert (result["outcome"], result["success"], result["event"]) == ("succeeded", True, "")
+    assert result["worker"] == "worker-1" and result["execution_seconds"] > 0
+    assert status(instance, run) == DagsterRunStatus.SUCCESS
+    assert child.asked == [
+        "start",
+        "PIPELINE_START",
+        "STEP_OUTPUT",
+        "STEP_SUCCESS",
+        "PIPELINE_SUCCESS",
+    ]
+
+
+def test_a_run_that_fails_is_work_done(instance, child):
+    run = starting(instance, "alone_failing")
+    assert child.run(*frame(instance, run))["outcome"] == "succeeded"
+    assert status(instance, run) == DagsterRunStatus.FAILURE
+
+
+@pytest.mark.parametrize("refused", ["start", "PIPELINE_START", "STEP_SUCCESS", "PIPELINE_SUCCESS"])
+def test_a_refused_run_worker_ends_without_writing(instance, template, refused):
+    child = template.fork()
+    child.ready()
+    run = starting(instance, "alone")
+    before = kinds(instance, run)
+    assert child.run(*frame(instance, run), refuse={refused}) == {}
+    assert template.exited(child.pid)["status"] == gate.REFUSED_STATUS
+    written = kinds(instance, run)[len(before) :]
+    assert not {refused, "PIPELINE_SUCCESS", "PIPELINE_FAILURE"} & set(written)
+    if refused == "start":
+        assert written == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_has_ended_meanwhile_does_not_begin(instance, template, resume):
+    child = template.fork()
+    child.ready()
+    run = started(instance) if resume else starting(instance)
+    instance.report_run_failed(run)
+    before = kinds(instance, run)
+    result = child.run(*frame(instance, run, resume))
+    assert (result["outcome"], result["error"]["code"]) == ("cancelled", "run_not_waiting")
+    assert kinds(instance, run) == before
+
+
+def test_a_launch_of_a_run_that_has_begun_does_not_begin(instance, template):
+    child = template.fork()
+    child.ready()
+    run = started(instance)
+    assert child.run(*frame(instance, run))["outcome"] == "cancelled"
+    assert status(instance, run) == DagsterRunStatus.STARTED
+
+
+def test_a_run_that_is_being_canceled_is_canceled(instance, template):
+    child = template.fork()
+    child.ready()
+    run = started(instance)
+    instance.report_run_canceling(run)
+    assert child.run(*frame(instance, run, resume=True))["outcome"] == "cancelled"
+    assert status(instance, run) == DagsterRunStatus.CANCELED
+
+
+def test_a_run_whose_code_is_gone_fails(instance, template):
+    child = template.fork()
+    child.ready()
+    run = create_run(instance, "alone")
+    run = run._replace(run_id="unknown")
+    result = child.run(*frame(instance, run))
+    assert (result["outcome"], result["error"]["code"]) == ("failed", "run_worker_crashed")
+    assert "no run unknown" in result["error"]["message"]
+
+
+def test_the_payload_of_another_run(instance, template):
+    child = template.fork()
+    child.ready()
+    run = starting(instance, "alone")
+    task, payload = frame(instance, run)
+    result = child.run(task | {"run_id": "other"}, payload)
+    assert result["error"]["code"] == "prepare" and child.asked == []
