@@ -115,6 +115,7 @@ class StepfleetStack(Stack):
         modules_path: Path,
         env: Mapping[str, str],
         meter: process.Meter,
+        run_slots: int = 0,
     ) -> None:
         super().__init__(directory=directory, modules_path=modules_path, env=env, meter=meter)
         self._binary = str(binary)
@@ -137,11 +138,13 @@ class StepfleetStack(Stack):
             self._start_part(
                 "server",
                 *("--listen", f"127.0.0.1:{server}", "--queue", "default", "--create-queues"),
+                *(("--queue", "runs") if run_slots else ()),
             )
             self._wait_until_ready(f"{self.url}/readyz")
             self._start_part(
                 "worker",
                 *("--queue", f"default:{SLOTS}", "--name", "w1"),
+                *(("--queue", f"runs:{run_slots}") if run_slots else ()),
                 *("--listen", f"127.0.0.1:{probes}"),
                 *("-m", module, "--python", sys.executable),
             )

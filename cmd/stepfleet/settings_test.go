@@ -25,7 +25,7 @@ Secrets and addresses that carry passwords have no flag:
 |---|---|
 | ` + "`STEPFLEET_DATABASE_URL`" + ` | the ledger, as ` + "`postgres://user:password@host:5432/stepfleet`" + `; server, worker, migrate |
 | ` + "`STEPFLEET_TOKEN`, `STEPFLEET_TOKEN_FILE`" + ` | the API's token, or a file with it; server, worker, and the plugin in run workers |
-| ` + "`STEPFLEET_URL`" + ` | the server, for the plugin; http://127.0.0.1:8630 if empty |
+| ` + "`STEPFLEET_URL`" + ` | the server, for the plugin; in workers, for the run workers they start; http://127.0.0.1:8630 if empty |
 | ` + "`STEPFLEET_PG`" + ` | ` + "`wheel`" + ` or a directory of PostgreSQL programs, for ` + "`dev`" + `; a server on the machine if empty |
 | ` + "`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_SQS`" + `, ... | as every AWS SDK reads them; server, worker |
 | ` + "`STEPFLEET_WITHHELD_ENV`" + ` | names, separated by commas, of the worker's variables that steps do not get; ` + "`dev`" + ` names those of its local SQS |

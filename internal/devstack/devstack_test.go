@@ -170,6 +170,25 @@ func TestDagsterHome(t *testing.T) {
 	}
 }
 
+func TestTheRunLauncherIsInDagstersFileAndHasSlots(t *testing.T) {
+	s := testStack(t)
+	s.config.addRunQueue()
+	if len(s.config.Queues) != 1 || strings.Contains(s.dagsterHome().Instance, "run_launcher") {
+		t.Errorf("with Dagster's own launcher: queues %v", s.config.Queues)
+	}
+	s.config.RunLauncher = LauncherStepfleet
+	s.config.addRunQueue()
+	s.config.addRunQueue()
+	if want := (Queue{"runs", 7}); len(s.config.Queues) != 2 || s.config.Queues[1] != want {
+		t.Errorf("queues %v, want one more: %v, for as many runs as there can be", s.config.Queues, want)
+	}
+	for _, line := range []string{"  max_resume_run_attempts: 3\n", "  class: StepfleetRunLauncher\n"} {
+		if home := s.dagsterHome(); !strings.Contains(home.Instance, line) {
+			t.Errorf("dagster.yaml lacks %q:\n%s", line, home.Instance)
+		}
+	}
+}
+
 func value(environ []string, name string) string {
 	for _, variable := range environ {
 		if key, value, _ := strings.Cut(variable, "="); key == name {

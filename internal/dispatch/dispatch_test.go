@@ -169,6 +169,31 @@ func TestABadTaskIsRefusedAloneAndTheRestIsTaken(t *testing.T) {
 	})
 }
 
+func TestRunWorkersAndStepsAreKeptApart(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		for _, wrong := range []struct {
+			kind        stepfleet.Kind
+			step, queue string
+		}{
+			{stepfleet.KindRun, stepfleet.RunStepKey, "default"},
+			{stepfleet.KindRun, "a", "runs"},
+			{stepfleet.KindStep, "a", "runs"},
+			{stepfleet.KindStep, "a", "runs-big"},
+			{stepfleet.KindStep, stepfleet.RunStepKey, "default"},
+		} {
+			batch := batchOf("r", wrong.step)
+			batch.Tasks[0].Kind, batch.Tasks[0].Queue = wrong.kind, wrong.queue
+			answers, err := b.server.Submit(b.ctx, batch)
+			if err != nil || stepfleet.RefusalOf(answers[0].Err) != stepfleet.ErrTaskInvalid {
+				t.Errorf("%+v: %v %v, want it refused", wrong, answers, err)
+			}
+		}
+		if !stepfleet.CarriesRuns("runs") || !stepfleet.CarriesRuns("runs-big") || stepfleet.CarriesRuns("runsbig") {
+			t.Error("queues for runs are runs and runs-...")
+		}
+	})
+}
+
 func TestAnImpossibleQueueIsNotAdvisedToBeAdded(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		batch := batchOf("run-1", "a")

@@ -1,0 +1,124 @@
+package worker_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/memory"
+)
+
+// serveRuns gives the worker slots for run workers, and what they need.
+func (b *bench) serveRuns() {
+	b.bells = memory.NewBells("default", "runs")
+	b.cfg.Spec.Slots = map[string]int{"default": 2, "runs": 2}
+	b.cfg.RunKillGrace = 20 * time.Second
+	b.cfg.RunEnv = map[string]string{"STEPFLEET_TOKEN": "secret"}
+}
+
+// runWorker submits a run worker and brings it past its start.
+func (b *bench) runWorker(resumes int) *scriptedProcess {
+	b.t.Helper()
+	payload := []byte(`{"run":1}`)
+	key := stepfleet.Key{RunID: "run-1", StepKey: stepfleet.RunStepKey}
+	_, err := b.ledger.Submit(b.ctx, stepfleet.Batch{
+		RunID: "run-1", Identity: "id", Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
+		Tasks: []stepfleet.Task{{
+			V: stepfleet.TaskVersion, Kind: stepfleet.KindRun, Key: key, Job: "job",
+			IdempotencyKey: key.IdempotencyKey(), Queue: "runs", Payload: stepfleet.DigestOf(payload),
+			RetryBudget: stepfleet.RetryBudget{LostStepRetries: resumes},
+		}},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.bells.Ring(b.ctx, "runs", 1); err != nil {
+		b.t.Fatal(err)
+	}
+	p := b.next()
+	if err := p.gate.Start(b.ctx); err != nil {
+		b.t.Fatal(err)
+	}
+	return p
+}
+
+func TestOnlyRunWorkersGetWhatTheServerAsksFor(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.serveRuns()
+		stop := b.start()
+		run, step := b.runWorker(0), b.running("a")
+		if env := run.job.Env; env["STEPFLEET_TOKEN"] != "secret" || env["STEPFLEET_STEP_KEY"] != stepfleet.RunStepKey {
+			t.Errorf("the run worker's environment: %v", env)
+		}
+		if _, has := step.job.Env["STEPFLEET_TOKEN"]; has {
+			t.Error("a step's process gets the token")
+		}
+		run.succeed()
+		step.succeed()
+		stop()
+	})
+}
+
+func TestACancelledRunWorkerHasAGraceOfItsOwn(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.serveRuns()
+		b.start()
+		p := b.runWorker(0)
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+			t.Fatal(err)
+		}
+		<-p.signals
+		asked := time.Now()
+		<-p.done
+		if took := time.Since(asked); took != b.cfg.RunKillGrace {
+			t.Errorf("killed %s after SIGTERM, want %s", took, b.cfg.RunKillGrace)
+		}
+		b.expect(stepfleet.RunStepKey, stepfleet.StateCancelled)
+	})
+}
+
+func TestADrainHandsOverTheRunsThatWillBeResumed(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.serveRuns()
+		stop := b.start()
+		p, step := b.runWorker(1), b.running("a")
+		began := time.Now()
+		go func() {
+			<-p.signals
+			if after := time.Since(began); after != 20*time.Second {
+				t.Errorf("asked to leave %s after the drain began, want 20s: 10s before its end", after)
+			}
+			// It leaves its run without an end.
+			p.end(stepfleet.Exit{Result: &stepfleet.Result{V: 1, Outcome: stepfleet.StateFailed}})
+			step.succeed()
+		}()
+		stop()
+		b.expect(stepfleet.RunStepKey, stepfleet.StateLost)
+		if r := b.view(stepfleet.RunStepKey).Result; r == nil || r.Error == nil || r.Error.Code != "drained" {
+			t.Errorf("result %+v, want drained", r)
+		}
+		if len(step.signals) > 0 {
+			t.Error("the step was asked to stop as well")
+		}
+		b.expect("a", stepfleet.StateSucceeded)
+	})
+}
+
+func TestADrainLetsARunThatNobodyResumesGoOn(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.serveRuns()
+		stop := b.start()
+		p := b.runWorker(0)
+		go func() {
+			time.Sleep(b.cfg.DrainTimeout - time.Second)
+			p.succeed()
+		}()
+		stop()
+		synctest.Wait()
+		if len(p.signals) > 0 {
+			t.Error("it was asked to leave")
+		}
+		b.expect(stepfleet.RunStepKey, stepfleet.StateSucceeded)
+	})
+}
