@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// resumedWithin is run monitoring's interval (10 s), a resume and its first steps.
+	// resumedWithin is run monitoring's interval (5 s), a resume and its first steps.
 	resumedWithin = 60 * time.Second
 	// longOutage is several of run monitoring's intervals.
 	longOutage = 30 * time.Second

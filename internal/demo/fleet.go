@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,13 +40,14 @@ func newFleet(state devstack.State) (*fleet, error) {
 	}, nil
 }
 
-// tasks returns the run's tasks.
+// tasks returns the tasks of the run's steps.
 func (f *fleet) tasks(ctx context.Context, runID string) ([]stepfleet.View, error) {
 	var answer struct {
 		Tasks []stepfleet.View `json:"tasks"`
 	}
 	err := f.get(ctx, "/v1/runs/"+url.PathEscape(runID)+"/tasks", &answer)
-	return answer.Tasks, err
+	steps := slices.DeleteFunc(answer.Tasks, func(t stepfleet.View) bool { return t.Kind != stepfleet.KindStep })
+	return steps, err
 }
 
 // sessions returns the workers' sessions by id.

@@ -39,7 +39,7 @@ concurrency:
     max_concurrent_runs: %d
 run_monitoring:
   enabled: true
-  poll_interval_seconds: 10
+  poll_interval_seconds: 5
   start_timeout_seconds: 180
   cancel_timeout_seconds: 60
 %srun_retries:
