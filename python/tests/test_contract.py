@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import jsonschema
 import pytest
 import yaml
 from dagster import DagsterRunStatus
+from dagster._core.launcher import LaunchRunContext
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from dagster_stepfleet import StepfleetRunLauncher
 from dagster_stepfleet.client import Client
 from tests.fakes import TOKEN, FakeServer, TemplateProcess, Worker
 from tests.test_executor import execute
 from tests.test_iocheck import session
+from tests.test_launcher import starting
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +77,22 @@ def test_sessions(contract, server):
     client = Client(server.url, "run-1", token=TOKEN)
     check(contract, "Sessions", {"v": 1, "sessions": client.sessions()})
     assert [s["host"] for s in client.sessions()] == ["here", "there"]
+
+
+def test_launches_and_run_workers(contract, instance, server, worker):
+    worker.env |= {"STEPFLEET_URL": server.url, "STEPFLEET_TOKEN": TOKEN}
+    launcher = StepfleetRunLauncher()
+    launcher.register_instance(instance)
+    run = starting(instance, "alone")
+    launcher.launch_run(LaunchRunContext(run, None))
+    deadline = time.monotonic() + 30
+    while not worker.results:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (body,) = [body for body in server.bodies("/tasks") if body is not None]
+    check(contract, "Submission", body)
+    result = jsonschema.Draft202012Validator({"$ref": "urn:stepfleet:result:1"}, registry=contract)
+    result.validate(worker.results[0])
 
 
 def test_the_contract_can_fail(contract):
