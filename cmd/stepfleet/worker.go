@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ type workerCmd struct {
 	Module   []string `short:"m" help:"Module of a code location to import ahead of need." env:"STEPFLEET_MODULES"`
 	File     []string `short:"f" help:"File of a code location to import ahead of need." env:"STEPFLEET_FILES"`
 	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
+	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
 	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
 
 	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
@@ -67,7 +69,7 @@ func (c *workerCmd) Run(g *globals) error {
 	}
 	defer closeLedger()
 	host := pyhost.New(pyhost.Config{
-		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec), Logger: g.log,
+		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec), Spool: c.spool(), Logger: g.log,
 	})
 	ports.Host = host
 	w, err := worker.New(worker.Config{
@@ -159,6 +161,13 @@ func (c *workerCmd) spec() (stepfleet.SessionSpec, error) {
 		spec.Slots[name] = n
 	}
 	return spec, nil
+}
+
+func (c *workerCmd) spool() string {
+	if c.Spool != "" {
+		return c.Spool
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("stepfleet-%d", os.Getuid()))
 }
 
 func (c *workerCmd) preload() []pyhost.Preload {

@@ -21,6 +21,7 @@ import (
 //	dagster_home/        dagster.yaml, workspace.yaml, compute logs, outputs
 //	secrets/             the token and the two database URLs, mode 0600
 //	logs/                one file a process; the run before in *.log.1
+//	spool/               notes on logs of steps that were killed, until they are finished
 type Layout struct{ Dir string }
 
 func (l Layout) path(parts ...string) string {
@@ -41,6 +42,9 @@ func (l Layout) Logs() string { return l.path("logs") }
 
 // Log returns the log of one process.
 func (l Layout) Log(name string) string { return l.path("logs", name+".log") }
+
+// Spool returns the workers' --spool.
+func (l Layout) Spool() string { return l.path("spool") }
 
 // TokenFile returns the file with the server's token.
 func (l Layout) TokenFile() string { return l.path("secrets", "token") }
@@ -71,7 +75,7 @@ func (l Layout) Lock() (*os.File, error) {
 }
 
 // kept are the parts that --fresh forgets. Nothing else in the directory is ever removed.
-var kept = []string{"postgres", "dagster_home", "secrets", "logs", "aws", "dev.json"}
+var kept = []string{"postgres", "dagster_home", "secrets", "logs", "spool", "aws", "dev.json"}
 
 // Create makes the directories, moves the logs of the run before aside, and returns the token.
 func (l Layout) Create(fresh bool) (token string, err error) {

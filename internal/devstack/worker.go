@@ -39,6 +39,7 @@ func (s *Stack) workerCommand(name, address string) func(int) supervise.Command 
 		args := []string{
 			s.config.Executable, "worker", "--name", name, "--instance", instance,
 			"--listen", address, "--python", s.config.Python,
+			"--spool", s.layout.Spool(),
 		}
 		if s.config.HostMode != "" {
 			args = append(args, "--host-mode", s.config.HostMode)

@@ -34,6 +34,7 @@ type child struct {
 	exit    stepfleet.Exit
 	gate    stepfleet.Gate
 	result  *stepfleet.Result
+	badEnd  func() // called when it has ended without success
 }
 
 func newChild(conn *net.UnixConn, log *slog.Logger) *child {
@@ -57,6 +58,13 @@ func (c *child) begin(job stepfleet.Job, gate stepfleet.Gate) error {
 		Op: "run", V: frameVersion, Task: job.Task, TaskID: job.TaskID, Fence: job.Fence,
 		Payload: string(job.Payload), Env: job.Env,
 	})
+}
+
+// tell has f called once the process is gone, if its task did not succeed.
+func (c *child) tell(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.badEnd = f
 }
 
 func (c *child) busy() bool {
@@ -86,6 +94,12 @@ func (c *child) read() {
 		<-c.life.Done()
 	}
 	c.conn.Close()
+	c.mu.Lock()
+	badEnd, succeeded := c.badEnd, c.result != nil && c.result.Success
+	c.mu.Unlock()
+	if badEnd != nil && !succeeded {
+		badEnd()
+	}
 	close(c.done)
 }
 

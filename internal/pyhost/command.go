@@ -18,20 +18,20 @@ type command struct {
 	status int
 }
 
-// startPython starts one of the host's two entry points with its socket as file 3, leader of its
+// startPython starts one of the host's entry points with its socket as file 3, leader of its
 // own process group. The thread that starts it lives as long as the process does: Linux sends the
 // parent-death signal when the parent's *thread* ends.
-func startPython(cfg Config, role string, socket *os.File) (*command, error) {
+func startPython(cfg Config, role string, socket *os.File, more ...*os.File) (*command, error) {
 	env, err := environment(cfg)
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(cfg.Python, "-m", "dagster_stepfleet.host", role)
 	cmd.Env = env
-	cmd.ExtraFiles = []*os.File{socket}
+	cmd.ExtraFiles = append([]*os.File{socket}, more...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if role == "child" {
+	if role != "template" { // which outlives its parent for as long as it takes to kill its children
 		setDeathSignal(cmd.SysProcAttr)
 	}
 	c := &command{cmd: cmd, gone: make(chan struct{})}

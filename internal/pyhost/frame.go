@@ -70,6 +70,9 @@ type (
 	stopFrame struct {
 		Op string `json:"op"`
 	}
+	lookFrame struct {
+		Op string `json:"op"`
+	}
 )
 
 func encode(v any) ([]byte, error) {

@@ -49,7 +49,10 @@ type Config struct {
 	Mode    Mode
 	Preload []Preload
 	// Idle is how many children wait ready: as many as the worker has slots.
-	Idle   int
+	Idle int
+	// Spool is a directory of this user's alone, for notes on logs to finish. Without one, logs that
+	// a killed process leaves stay as they are.
+	Spool  string
 	Logger *slog.Logger
 }
 
@@ -73,17 +76,29 @@ type Host struct {
 	settled  chan struct{} // closed while it is known where processes come from
 	failed   string        // why there is no template
 
+	logs  *logKeeper     // nil without a spool
 	stops sync.WaitGroup // templates that are gone and whose last children are awaited
 }
 
 // New returns a host that has no process yet.
 func New(cfg Config) *Host {
-	return &Host{cfg: cfg, log: cfg.Logger, settled: make(chan struct{})}
+	h := &Host{cfg: cfg, log: cfg.Logger, settled: make(chan struct{})}
+	if cfg.Spool != "" {
+		h.logs = newLogKeeper(cfg)
+	}
+	return h
 }
 
 // Run keeps a template alive until ctx ends, then stops it. Its children are not stopped: they
 // end with their tasks, or are killed by those who own them.
 func (h *Host) Run(ctx context.Context) error {
+	if h.logs != nil {
+		if err := h.logs.spool.prepare(); err != nil {
+			h.settle(nil, err.Error())
+			return err
+		}
+		defer h.keepLogs()()
+	}
 	defer h.stops.Wait()
 	if h.cfg.Mode == ModeCold {
 		h.settle(nil, "")
@@ -111,6 +126,18 @@ func (h *Host) Run(ctx context.Context) error {
 		wait = min(max(2*wait, time.Second), restartMax)
 	}
 	return nil
+}
+
+// keepLogs looks after the logs until the returned function is called, which is when every process
+// that writes some is gone.
+func (h *Host) keepLogs() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var keeping sync.WaitGroup
+	keeping.Go(func() { h.logs.run(ctx) })
+	return func() {
+		cancel()
+		keeping.Wait()
+	}
 }
 
 // runTemplate runs one template to its end and returns how long it had worked, 0 when it never
@@ -239,6 +266,9 @@ func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gat
 		if err != nil {
 			return nil, fmt.Errorf("launch task %d: %w", job.TaskID, err)
 		}
+		if h.logs != nil {
+			c.tell(h.logs.ended)
+		}
 		if err := c.begin(job, gate); err != nil {
 			// It died while it was idle, and has not seen the task whole.
 			h.log.Warn("idle process was gone", "pid", c.pid, "err", err)
@@ -288,6 +318,9 @@ func environment(cfg Config) ([]string, error) {
 		if !slices.Contains(secretEnv, name) && !slices.Contains(withheld, name) {
 			env = append(env, kv)
 		}
+	}
+	if cfg.Spool != "" {
+		env = append(env, spoolVariable+"="+cfg.Spool)
 	}
 	return append(env, "STEPFLEET_HOST_FD=3", "STEPFLEET_PRELOAD="+string(preload), "PYTHONUNBUFFERED=1"), nil
 }

@@ -80,6 +80,7 @@ func startHost(t *testing.T, mode pyhost.Mode, dir string) *pyhost.Host {
 	h := pyhost.New(pyhost.Config{
 		Python: python(t), Mode: mode, Idle: 1,
 		Preload: []pyhost.Preload{{File: filepath.Join(dir, "probe_defs.py")}},
+		Spool:   filepath.Join(dir, "spool"),
 		Logger:  slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -209,6 +210,34 @@ func TestKillTakesTheWholeGroup(t *testing.T) {
 			t.Errorf("exit %+v", exit)
 		}
 		waitGone(t, pid)
+	})
+}
+
+// Dagster waits for the marker before it calls a log complete; a killed step cannot leave it.
+func TestTheLogsOfAKilledStepAreComplete(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    print("last words", end="")
+    os.kill(os.getpid(), signal.SIGKILL)`)
+		t.Setenv("DAGSTER_HOME", dir)
+		if exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, newGate())); exit.Result != nil {
+			t.Errorf("exit %+v", exit)
+		}
+		logs := filepath.Join(dir, "storage", run, "compute_logs")
+		for end := time.Now().Add(wait); ; time.Sleep(10 * time.Millisecond) {
+			if markers, _ := filepath.Glob(filepath.Join(logs, "*.complete")); len(markers) == 1 {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("the log is never complete")
+			}
+		}
+		files, _ := filepath.Glob(filepath.Join(logs, "*.out"))
+		if len(files) != 1 {
+			t.Fatalf("logs %v", files)
+		}
+		if text, _ := os.ReadFile(files[0]); string(text) != "last words" {
+			t.Errorf("log %q", text)
+		}
 	})
 }
 

@@ -1,9 +1,10 @@
-"""The processes that a stepfleet worker starts: `python -m dagster_stepfleet.host template|child`.
+"""What a stepfleet worker starts: `python -m dagster_stepfleet.host template|child|uploader`.
 
 The template imports Dagster and the user's code once and forks a child for each task, ahead of
 need. It has one thread and no socket but its own, which it checks before every fork: a fork
 copies locks that other threads hold, and shares sockets. A child, forked or started by itself
-(`child`, the cold mode), runs one task and exits.
+(`child`, the cold mode), runs one task and exits. The uploader is for the logs of steps that
+cannot upload them themselves.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _PAGE_LESSONS = 2
 
 
 def main(argv: list[str]) -> None:
-    if argv not in (["template"], ["child"]):
-        raise SystemExit("usage: python -m dagster_stepfleet.host template|child")
+    if argv not in (["template"], ["child"], ["uploader"]):
+        raise SystemExit("usage: python -m dagster_stepfleet.host template|child|uploader")
     parent = os.getppid()
     process.die_with_parent(parent)
     process.lead_group()
@@ -51,6 +52,9 @@ def main(argv: list[str]) -> None:
     process.drop_secrets()
     if argv == ["child"]:
         cold_child(sock)
+    if argv == ["uploader"]:
+        upload(sock)
+        return
     Template(sock, preload).run()
 
 
@@ -61,6 +65,13 @@ def cold_child(sock: socket.socket) -> NoReturn:
     from dagster_stepfleet import child, gate
 
     child.serve(gate.Parent(FrameSocket(sock)), child.Warm())
+
+
+def upload(sock: socket.socket) -> None:
+    """Uploads logs until it is told to stop, or there are none; dies with its parent."""
+    from dagster_stepfleet import spool, uploader
+
+    uploader.Uploader(spool.directory()).serve(FrameSocket(sock))
 
 
 def _watch(sock: socket.socket) -> None:

@@ -11,6 +11,7 @@ what we put in Dagster's way, where a drift would be felt in a run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -636,6 +637,55 @@ IO_CHECKS: tuple[Callable[[], None], ...] = (
     check_run_config,
 )
 
+
+def upload_limit() -> int:
+    """The size beyond which Dagster cuts a log that it uploads; 0 for none."""
+    from dagster._core.storage import cloud_storage_compute_log_manager as cloud
+
+    default = getattr(cloud, "DEFAULT_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES", "0")
+    return int(os.environ.get("DAGSTER_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES", default))
+
+
+def upload_part(manager: Any, log_key: Any, stream: Any, path: str, cut: bool) -> None:
+    """Uploads the file as the log of a step that still runs. Raises FileNotFoundError when there
+    is none: Dagster's own way to here, upload_to_cloud_storage, would make an empty one, which the
+    webserver of the same machine would show for ever."""
+    upload = getattr(manager, "_upload_file_obj", None)
+    if upload is None:  # a storage that is none of Dagster's
+        manager.upload_to_cloud_storage(log_key, stream, partial=True)
+        return
+    with contextlib.ExitStack() as stack:
+        if cut:
+            path = stack.enter_context(manager._truncate_file(path, max_bytes=upload_limit()))
+        data = stack.enter_context(open(path, "rb"))
+        upload(data, log_key, stream, partial=True)
+
+
+def check_log_managers() -> None:
+    from dagster._core.storage import cloud_storage_compute_log_manager as cloud
+    from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+
+    local = LocalComputeLogManager
+    _expect_parameters(
+        "LocalComputeLogManager.capture_logs", local.capture_logs, ["self", "log_key"]
+    )
+    _expect_attributes(
+        "LocalComputeLogManager", local, ["get_captured_local_path", "complete_artifact_path"]
+    )
+    seam = "CloudStorageComputeLogManager"
+    capture = getattr(cloud.CloudStorageComputeLogManager, "capture_logs", None)
+    _expect_parameters(f"{seam}.capture_logs", capture, ["self", "log_key"])
+    source = inspect.getsource(cloud.CloudStorageComputeLogManager.capture_logs)
+    for part in (
+        "self._poll_for_local_upload(log_key)",
+        "self.local_manager.capture_logs(log_key)",
+    ):
+        if part not in source:
+            raise SeamError(f"{seam}.capture_logs", f"it does not call {part} any more")
+    truncating = cloud.TruncatingCloudStorageComputeLogManager
+    _expect_attributes(truncating.__name__, truncating, ["_upload_file_obj", "_truncate_file"])
+
+
 EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
     check_shapes,
     check_constructor,
@@ -647,6 +697,8 @@ EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
     check_interrupts,
     check_event_ids,
 )
+
+LOG_CHECKS: tuple[Callable[[], None], ...] = (check_log_managers,)
 
 CHILD_CHECKS: tuple[Callable[[], None], ...] = (
     check_shapes,
