@@ -478,12 +478,18 @@ func cleanEnv(extra ...string) []string {
 // launchProgram starts the binary in dir; it dies with this process, however this one ends.
 func launchProgram(t *testing.T, dir, out string, env []string, args ...string) *program {
 	t.Helper()
+	return launchCommand(t, dir, out, env, binary, args...)
+}
+
+// launchCommand is launchProgram for any program.
+func launchCommand(t *testing.T, dir, out string, env []string, name string, args ...string) *program {
+	t.Helper()
 	file, err := os.Create(out)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	p := &program{cmd: exec.Command(binary, args...), out: out, gone: make(chan struct{})}
+	p := &program{cmd: exec.Command(name, args...), out: out, gone: make(chan struct{})}
 	p.cmd.Env, p.cmd.Dir = cleanEnv(env...), dir
 	p.cmd.Stdout, p.cmd.Stderr = file, file
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -499,7 +505,7 @@ func launchProgram(t *testing.T, dir, out string, env []string, args ...string) 
 		}
 	}()
 	if err := <-started; err != nil {
-		t.Fatalf("start stepfleet %s: %v", strings.Join(args, " "), err)
+		t.Fatalf("start %s %s: %v", name, strings.Join(args, " "), err)
 	}
 	return p
 }

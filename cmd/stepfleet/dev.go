@@ -24,6 +24,7 @@ type devCmd struct {
 	Queue       []string `help:"Queue that each worker serves and its slots; repeat for more." default:"default:4"`
 	MaxRuns     int      `help:"Runs that Dagster lets run at once." default:"10"`
 	RunLauncher string   `help:"Who starts run workers: stepfleet (as tasks of the workers) or default (Dagster's own launcher)." enum:"stepfleet,default" default:"stepfleet"`
+	DagsterYAML string   `name:"dagster-yaml" help:"File with settings of Dagster's instance, such as compute_logs: each of its keys replaces the stack's. Storage is the stack's own." placeholder:"FILE"`
 	HostMode    string   `help:"Where step processes come from: fork, cold, or auto (fork when safe)." enum:"auto,fork,cold" default:"auto" env:"STEPFLEET_HOST_MODE"`
 	AWSEndpoint string   `name:"aws-endpoint" help:"SQS to use instead of the local one, with the credentials of your environment."`
 
@@ -45,7 +46,7 @@ func (c *devCmd) Run(g *globals) error {
 	}
 	return devstack.Run(g.ctx, devstack.Config{
 		Modules: c.Module, Files: c.File, Dir: c.Dir, Fresh: c.Fresh, Python: python,
-		Workers: c.Workers, Queues: queues, MaxRuns: c.MaxRuns, RunLauncher: c.RunLauncher, HostMode: c.HostMode, AWSEndpoint: c.AWSEndpoint,
+		Workers: c.Workers, Queues: queues, MaxRuns: c.MaxRuns, RunLauncher: c.RunLauncher, DagsterYAML: c.DagsterYAML, HostMode: c.HostMode, AWSEndpoint: c.AWSEndpoint,
 		Ports: devstack.Ports{
 			Dagster: c.PortDagster, Server: c.PortServer, AWS: c.PortSQS, Postgres: c.PortPostgres,
 		},

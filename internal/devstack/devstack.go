@@ -40,6 +40,9 @@ type Config struct {
 	MaxRuns int // runs that Dagster lets run at once
 	// RunLauncher is LauncherStepfleet or LauncherDefault; empty means the first.
 	RunLauncher string
+	// DagsterYAML is a file whose top-level keys replace those of the stack's own dagster.yaml; empty
+	// means none.
+	DagsterYAML string
 	Ports       Ports
 	// HostMode is the workers' --host-mode.
 	HostMode string
@@ -193,7 +196,11 @@ func prepare(ctx context.Context, config Config) (_ *Stack, err error) {
 		}
 	}
 	s.out.line("Dagster %s, Python %s at %s", facts.Versions["dagster"], facts.Python, config.Python)
-	return s, s.layout.WriteDagsterHome(s.dagsterHome())
+	home, err := s.dagsterHome()
+	if err != nil {
+		return nil, err
+	}
+	return s, s.layout.WriteDagsterHome(home)
 }
 
 // complete checks the configuration and fills in what follows from it.
@@ -230,6 +237,11 @@ func (c *Config) complete() error {
 	if filepath.Base(c.Python) != c.Python { // a name alone is found in PATH
 		if c.Python, err = filepath.Abs(c.Python); err != nil {
 			return fmt.Errorf("--python: %w", err)
+		}
+	}
+	if c.DagsterYAML != "" {
+		if c.DagsterYAML, err = filepath.Abs(c.DagsterYAML); err != nil {
+			return fmt.Errorf("--dagster-yaml: %w", err)
 		}
 	}
 	if c.Executable == "" {

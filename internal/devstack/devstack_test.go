@@ -18,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/stepfleet/stepfleet/internal/supervise"
 )
 
@@ -143,7 +146,10 @@ func testStack(t *testing.T) *Stack {
 // TestDagsterHome checks lines; that Dagster takes the files is seen whenever a stack starts.
 func TestDagsterHome(t *testing.T) {
 	s := testStack(t)
-	home := s.dagsterHome()
+	home, err := s.dagsterHome()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, line := range []string{
 		"      env: DAGSTER_DATABASE_URL\n", "    max_concurrent_runs: 7\n", "run_monitoring:\n  enabled: true\n",
 		"telemetry:\n  enabled: false\n", "    base_dir: \"" + s.layout.Dir + "/dagster_home/compute_logs\"\n",
@@ -172,8 +178,15 @@ func TestDagsterHome(t *testing.T) {
 
 func TestTheRunLauncherIsInDagstersFileAndHasSlots(t *testing.T) {
 	s := testStack(t)
+	instance := func() string {
+		home, err := s.dagsterHome()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return home.Instance
+	}
 	s.config.addRunQueue()
-	if len(s.config.Queues) != 1 || strings.Contains(s.dagsterHome().Instance, "run_launcher") {
+	if len(s.config.Queues) != 1 || strings.Contains(instance(), "run_launcher") {
 		t.Errorf("with Dagster's own launcher: queues %v", s.config.Queues)
 	}
 	s.config.RunLauncher = LauncherStepfleet
@@ -183,9 +196,47 @@ func TestTheRunLauncherIsInDagstersFileAndHasSlots(t *testing.T) {
 		t.Errorf("queues %v, want one more: %v, for as many runs as there can be", s.config.Queues, want)
 	}
 	for _, line := range []string{"  max_resume_run_attempts: 3\n", "  class: StepfleetRunLauncher\n"} {
-		if home := s.dagsterHome(); !strings.Contains(home.Instance, line) {
-			t.Errorf("dagster.yaml lacks %q:\n%s", line, home.Instance)
+		if home := instance(); !strings.Contains(home, line) {
+			t.Errorf("dagster.yaml lacks %q:\n%s", line, home)
 		}
+	}
+}
+
+func TestTheUsersDagsterYAML(t *testing.T) {
+	s := testStack(t)
+	s.config.DagsterYAML = filepath.Join(t.TempDir(), "dagster.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(s.config.DagsterYAML, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("compute_logs:\n  class: Mine\n  config: {bucket: {env: BUCKET}, upload_interval: 5}\nretention:\n  sensor: {purge_after_days: 3}\n")
+	home, err := s.dagsterHome()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var merged struct {
+		Storage     struct{ Postgres map[string]any }
+		ComputeLogs map[string]any `yaml:"compute_logs"`
+		Retention   map[string]any
+	}
+	if err := yaml.Unmarshal([]byte(home.Instance), &merged); err != nil {
+		t.Fatalf("%v\n%s", err, home.Instance)
+	}
+	want := map[string]any{"class": "Mine", "config": map[string]any{"bucket": map[string]any{"env": "BUCKET"}, "upload_interval": uint64(5)}}
+	if diff := cmp.Diff(want, merged.ComputeLogs); diff != "" {
+		t.Errorf("compute_logs (-want +got):\n%s", diff)
+	}
+	if merged.Storage.Postgres == nil || merged.Retention == nil {
+		t.Errorf("storage of the stack, or retention of the user, is missing:\n%s", home.Instance)
+	}
+	write("storage:\n  sqlite: {base_dir: /data}\n")
+	if _, err := s.dagsterHome(); err == nil || !strings.Contains(err.Error(), "leave storage out") {
+		t.Errorf("storage: err = %v", err)
+	}
+	write("a: [\n")
+	if _, err := s.dagsterHome(); err == nil || !strings.Contains(err.Error(), s.config.DagsterYAML) {
+		t.Errorf("no YAML: err = %v", err)
 	}
 }
 

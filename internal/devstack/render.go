@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/goccy/go-yaml"
 )
 
 // dagsterHome are the two files of DAGSTER_HOME.
@@ -67,8 +70,11 @@ run_launcher:
   class: StepfleetRunLauncher
 `
 
+// ownKeys of dagster.yaml are the stack's: it brings the storage with it.
+var ownKeys = []string{"storage", "run_storage", "event_log_storage", "schedule_storage"}
+
 // dagsterHome renders the two files.
-func (s *Stack) dagsterHome() dagsterHome {
+func (s *Stack) dagsterHome() (dagsterHome, error) {
 	home := s.layout.DagsterHome()
 	var workspace strings.Builder
 	workspace.WriteString("# Written by stepfleet dev at every start; changes are lost.\nload_from:\n")
@@ -80,11 +86,47 @@ func (s *Stack) dagsterHome() dagsterHome {
 	if s.config.RunLauncher == LauncherStepfleet {
 		launcher = runLauncher
 	}
-	return dagsterHome{
-		Instance: fmt.Sprintf(instanceTemplate, dagsterURLVariable, s.config.MaxRuns, launcher,
-			quote(filepath.Join(home, "artifacts")), quote(filepath.Join(home, "compute_logs"))),
-		Workspace: workspace.String(),
+	instance := fmt.Sprintf(instanceTemplate, dagsterURLVariable, s.config.MaxRuns, launcher,
+		quote(filepath.Join(home, "artifacts")), quote(filepath.Join(home, "compute_logs")))
+	if s.config.DagsterYAML != "" {
+		var err error
+		if instance, err = withUsers(instance, s.config.DagsterYAML); err != nil {
+			return dagsterHome{}, err
+		}
 	}
+	return dagsterHome{Instance: instance, Workspace: workspace.String()}, nil
+}
+
+// withUsers puts the top-level keys of the user's dagster.yaml in the place of the stack's own.
+func withUsers(instance, path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("--dagster-yaml: %w", err)
+	}
+	var ours, theirs yaml.MapSlice
+	if err := yaml.Unmarshal([]byte(instance), &ours); err != nil {
+		return "", fmt.Errorf("dagster.yaml of the stack: %w", err)
+	}
+	if err := yaml.Unmarshal(raw, &theirs); err != nil {
+		return "", fmt.Errorf("--dagster-yaml %s: %w", path, err)
+	}
+	for _, item := range theirs {
+		key := fmt.Sprint(item.Key)
+		if slices.Contains(ownKeys, key) {
+			return "", fmt.Errorf("--dagster-yaml %s sets %s, but the stack has its own PostgreSQL for Dagster's storage: leave %s out", path, key, key)
+		}
+		at := slices.IndexFunc(ours, func(own yaml.MapItem) bool { return own.Key == item.Key })
+		if at < 0 {
+			ours = append(ours, item)
+		} else {
+			ours[at] = item
+		}
+	}
+	merged, err := yaml.Marshal(ours)
+	if err != nil {
+		return "", fmt.Errorf("--dagster-yaml %s: %w", path, err)
+	}
+	return fmt.Sprintf("# Written by stepfleet dev at every start, with %s; changes are lost.\n%s", path, merged), nil
 }
 
 // quote makes any text a YAML scalar: a JSON string is one.

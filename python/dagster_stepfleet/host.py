@@ -350,13 +350,14 @@ class Template:
         from dagster._core.instance import InstanceRef
         from dagster._serdes import deserialize_value
 
-        from dagster_stepfleet import storage
+        from dagster_stepfleet import logs, storage
 
         try:
             instance = DagsterInstance.from_ref(deserialize_value(ref, InstanceRef))
             storage.pool(instance)
             storage.prime(instance)
             storage.dispose(instance)
+            logs.warm(instance)
         except Exception as err:
             self._instance_failed_at[ref] = time.monotonic()
             print(

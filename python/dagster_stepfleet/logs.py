@@ -13,6 +13,7 @@ no thread of ours runs beside user code.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -36,33 +37,50 @@ _log = logging.getLogger("dagster.stepfleet")
 
 
 def install(instance: Any) -> bool:
-    """Redirects the instance's manager, if it captures as Dagster's own do. Says whether it does."""
+    """Redirects the instance's manager if it is one of Dagster's. Returns whether it is."""
     manager: Any = instance.compute_log_manager
-    if type(manager) is LocalComputeLogManager:
-        if not _is_installed(manager):
-            manager.capture_logs = _Local(manager).capture_logs
-        return True
-    if isinstance(manager, CloudStorageComputeLogManager):
-        if not _is_installed(manager):
+    local = type(manager) is LocalComputeLogManager
+    cloud = isinstance(manager, CloudStorageComputeLogManager)
+    if "capture_logs" not in vars(manager):  # else it has been done before
+        if local:
+            setattr(manager, "capture_logs", _Local(manager).capture_logs)  # noqa: B010
+        elif cloud:
             _install_cloud(manager)
-        return True
-    return False
-
-
-def _is_installed(manager: Any) -> bool:
-    return "capture_logs" in vars(manager)
+    return local or cloud
 
 
 def _install_cloud(manager: Any) -> None:
-    local = manager.local_manager
+    local: Any = manager.local_manager
     if type(local) is LocalComputeLogManager:
-        local.capture_logs = _Local(local, notes=False).capture_logs
+        setattr(local, "capture_logs", _Local(local, notes=False).capture_logs)  # noqa: B010
     described = manager.inst_data
     if described is None or not spool.directory():
         return  # nobody could finish it for us: as stock
     manager.capture_logs = _Cloud(manager, serialize_value(described)).capture_logs
-    # The uploader does it.
-    manager._poll_for_local_upload = lambda log_key: contextlib.nullcontext()
+    manager._poll_for_local_upload = _left_to_the_uploader
+
+
+def _left_to_the_uploader(log_key: Sequence[str]) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def warm(instance: Any) -> None:
+    """Loads what each step would load anew. For the template, which forks.
+
+    The manager itself is made by each step: it looks for credentials, on ECS in a server whose
+    connection stays open, and a template that holds one may not fork.
+    """
+    importlib.import_module(instance.get_ref().compute_logs_data.module_name)
+    boto3: Any = sys.modules.get("boto3")
+    if boto3 is None or boto3.DEFAULT_SESSION is not None:
+        return
+    sessions: Any = importlib.import_module("botocore.session")
+    used, fresh = sessions.Session(), sessions.Session()
+    used.set_credentials("not", "looked for")
+    boto3.Session(botocore_session=used, region_name="us-east-1").resource("s3")
+    # The models that it has read, which are most of the cost of a client, are for the default one.
+    fresh.register_component("data_loader", used.get_component("data_loader"))
+    boto3.setup_default_session(botocore_session=fresh)
 
 
 class _Local:

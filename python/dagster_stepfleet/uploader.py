@@ -124,7 +124,8 @@ class Uploader:
         manager = self._managers.get(note.manager)
         if manager is None:
             described = deserialize_value(note.manager, ConfigurableClassData)
-            manager = described.rehydrate(as_type=ComputeLogManager)
+            base: Any = ComputeLogManager
+            manager = described.rehydrate(as_type=base)
             self._managers = {note.manager: manager}  # a deployment has one
         return manager
 

@@ -91,6 +91,14 @@ def leaves_a_writer() -> None:
     subprocess.Popen(["sh", "-c", "sleep 30; echo late"])
 
 
+@op
+def s3_client() -> None:
+    """Its client is made as ever, from the default session."""
+    import boto3
+
+    print(boto3.client("s3").meta.region_name)
+
+
 @job(executor_def=stepfleet_executor)
 def loud():
     for each in (
@@ -103,6 +111,7 @@ def loud():
         reopens,
         interrupted,
         leaves_a_writer,
+        s3_client,
     ):
         each()
 

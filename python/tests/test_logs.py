@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -249,7 +252,7 @@ def test_an_interrupted_step_leaves_all_it_has_printed(cloud, loud, spooled):
 
 
 def test_a_note_is_locked_while_the_step_runs(cloud, loud, spooled, tmp_path):
-    run, child = _begin(loud, cloud, "waits", RELEASE=str(tmp_path / "release"))
+    _, child = _begin(loud, cloud, "waits", RELEASE=str(tmp_path / "release"))
     (path,) = _until(lambda: _notes(spooled))
     assert _locked(path) and path.name.startswith(f"{child.pid}-")
     os.kill(child.pid, signal.SIGKILL)
@@ -363,6 +366,69 @@ def test_a_spool_that_cannot_be_written_costs_the_note_only(cloud, tmp_path):
         assert cloud.read(run)[0] == "to stdout\n"
     finally:
         template.close()
+
+
+def test_a_template_looks_for_no_credentials(s3, tmp_path, monkeypatch):
+    """Where they come from a server, as on ECS, the connection to it would stay open."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with CredentialsServer() as server, _instance(tmp_path / "h", _s3_yaml(s3, tmp_path)) as home:
+        template = TemplateProcess(
+            [{"module": "tests.log_defs"}],
+            DAGSTER_HOME=str(tmp_path / "h"),
+            AWS_CONTAINER_CREDENTIALS_FULL_URI=server.url,
+        )
+        try:
+            assert template.loaded["fork_safe"], template.loaded["reason"]
+            assert server.asked == 0
+            run, _, result = _run(template, Storage(home, None), "s3_client")
+            assert result["success"] and server.asked == 1
+            path = tmp_path / run.run_id / "compute_logs"
+            assert not list(path.glob("*.out")), "it is uploaded"
+        finally:
+            template.close()
+
+
+class CredentialsServer:
+    """Answers as ECS does, and keeps its connections open."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.asked += 1
+                body = json.dumps(
+                    {
+                        "AccessKeyId": "a",
+                        "SecretAccessKey": "b",
+                        "Token": "c",
+                        "Expiration": "2099-01-01T00:00:00Z",
+                    }
+                ).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/credentials"
+
+    def __enter__(self) -> CredentialsServer:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def test_without_a_spool_the_manager_uploads_as_stock(cloud, template):
