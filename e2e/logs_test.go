@@ -65,9 +65,8 @@ func TestLogsOnS3(t *testing.T) {
 	if d.dagster, err = connectDagster(d.state().URLs["dagster"]); err != nil {
 		t.Fatal(err)
 	}
-	testLogs(t, logStack{stack: &d.stack, local: local, reader: d.startElsewhere(t, dir), complete: func(t *testing.T, run, fileKey string) bool {
-		return s3.has(t, "logs/dagster/storage/"+run+"/compute_logs/"+fileKey+".err")
-	}})
+	reader := d.startElsewhere(t, dir)
+	testLogs(t, logStack{stack: &d.stack, local: local, reader: reader, complete: reader.showsWhereTheLogIs})
 	if left, _ := filepath.Glob(filepath.Join(dir, "dev", "spool", "*.*")); len(left) != 1 { // the uploader's lock
 		t.Errorf("the spool still has %v", left)
 	}
@@ -126,12 +125,13 @@ func testKilledWorkersLogs(t *testing.T, s logStack) {
 		executor: map[string]any{"lost_step_retries": 1}, ops: numbered("work", 6, behaviour{"release": file}, nil),
 	})
 	s.awaitBegins(t, runTimeout, 6, run)
-	tasks := s.server.tasks(t, run)
-	lost := tasks.in(stepfleet.StateRunning).on("worker-1")
+	running := s.server.tasks(t, run).in(stepfleet.StateRunning)
+	victim := running[0].Worker
+	lost := running.on(victim)
 	for _, task := range lost {
 		s.awaitPrinted(t, run, task.StepKey, 0)
 	}
-	s.signal(t, "worker-1", syscall.SIGKILL)
+	s.signal(t, victim, syscall.SIGKILL)
 	await(t, recoverWithin, "the next attempts", func() (bool, string) {
 		begins := s.begins(t, run)
 		return len(begins) == 6+len(lost), fmt.Sprintf("%d of %d attempts have begun", len(begins), 6+len(lost))
@@ -146,7 +146,7 @@ func testKilledWorkersLogs(t *testing.T, s logStack) {
 		s.awaitLog(t, run, task.StepKey, 1)
 		s.awaitComplete(t, run, task.StepKey, 1)
 	}
-	t.Logf("%d of 6 steps were on the killed worker", len(lost))
+	t.Logf("%d of 6 steps were on %s, which was killed", len(lost), victim)
 }
 
 // fileKeys returns what Dagster calls the logs of a step, one an attempt.
@@ -217,6 +217,21 @@ func (d *dev) startElsewhere(t *testing.T, dir string) *dagster {
 	return &dagster{url: url, location: d.dagster.location}
 }
 
+// showsWhereTheLogIs says whether Dagster names the object with the log, which it does of a complete
+// one in S3.
+func (d *dagster) showsWhereTheLogIs(t *testing.T, run, fileKey string) bool {
+	t.Helper()
+	var data struct {
+		CapturedLogsMetadata struct{ StderrLocation string }
+	}
+	err := d.ask(`query($key: [String!]!) { capturedLogsMetadata(logKey: $key) { stderrLocation } }`,
+		map[string]any{"key": []string{run, "compute_logs", fileKey}}, &data)
+	if err != nil {
+		t.Fatalf("metadata of log %s: %v", fileKey, err)
+	}
+	return data.CapturedLogsMetadata.StderrLocation != ""
+}
+
 // s3 is a local S3 that keeps its objects in memory.
 type s3 struct{ url string }
 
@@ -245,16 +260,6 @@ func (s s3) createBucket(t *testing.T, name string) {
 	if response.StatusCode != http.StatusOK {
 		t.Fatalf("create bucket %s: %s", name, response.Status)
 	}
-}
-
-func (s s3) has(t *testing.T, object string) bool {
-	t.Helper()
-	response, err := http.Head(s.url + "/" + object)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	return response.StatusCode == http.StatusOK
 }
 
 func stopAtEnd(t *testing.T, p *program) {

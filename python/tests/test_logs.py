@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from dagster._core.code_pointer import ModuleCodePointer
 from moto.server import ThreadedMotoServer
 
 from dagster_stepfleet import logs, spool, uploader
+from dagster_stepfleet.frames import FrameSocket
 from tests import log_defs
 from tests.fakes import Child, TemplateProcess, wait_dead
 from tests.payloads import PYTHON, create_run, step
@@ -313,6 +318,42 @@ def test_a_storage_that_is_away_gets_the_log_later(s3, loud, spooled, tmp_path, 
         service.look(last=True)
         assert list(spooled.iterdir()) == []
         assert away.complete(run) and away.read(run)[0] == "to stdout\n"
+
+
+@contextlib.contextmanager
+def _uploader(spooled: Path) -> Iterator[tuple[subprocess.Popen, FrameSocket]]:
+    """The process that a worker starts."""
+    ours, theirs = socket.socketpair()
+    environ = {
+        **os.environ,
+        "STEPFLEET_HOST_FD": str(theirs.fileno()),
+        spool.VARIABLE: str(spooled),
+    }
+    command = [sys.executable, "-m", "dagster_stepfleet.host", "uploader"]
+    process = subprocess.Popen(command, env=environ, pass_fds=[theirs.fileno()])
+    theirs.close()
+    try:
+        yield process, FrameSocket(ours)
+    finally:
+        ours.close()
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_that_stops_has_the_last_logs_uploaded(cloud, loud, spooled):
+    run, child, _ = _run(loud, cloud, "killed")
+    loud.exited(child.pid)
+    _bury(spooled)
+    with _uploader(spooled) as (process, frames):
+        frames.send({"op": "stop"})
+        assert process.wait(30) == 0
+    assert cloud.complete(run) and not list(spooled.iterdir())
+
+
+def test_the_uploader_goes_with_its_worker(spooled):
+    with _uploader(spooled) as (process, frames):
+        frames.close()
+        assert process.wait(30) == 0
 
 
 def test_fifty_megabytes(tmp_path, loud):
