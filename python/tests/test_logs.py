@@ -30,6 +30,11 @@ from tests.payloads import PYTHON, create_run, step
 
 POINTER = ModuleCodePointer("tests.log_defs", "defs", PYTHON)
 BUCKET = "logs"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +50,8 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="session", autouse=True)
 def credentials() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
         yield
 
 
@@ -473,5 +477,5 @@ class CredentialsServer:
 
 
 def test_without_a_spool_the_manager_uploads_as_stock(cloud, template):
-    run, _, result = _run(template, cloud, "plain")
+    run, _, result = _run(template, cloud, "plain", **CREDENTIALS)
     assert result["success"] and cloud.complete(run)
