@@ -38,12 +38,14 @@ CREDENTIALS = {
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The URL of an S3; what is in the environment reaches the step processes."""
+def s3(credentials: None) -> Iterator[str]:
+    """The URL of an S3 that has the bucket."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+    url = f"http://{host}:{port}"
+    _client(url).create_bucket(Bucket=BUCKET)
+    yield url
     server.stop()
 
 
@@ -121,7 +123,6 @@ def _client(s3: str):
 
 @pytest.fixture
 def cloud(s3: str, tmp_path: Path) -> Iterator[Storage]:
-    _client(s3).create_bucket(Bucket=BUCKET)
     with (
         _instance(tmp_path / "home", _s3_yaml(s3, tmp_path / "worker")) as instance,
         _instance(tmp_path / "web", _s3_yaml(s3, tmp_path / "webserver")) as reader,
