@@ -34,8 +34,8 @@ type workerCmd struct {
 	Module   []string `short:"m" help:"Module of a code location to import ahead of need." env:"STEPFLEET_MODULES"`
 	File     []string `short:"f" help:"File of a code location to import ahead of need." env:"STEPFLEET_FILES"`
 	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
-	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
 	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
+	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
 
 	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGKILL." default:"2s" env:"STEPFLEET_KILL_GRACE"`

@@ -280,12 +280,13 @@ class Template:
         os.dup2(null, 0)
         os.close(null)
 
-        from dagster_stepfleet import child, gate, storage
+        from dagster_stepfleet import child, gate, logs, storage
 
         child.reseed()
         for instance in self._instances.values():
             with contextlib.suppress(Exception):  # the task will meet it, and say so
                 storage.warm(instance)
+                logs.install(instance)
         warm = child.Warm(dict(self._instances), self._teach)
         if telling < 0:
             pages.populate(self._hot)
