@@ -19,7 +19,8 @@ type logKeeper struct {
 	// Of run alone.
 	conn   *net.UnixConn // to the uploader; nil while this worker has none
 	proc   *command
-	failed string // the last failure, told once
+	rest   time.Time // before which no uploader is started
+	failed string    // the last failure, told once
 }
 
 const (
@@ -85,6 +86,9 @@ func (k *logKeeper) upload(news bool) error {
 		}
 		return nil
 	}
+	if time.Now().Before(k.rest) {
+		return nil
+	}
 	lock, err := k.spool.lock()
 	if lock == nil {
 		return err // nil too: another worker's uploader does it
@@ -115,7 +119,8 @@ func (k *logKeeper) gone() <-chan struct{} {
 
 func (k *logKeeper) reap() {
 	if k.proc.status != 0 {
-		k.log.Error("the uploader of logs has died", "status", k.proc.status)
+		k.log.Error("the uploader of logs has died", "status", k.proc.status, "again_in", restartMax)
+		k.rest = time.Now().Add(restartMax)
 	}
 	k.conn.Close()
 	k.conn, k.proc = nil, nil
@@ -135,5 +140,5 @@ func (k *logKeeper) stop() {
 		_ = k.proc.cmd.Process.Kill() // gone in between: what was wanted
 		<-k.proc.gone
 	}
-	k.reap()
+	k.conn.Close()
 }

@@ -66,6 +66,10 @@ func (s spool) tend(age time.Duration) (tended, error) {
 	for _, entry := range entries {
 		switch path := filepath.Join(string(s), entry.Name()); filepath.Ext(path) {
 		case ".dead":
+			if olderThan(entry, forgetAfter) {
+				errs = append(errs, forget(path))
+				continue
+			}
 			found.all++
 		case ".json":
 			fate, err := tendNote(path)
@@ -111,13 +115,33 @@ func tendNote(path string) (fate, error) {
 		return settled, nil
 	}
 	if n.Manager != "" {
-		err := os.Rename(path, strings.TrimSuffix(path, ".json")+".dead")
-		if errors.Is(err, fs.ErrNotExist) {
-			return settled, nil // another worker was faster
-		}
-		return handedOn, err
+		return handOn(path)
 	}
 	return settled, errors.Join(writeMarker(n.Marker), remove(path))
+}
+
+// handOn makes a note the uploader's to finish, from now on.
+func handOn(path string) (fate, error) {
+	now, dead := time.Now(), strings.TrimSuffix(path, ".json")+".dead"
+	err := errors.Join(os.Chtimes(path, now, now), os.Rename(path, dead))
+	if errors.Is(err, fs.ErrNotExist) {
+		return settled, nil // another worker was faster
+	}
+	if err != nil {
+		return settled, fmt.Errorf("hand on a note: %w", err)
+	}
+	return handedOn, nil
+}
+
+// forgetAfter bounds how long uploads of one log are tried.
+const forgetAfter = 7 * 24 * time.Hour
+
+func forget(path string) error {
+	raw, _ := os.ReadFile(path) // for the message alone
+	if err := remove(path); err != nil {
+		return err
+	}
+	return fmt.Errorf("gave up on the logs of a step, which could not be uploaded for %s; they stay where the step has written them: %s", forgetAfter, raw)
 }
 
 // alive says whether the note's process is there, or what it has forked: they hold its lock.

@@ -108,6 +108,19 @@ func TestAnUploadIsHandedOnOnce(t *testing.T) {
 	}
 }
 
+func TestAnUploadIsNotTriedForEver(t *testing.T) {
+	s := testSpool(t)
+	leave(t, s, "1-a", note{V: noteVersion, Manager: "described"})()
+	tend(t, s, 0)
+	dead, before := filepath.Join(string(s), "1-a.dead"), time.Now().Add(-forgetAfter)
+	if err := os.Chtimes(dead, before, before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.tend(0); err == nil || !strings.Contains(err.Error(), "described") || s.names(t) != "" {
+		t.Errorf("err %v, spool has %s, want to be told what was given up", err, s.names(t))
+	}
+}
+
 func TestAnotherReleasesNotesAreLeft(t *testing.T) {
 	s := testSpool(t)
 	leave(t, s, "1-a", note{V: noteVersion + 1, Marker: "/nonexistent/m"})()

@@ -105,9 +105,9 @@ class Uploader:
                 return
             else:
                 upload_new(manager, note.log_key, work.uploaded)
-        except FileNotFoundError:
-            return  # the step has ended, and has seen to it
         except Exception as err:  # the storage is away, or refuses us: both may end
+            if not os.path.exists(path):
+                return  # the step has ended, and has seen to it
             pause = min(_RETRY_FIRST_SECONDS * 2**work.failures, _RETRY_MAX_SECONDS)
             work.failures += 1
             work.due = time.monotonic() + pause
