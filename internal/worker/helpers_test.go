@@ -122,9 +122,13 @@ func (b *bench) worker() *worker.Worker {
 // submit puts steps of run-1 into the ledger, and rings for each when asked.
 func (b *bench) submit(ring bool, steps ...string) {
 	b.t.Helper()
+	epoch, err := b.ledger.TakeEpoch(b.ctx, "run-1", "test", "http://server")
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	payload := []byte(`{"args":1}`)
 	batch := stepfleet.Batch{
-		RunID: "run-1", Identity: "id", NotifyURL: "http://server",
+		RunID: "run-1", Epoch: epoch, Identity: "id", NotifyURL: "http://server",
 		Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
 	}
 	for _, s := range steps {
