@@ -3,11 +3,17 @@
 The loop stays Dagster's. What is ours hangs on five of its seams: `launch_step` buffers the steps
 that are ready, `_sleep_seconds` submits them in one batch and then waits for a completion,
 `_pop_events` reads the log so that no event is missed, the health interval is due at once when the
-ledger has ended a step that Dagster still waits for, and the crash helper writes that verdict.
+ledger has ended a step that Dagster still waits for, and the crash helper writes that verdict. On
+resume the loop's bookkeeping is replayed by resume.py.
+
+The executor speaks for its run under the epoch that it took at the server. When another has taken
+over it raises Superseded out of the loop, touches neither the ledger nor the log any more, and
+leaves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -49,7 +55,7 @@ from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
 from dagster._utils.interrupts import check_captured_interrupt
 
-from dagster_stepfleet import seams, storage, tags
+from dagster_stepfleet import process, resume, seams, storage, tags
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
@@ -57,11 +63,14 @@ from dagster_stepfleet.client import (
     Client,
     Ended,
     Interrupted,
+    ServerRefused,
     ServerUnreachable,
     StepfleetError,
+    Superseded,
     read_token,
 )
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
+from dagster_stepfleet.verdicts import VerdictGate
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
@@ -79,6 +88,8 @@ MAX_BATCH_TASKS = 2000
 # The loop looks at the event log this often even when the stream is silent.
 WAIT_SECONDS = 1.0
 HEALTH_INTERVAL_SECONDS = 20
+# A loop that has not come round for so long was stopped, or hung: another may have taken over.
+STOPPED_SECONDS = 10.0
 # What a run that ends waits for the server to take its cancel or close. The server finds runs
 # that Dagster has ended by itself, so this need not be long.
 GOODBYE_BUDGET_SECONDS = 15.0
@@ -133,7 +144,15 @@ class StepfleetStepHandler(StepHandler):
         self.buffer: list[Launch] = []
         self.open: dict[str, Open] = {}
         self.generation = 0
-        self.submitted = False
+        # The ledger's tasks when this run worker resumed the run, by step key and attempt.
+        self.inherited: dict[tuple[str, int], dict[str, Any]] = {}
+        self.resuming = False
+        # Attempts whose end this executor may write in Dagster's log.
+        self._granted: set[tuple[str, int]] = set()
+        self._gate: VerdictGate | None = None
+        # Dagster has launched another run worker for this run, says its log.
+        self.replaced = False
+        self._came_round = 0.0
         self._tried = False
         # An event of our own waits in the log: the loop must pop it without waiting.
         self.nudged = False
@@ -148,7 +167,7 @@ class StepfleetStepHandler(StepHandler):
 
     # Called by the executor's execute.
 
-    def begin(self, plan_context: PlanOrchestrationContext) -> None:
+    def begin(self, plan_context: PlanOrchestrationContext, gate: VerdictGate) -> None:
         run = plan_context.dagster_run
         self.client = Client(
             self._server_url,
@@ -157,20 +176,49 @@ class StepfleetStepHandler(StepHandler):
             outage_budget_seconds=self._outage_budget_seconds,
             interrupted=check_captured_interrupt,
         )
+        self.client.start()
+        self._gate = gate
+        self.resuming = plan_context.resume_from_failure
+        self._came_round = process.clock_seconds()
         self._job_name = run.job_name
         origin = run.job_code_origin or plan_context.reconstructable_job.get_python_origin()
         self._identity = hashlib.sha256(
             (serialize_value(cast("Any", origin)) + (run.job_snapshot_id or "")).encode()
         ).hexdigest()
 
-    def end(self, *, reason: str | None, resuming: bool, budget_seconds: float) -> None:
-        """Ends the run in the ledger: closes it, after cancelling all when there is a reason."""
+    def inherit(self) -> list[dict[str, Any]]:
+        """Takes over the run: returns its steps' tasks as they stand when nobody else can submit
+        any more."""
+        assert self.client is not None
+        try:
+            self._speak_or_watch(self.client)
+            views = [v for v in self.client.tasks() if v["kind"] == "step"]
+        except Interrupted as err:
+            raise DagsterExecutionInterruptedError(str(err)) from err
+        for view in views:
+            self.inherited[view["step_key"], view["attempt"]] = view
+            if view["state"] in TERMINAL_STATES:
+                self.client.completions.add(Ended.of(view))
+        return views
+
+    @staticmethod
+    def _speak_or_watch(client: Client) -> None:
+        """Takes the epoch. A closed run needs no executor: its steps have ended, or will."""
+        try:
+            client.epoch()
+        except ServerRefused as err:
+            if err.code != "run_closed":
+                raise
+
+    def end(self, *, reason: str | None, leaving: bool, budget_seconds: float) -> None:
+        """Ends the run in the ledger: closes it, after cancelling all when there is a reason.
+        Leaving, it only hangs up."""
         client, self.client = self.client, None
         if client is None:
             return
         try:
             self.buffer.clear()
-            if resuming or not self._tried:
+            if leaving or not self._tried or not client.completions.epoch:
                 return
             if reason is not None:
                 client.cancel(None, reason, budget_seconds=budget_seconds)
@@ -191,8 +239,7 @@ class StepfleetStepHandler(StepHandler):
         placement = tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults)
         for warning in placement.warnings:
             DagsterEvent.engine_event(step_context, warning, EngineEventData())
-        state = args.known_state
-        attempt = state.get_retry_state().get_attempt_count(step_key) if state else 0
+        attempt = _attempt(args, step_key)
         policy = step_context.op_retry_policy
         location = run.remote_job_origin.location_name if run.remote_job_origin else ""
         self.buffer.append(
@@ -216,25 +263,69 @@ class StepfleetStepHandler(StepHandler):
         yield  # a generator without events: the child writes them
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
-        """Unhealthy exactly when the ledger has ended the step and Dagster's log has not."""
+        """Unhealthy when the ledger has ended the step and Dagster's log has not, and this executor
+        may say so."""
         try:
             step_key = _step_key(step_handler_context.execute_step_args)
-            if not self.submitted:
-                return CheckStepHealthResult.unhealthy(
-                    "this run worker has not submitted it yet; submitting again is safe"
-                )
+            if step_key not in self.open and not self._adopt(step_key, step_handler_context):
+                return CheckStepHealthResult.unhealthy("the ledger has no task of it")
             ended = self.verdict(step_key)
-            if ended is None or self.reader is None:
+            if ended is None or self.reader is None or not self.open[step_key].rewound:
                 return CheckStepHealthResult.healthy()
             if self.reader.has_unseen_ending(step_key):
                 # It became visible only now, maybe below the window: read the whole log again.
                 self.open[step_key].rewound = False
+                return CheckStepHealthResult.healthy()
+            if not self._may_end(step_key) or not self.open[step_key].rewound:
                 return CheckStepHealthResult.healthy()
             return CheckStepHealthResult.unhealthy(ended.describe())
         except Exception as err:
             # A storage that is down for a moment must not fail a step.
             _log.warning("stepfleet could not check a step's health: %s", err)
             return CheckStepHealthResult.healthy()
+
+    def _adopt(self, step_key: str, step_handler_context: StepHandlerContext) -> bool:
+        """Takes over a step that an earlier run worker has submitted."""
+        args, run = step_handler_context.execute_step_args, step_handler_context.dagster_run
+        attempt = _attempt(args, step_key)
+        if (step_key, attempt) not in self.inherited:
+            return False
+        self.open[step_key] = Open(
+            attempt=attempt,
+            placement=tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults),
+            launched_after=0,
+        )
+        self._tried = True  # so that `end` closes the run
+        return True
+
+    def _may_end(self, step_key: str) -> bool:
+        """Adjudicates all that waits for it, in one call. False means to ask again later."""
+        wanted = step_key, self.open[step_key].attempt
+        if wanted in self._granted:
+            return True
+        assert self.client is not None
+        waiting = {(k, s.attempt) for k, s in self.open.items() if s.rewound and self.verdict(k)}
+        try:
+            rulings = self.client.adjudicate(sorted(waiting | {wanted}))
+        except ServerUnreachable as err:
+            self.client.completions.refuse(err)  # the outage has had its budget: the run fails
+            return False
+        except Interrupted:
+            return False
+        for ruling in rulings:
+            if ruling["granted"]:
+                self._granted.add((ruling["step_key"], ruling["attempt"]))
+            if ruling["earlier_epoch"]:
+                # The executor before may have written it since the log was read: read it again.
+                self.open[ruling["step_key"]].rewound = False
+        return wanted in self._granted
+
+    def writing_end(self, step_key: str) -> contextlib.AbstractContextManager[None]:
+        """Within it, the end of the step's attempt is written unless the log has it."""
+        step = self.open.get(step_key)
+        if self._gate is None or step is None:
+            return contextlib.nullcontext()
+        return self._gate.expecting(step_key, step.attempt)
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Does nothing by itself: `end` cancels all the run's tasks in one call."""
@@ -248,17 +339,15 @@ class StepfleetStepHandler(StepHandler):
             batch = self.buffer[:MAX_BATCH_TASKS]
             receipts = self._submit(batch)
             del self.buffer[: len(batch)]
-            self.submitted = True
             for launch, receipt in zip(batch, receipts, strict=True):
                 self._take_receipt(launch, receipt)
-            self.client.start_stream()
 
     def wait(self) -> None:
         """Waits for a completion, an interrupt or the end of a retry's delay; 1 s at most."""
         if self.client is None:
             return
         refused = self.client.completions.refused
-        if refused is not None:
+        if refused is not None and (self.open or isinstance(refused, Superseded)):
             raise refused
         if self.nudged:
             self.nudged = False
@@ -284,15 +373,39 @@ class StepfleetStepHandler(StepHandler):
         first = self.reader is None
         reader = self.reader = self.reader or EventReader(instance, run_id, seen)
         self.generation += 1
+        self._check_place()
         if self.client is not None:
             self._seen_version = self.client.completions.version
-        resumed = first and not self.open
         records = self._read_again(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
+        if first and self.resuming:
+            records = resume.answered(records)
+            reader.mark(records)
+            events, due = resume.history(records, time.time())
+            self._retry_at += due
+            return events
+        records = [r for r in records if not self._too_early(r)]
         reader.mark(records)
         events = [e for r in records if (e := r.event_log_entry.dagster_event) is not None]
-        if resumed:
-            return _for_rebuild(events)
         return [event for event in events if self._account(event)]
+
+    def _check_place(self) -> None:
+        """Asks whether the run is still this executor's where there is reason to doubt it."""
+        now = process.clock_seconds()
+        doubt = self.replaced or now - self._came_round > STOPPED_SECONDS
+        self._came_round = now
+        if doubt and self.client is not None and self.client.completions.epoch:
+            self.client.confirm()
+            self._came_round = process.clock_seconds()
+
+    def _too_early(self, record: EventLogRecord) -> bool:
+        """Whether the loop must not see the event yet. It answers a RESOURCE_INIT_FAILURE by
+        writing the step's end, which needs the task to have ended and a grant."""
+        event = record.event_log_entry.dagster_event
+        if event is None or event.event_type != DagsterEventType.RESOURCE_INIT_FAILURE:
+            return False
+        if seams.resource_init_failure_ends_step() or event.step_key not in self.open:
+            return False
+        return self.verdict(event.step_key) is None or not self._may_end(event.step_key)
 
     def _read_again(self, reader: EventReader, after: int) -> list[EventLogRecord]:
         """Reads, and once more when the connection was lost under it: it makes a new one."""
@@ -338,6 +451,8 @@ class StepfleetStepHandler(StepHandler):
     def _account(self, event: DagsterEvent) -> bool:
         """Closes the step that the event ends. Returns False for the end of no open step: a
         process that was given up has written late, and Dagster's loop would fail on it."""
+        if event.event_type == DagsterEventType.ENGINE_EVENT:
+            self.replaced = self.replaced or event.message == seams.RESUME_MESSAGE
         if event.event_type not in ENDING_TYPES or event.step_key is None:
             return True
         if event.step_key not in self.open:
@@ -435,6 +550,11 @@ def _step_key(args: ExecuteStepArgs) -> str:
     return keys[0]
 
 
+def _attempt(args: ExecuteStepArgs, step_key: str) -> int:
+    state = args.known_state
+    return state.get_retry_state().get_attempt_count(step_key) if state else 0
+
+
 def _payload(args: ExecuteStepArgs) -> str:
     """Serialises the arguments without the step key, which each child puts in for itself."""
     return serialize_value(
@@ -449,27 +569,6 @@ def _payload(args: ExecuteStepArgs) -> str:
             print_serialized_events=False,
         )
     )
-
-
-def _for_rebuild(events: list[DagsterEvent]) -> list[DagsterEvent]:
-    """Prepares a run's events for Dagster's replay on resume, which fails on two kinds.
-
-    A STEP_SKIPPED raises, and Dagster derives skips again by itself. A STEP_UP_FOR_RETRY with a
-    delay starts the delay anew, and then an event of the later attempt raises.
-    """
-    last_event: dict[str | None, int] = {e.step_key: n for n, e in enumerate(events)}
-    prepared: list[DagsterEvent] = []
-    for number, event in enumerate(events):
-        if event.event_type == DagsterEventType.STEP_SKIPPED:
-            continue
-        if (
-            event.event_type == DagsterEventType.STEP_UP_FOR_RETRY
-            and last_event[event.step_key] > number
-        ):
-            data = event.step_retry_data
-            event = event._replace(event_specific_data=StepRetryData(data.error, None))
-        prepared.append(event)
-    return prepared
 
 
 class StepfleetExecutor(StepDelegatingExecutor):
@@ -512,28 +611,75 @@ class StepfleetExecutor(StepDelegatingExecutor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Generator[DagsterEvent, Any, None]:
         instance = plan_context.instance
-        handler = self._handler
-        reason: str | None = "the run worker's executor was left before its steps had ended"
-        resuming = False
-        budget_seconds = GOODBYE_BUDGET_SECONDS
         restore = storage.pool(instance)
         storage.wait_out_outages()
+        gate = VerdictGate(instance, plan_context.run_id, execution_plan.known_state)
         try:
-            handler.begin(plan_context)
-            yield from super().execute(plan_context, execution_plan)
+            self._handler.begin(plan_context, gate)
+            yield from self._speak(plan_context, execution_plan)
+        except Superseded as err:
+            raise self._leave(plan_context, err) from err
+        finally:
+            gate.close()
+            restore()
+
+    def _speak(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Generator[DagsterEvent, Any, None]:
+        """Runs Dagster's loop, and ends the run in the ledger however it ends."""
+        handler = self._handler
+        reason: str | None = "the run worker's executor was left before its steps had ended"
+        leaving = False
+        budget_seconds = GOODBYE_BUDGET_SECONDS
+        try:
+            yield from self._loop(plan_context, execution_plan)
             reason = None
+        except Superseded:
+            leaving = True
+            raise
         except (DagsterExecutionInterruptedError, KeyboardInterrupt, GeneratorExit):
             reason = "the run was interrupted"
-            resuming = instance.run_will_resume(plan_context.run_id)
+            leaving = plan_context.instance.run_will_resume(plan_context.run_id)
             raise
         except Exception as err:
             if isinstance(err, ServerUnreachable):
+                if handler.replaced:
+                    leaving = True
+                    raise Superseded(
+                        "Dagster has launched another run worker for this run, and the stepfleet "
+                        "server cannot be reached from this one, which leaves the run to it."
+                    ) from err
                 budget_seconds = 0.0  # the outage has had its budget: one last try
             reason = f"the run worker's executor failed: {type(err).__name__}"
             raise
         finally:
-            handler.end(reason=reason, resuming=resuming, budget_seconds=budget_seconds)
-            restore()
+            handler.end(reason=reason, leaving=leaving, budget_seconds=budget_seconds)
+
+    def _loop(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        if not plan_context.resume_from_failure:
+            return super().execute(plan_context, execution_plan)
+        loop = seams.loop_with(resume.replaying(self._handler.inherit))
+        return loop(self, plan_context, execution_plan)
+
+    def _leave(
+        self, plan_context: PlanOrchestrationContext, err: Superseded
+    ) -> DagsterExecutionInterruptedError:
+        """Ends a process that is nothing but this run's worker. Elsewhere it returns what to raise
+        so that Dagster writes no end of the run."""
+        _log.warning("%s", err)
+        if process.is_run_worker():
+            process.leave()
+        # An interrupted run worker writes no end of a run that will be resumed; this one was.
+        instance: Any = plan_context.instance
+        stock = instance.run_will_resume
+
+        def run_will_resume(run_id: str) -> bool:
+            return run_id == plan_context.run_id or stock(run_id)
+
+        instance.run_will_resume = run_will_resume
+        return DagsterExecutionInterruptedError(str(err))
 
     def log_failure_or_retry_event_after_error(
         self,
@@ -545,7 +691,16 @@ class StepfleetExecutor(StepDelegatingExecutor):
         handler = self._handler
         handler.nudged = True
         key = step_context.step.key
-        ended = handler.verdict(key)
+        with handler.writing_end(key):
+            return self._log_end(step_context, err_info, known_state)
+
+    def _log_end(
+        self,
+        step_context: IStepContext,
+        err_info: SerializableErrorInfo,
+        known_state: KnownExecutionState,
+    ) -> DagsterEvent:
+        ended = self._handler.verdict(step_context.step.key)
         if ended is not None and ended.state in _STATES_WITHOUT_RETRY:
             return _failure(step_context, err_info)
         if ended is not None and ended.state == "lost":

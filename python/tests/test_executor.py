@@ -183,7 +183,7 @@ def handler_of(step: str, attempt: int) -> StepfleetStepHandler:
     """A handler in the middle of a run, with one step in flight."""
     handler = StepfleetStepHandler()
     handler.client = Client("http://127.0.0.1:9", "run")
-    handler.submitted = True
+    handler._granted = {(step, attempt)}
     handler.open[step] = Open(attempt, Placement("default", 0, 1), launched_after=0, rewound=True)
     return handler
 

@@ -1,0 +1,113 @@
+"""Writes the end of an attempt whose process wrote none, and never a second one.
+
+Dagster's log has no unique key for it, and two executors may be about to write: the one whose run
+worker was stopped just before it wrote, and the one that resumed the run. The ledger grants it to
+one after the other, but cannot see what is in the log. So the writer looks there, under a lock of
+the log's own database, and writes only if the attempt has no end yet. The lock is held for the
+transaction alone, which works behind a pooler.
+
+On storages that are not PostgreSQL the look and the write are two steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from dagster._core.events import DagsterEventType
+from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+
+from dagster_stepfleet import seams, storage
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+    from dagster._core.execution.plan.state import KnownExecutionState
+
+_log = logging.getLogger("dagster.stepfleet")
+
+_RETRY = DagsterEventType.STEP_UP_FOR_RETRY.value
+_ENDS = (DagsterEventType.STEP_FAILURE.value, DagsterEventType.STEP_SUCCESS.value)
+_VERDICTS = frozenset({DagsterEventType.STEP_FAILURE.value, _RETRY})
+
+
+class VerdictGate:
+    """Stands before the writes of one run worker's event log."""
+
+    def __init__(
+        self, instance: DagsterInstance, run_id: str, known_state: KnownExecutionState
+    ) -> None:
+        self._storage: Any = seams.inner_storage(instance.event_log_storage, "event_log_storage")
+        self._run_id = run_id
+        # Attempts that were made before this run, whose retries are not in its log.
+        self._before = known_state.get_retry_state()
+        self._expected: tuple[str, int] | None = None
+        self._had = "store_event" in vars(self._storage)
+        self._stock: Callable[[Any], None] = self._storage.store_event
+        self._storage.store_event = self._store_event
+
+    def close(self) -> None:
+        """Puts back what was there."""
+        if self._had:
+            self._storage.store_event = self._stock
+        else:
+            del self._storage.store_event
+
+    @contextlib.contextmanager
+    def expecting(self, step_key: str, attempt: int) -> Generator[None]:
+        """Within it, a failure or retry of the step is the end of that attempt."""
+        self._expected = step_key, attempt - self._before.get_attempt_count(step_key)
+        try:
+            yield
+        finally:
+            self._expected = None
+
+    def _store_event(self, event: Any) -> None:
+        dagster_event, expected = event.dagster_event, self._expected
+        if (
+            expected is None
+            or dagster_event is None
+            or dagster_event.event_type_value not in _VERDICTS
+            or dagster_event.step_key != expected[0]
+            or not isinstance(self._storage, SqlEventLogStorage)
+        ):
+            self._stock(event)
+        elif storage.is_postgres(self._storage):
+            self._write_once(event, *expected)
+        else:
+            with self._storage.run_connection(self._run_id) as connection:
+                ended = self._has_end(connection, *expected)
+            if not ended:
+                self._stock(event)
+
+    def _write_once(self, event: Any, step_key: str, retries: int) -> None:
+        import sqlalchemy
+
+        statement = self._storage.prepare_insert_event(event)
+        lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+        with self._storage._connect() as connection:
+            # Read committed: the look sees what was committed while the lock was waited for.
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                name = f"stepfleet verdict {self._run_id}/{step_key}"
+                connection.execute(lock, {"name": name})
+                if not self._has_end(connection, step_key, retries):
+                    connection.execute(statement)
+
+    def _has_end(self, connection: Any, step_key: str, retries: int) -> bool:
+        """Whether the log has an end of the attempt that began after so many retries."""
+        import sqlalchemy
+
+        columns: Any = SqlEventLogStorageTable.c
+        kind = columns.dagster_event_type
+        query = sqlalchemy.select(kind).where(
+            columns.run_id == self._run_id,
+            columns.step_key == step_key,
+            kind.in_([_RETRY, *_ENDS]),
+        )
+        found = [row[0] for row in connection.execute(query)]
+        ended = found.count(_RETRY) > retries or any(end in found for end in _ENDS)
+        if ended:
+            _log.warning("Dagster's log has the end of step %s already; none is added.", step_key)
+        return ended
