@@ -277,6 +277,20 @@ def test_killed_before_it_gave_a_slot_back(bench):
     assert log.get_concurrency_info(POOL).active_slot_count == 0
 
 
+def test_killed_when_another_run_has_the_slot_of_a_step_that_has_ended(bench):
+    log = bench.instance.event_log_storage
+    log.set_concurrency_slots(POOL, 1)
+    bench.create("pooled", hold=("add",))
+    bench.kill(bench.start_until_held("add"))
+    assert log.claim_concurrency_slot(POOL, "another run", "step").is_claimed
+    second = bench.start(resume=True)
+    bench.release("add")
+    bench.join(second)
+    bench.check(SUCCESS, "in_pool", "add")
+    assert log.get_concurrency_info(POOL).active_run_ids == {"another run"}
+    log.free_concurrency_slots_for_run("another run")
+
+
 def test_killed_in_a_retrys_delay(bench):
     """The delay counts from the failure: neither lost nor begun anew."""
     bench.create("delayed")
