@@ -224,10 +224,19 @@ class StepfleetStepHandler(StepHandler):
                 client.cancel(None, reason, budget_seconds=budget_seconds)
             client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
         except StepfleetError as err:
+            if isinstance(err, ServerUnreachable) and self.replaced:
+                raise self.superseded_meanwhile() from err
             # The server closes runs that Dagster shows as ended by itself.
             _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
         finally:
             client.shutdown()
+
+    def superseded_meanwhile(self) -> Superseded:
+        """What an executor that cannot ask concludes from Dagster's log."""
+        return Superseded(
+            "Dagster has launched another run worker for this run, and the stepfleet server "
+            "cannot be reached from this one, which leaves the run to it."
+        )
 
     # Called by the loop.
 
@@ -645,10 +654,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
             if isinstance(err, ServerUnreachable):
                 if handler.replaced:
                     leaving = True
-                    raise Superseded(
-                        "Dagster has launched another run worker for this run, and the stepfleet "
-                        "server cannot be reached from this one, which leaves the run to it."
-                    ) from err
+                    raise handler.superseded_meanwhile() from err
                 budget_seconds = 0.0  # the outage has had its budget: one last try
             reason = f"the run worker's executor failed: {type(err).__name__}"
             raise
