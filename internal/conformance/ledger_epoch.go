@@ -130,8 +130,10 @@ var epochExamples = map[string]func(*fixture){
 		first := f.speak("r")
 		for range 2 {
 			f.rulings(first, keys, []stepfleet.Ruling{
-				{Key: keys[0], State: stepfleet.StateQueued}, {Key: keys[1], State: stepfleet.StateLost, Granted: true},
-				{Key: keys[2], Granted: true}, {Key: keys[3], State: stepfleet.StateLost, Granted: true},
+				{Key: keys[0], State: stepfleet.StateQueued},
+				{Key: keys[1], State: stepfleet.StateLost, Granted: true},
+				{Key: keys[2], Granted: true},
+				{Key: keys[3], State: stepfleet.StateLost, Granted: true},
 			})
 		}
 		// A later executor hears of the one before, however often it asks, and the old one of it.
