@@ -55,7 +55,8 @@ from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
 from dagster._utils.interrupts import check_captured_interrupt
 
-from dagster_stepfleet import process, resume, seams, storage, tags
+from dagster_stepfleet import resume, seams, storage, tags
+from dagster_stepfleet.arguments import attempt_of, shared_payload, step_key_of
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
@@ -70,7 +71,8 @@ from dagster_stepfleet.client import (
     read_token,
 )
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
-from dagster_stepfleet.verdicts import VerdictGate
+from dagster_stepfleet.takeover import Place, leave
+from dagster_stepfleet.verdicts import Adjudicator, VerdictGate
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
@@ -88,8 +90,6 @@ MAX_BATCH_TASKS = 2000
 # The loop looks at the event log this often even when the stream is silent.
 WAIT_SECONDS = 1.0
 HEALTH_INTERVAL_SECONDS = 20
-# A loop that has not come round for so long was stopped, or hung: another may have taken over.
-STOPPED_SECONDS = 10.0
 # What a run that ends waits for the server to take its cancel or close. The server finds runs
 # that Dagster has ended by itself, so this need not be long.
 GOODBYE_BUDGET_SECONDS = 15.0
@@ -147,12 +147,9 @@ class StepfleetStepHandler(StepHandler):
         # The ledger's tasks when this run worker resumed the run, by step key and attempt.
         self.inherited: dict[tuple[str, int], dict[str, Any]] = {}
         self.resuming = False
-        # Attempts whose end this executor may write in Dagster's log.
-        self._granted: set[tuple[str, int]] = set()
+        self.adjudicator = Adjudicator()
         self._gate: VerdictGate | None = None
-        # Dagster has launched another run worker for this run, says its log.
-        self.replaced = False
-        self._came_round = 0.0
+        self.place = Place()
         self._tried = False
         # An event of our own waits in the log: the loop must pop it without waiting.
         self.nudged = False
@@ -179,7 +176,7 @@ class StepfleetStepHandler(StepHandler):
         self.client.start()
         self._gate = gate
         self.resuming = plan_context.resume_from_failure
-        self._came_round = process.clock_seconds()
+        self.place.check(None)
         self._job_name = run.job_name
         origin = run.job_code_origin or plan_context.reconstructable_job.get_python_origin()
         self._identity = hashlib.sha256(
@@ -199,6 +196,7 @@ class StepfleetStepHandler(StepHandler):
             self.inherited[view["step_key"], view["attempt"]] = view
             if view["state"] in TERMINAL_STATES:
                 self.client.completions.add(Ended.of(view))
+        self._tried = bool(views)  # so that `end` closes what the earlier run worker has begun
         return views
 
     @staticmethod
@@ -224,31 +222,23 @@ class StepfleetStepHandler(StepHandler):
                 client.cancel(None, reason, budget_seconds=budget_seconds)
             client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
         except StepfleetError as err:
-            if isinstance(err, ServerUnreachable) and self.replaced:
-                raise self.superseded_meanwhile() from err
+            self.place.conclude(err)
             # The server closes runs that Dagster shows as ended by itself.
             _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
         finally:
             client.shutdown()
-
-    def superseded_meanwhile(self) -> Superseded:
-        """What an executor that cannot ask concludes from Dagster's log."""
-        return Superseded(
-            "Dagster has launched another run worker for this run, and the stepfleet server "
-            "cannot be reached from this one, which leaves the run to it."
-        )
 
     # Called by the loop.
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         args = step_handler_context.execute_step_args
         run = step_handler_context.dagster_run
-        step_key = _step_key(args)
+        step_key = step_key_of(args)
         step_context = step_handler_context.get_step_context(step_key)
         placement = tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults)
         for warning in placement.warnings:
             DagsterEvent.engine_event(step_context, warning, EngineEventData())
-        attempt = _attempt(args, step_key)
+        attempt = attempt_of(args, step_key)
         policy = step_context.op_retry_policy
         location = run.remote_job_origin.location_name if run.remote_job_origin else ""
         self.buffer.append(
@@ -275,7 +265,7 @@ class StepfleetStepHandler(StepHandler):
         """Unhealthy when the ledger has ended the step and Dagster's log has not, and this executor
         may say so."""
         try:
-            step_key = _step_key(step_handler_context.execute_step_args)
+            step_key = step_key_of(step_handler_context.execute_step_args)
             if step_key not in self.open and not self._adopt(step_key, step_handler_context):
                 return CheckStepHealthResult.unhealthy("the ledger has no task of it")
             ended = self.verdict(step_key)
@@ -296,7 +286,7 @@ class StepfleetStepHandler(StepHandler):
     def _adopt(self, step_key: str, step_handler_context: StepHandlerContext) -> bool:
         """Takes over a step that an earlier run worker has submitted."""
         args, run = step_handler_context.execute_step_args, step_handler_context.dagster_run
-        attempt = _attempt(args, step_key)
+        attempt = attempt_of(args, step_key)
         if (step_key, attempt) not in self.inherited:
             return False
         self.open[step_key] = Open(
@@ -304,30 +294,17 @@ class StepfleetStepHandler(StepHandler):
             placement=tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults),
             launched_after=0,
         )
-        self._tried = True  # so that `end` closes the run
         return True
 
     def _may_end(self, step_key: str) -> bool:
         """Adjudicates all that waits for it, in one call. False means to ask again later."""
-        wanted = step_key, self.open[step_key].attempt
-        if wanted in self._granted:
-            return True
         assert self.client is not None
+        wanted = step_key, self.open[step_key].attempt
         waiting = {(k, s.attempt) for k, s in self.open.items() if s.rewound and self.verdict(k)}
-        try:
-            rulings = self.client.adjudicate(sorted(waiting | {wanted}))
-        except ServerUnreachable as err:
-            self.client.completions.refuse(err)  # the outage has had its budget: the run fails
-            return False
-        except Interrupted:
-            return False
-        for ruling in rulings:
-            if ruling["granted"]:
-                self._granted.add((ruling["step_key"], ruling["attempt"]))
-            if ruling["earlier_epoch"]:
-                # The executor before may have written it since the log was read: read it again.
-                self.open[ruling["step_key"]].rewound = False
-        return wanted in self._granted
+        for key in self.adjudicator.ask(self.client, wanted, waiting):
+            # The executor before may have written it since the log was read: read it again.
+            self.open[key].rewound = False
+        return self.adjudicator.granted(wanted)
 
     def writing_end(self, step_key: str) -> contextlib.AbstractContextManager[None]:
         """Within it, the end of the step's attempt is written unless the log has it."""
@@ -382,7 +359,7 @@ class StepfleetStepHandler(StepHandler):
         first = self.reader is None
         reader = self.reader = self.reader or EventReader(instance, run_id, seen)
         self.generation += 1
-        self._check_place()
+        self.place.check(self.client)
         if self.client is not None:
             self._seen_version = self.client.completions.version
         records = self._read_again(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
@@ -396,15 +373,6 @@ class StepfleetStepHandler(StepHandler):
         reader.mark(records)
         events = [e for r in records if (e := r.event_log_entry.dagster_event) is not None]
         return [event for event in events if self._account(event)]
-
-    def _check_place(self) -> None:
-        """Asks whether the run is still this executor's where there is reason to doubt it."""
-        now = process.clock_seconds()
-        doubt = self.replaced or now - self._came_round > STOPPED_SECONDS
-        self._came_round = now
-        if doubt and self.client is not None and self.client.completions.epoch:
-            self.client.confirm()
-            self._came_round = process.clock_seconds()
 
     def _too_early(self, record: EventLogRecord) -> bool:
         """Whether the loop must not see the event yet. It answers a RESOURCE_INIT_FAILURE by
@@ -460,8 +428,7 @@ class StepfleetStepHandler(StepHandler):
     def _account(self, event: DagsterEvent) -> bool:
         """Closes the step that the event ends. Returns False for the end of no open step: a
         process that was given up has written late, and Dagster's loop would fail on it."""
-        if event.event_type == DagsterEventType.ENGINE_EVENT:
-            self.replaced = self.replaced or event.message == seams.RESUME_MESSAGE
+        self.place.hear(event)
         if event.event_type not in ENDING_TYPES or event.step_key is None:
             return True
         if event.step_key not in self.open:
@@ -488,7 +455,7 @@ class StepfleetStepHandler(StepHandler):
         digests: dict[int, str] = {}
         for launch in batch:
             if launch.generation not in digests:
-                payload = _payload(launch.args)
+                payload = shared_payload(launch.args)
                 digest = hashlib.sha256(payload.encode()).hexdigest()
                 digests[launch.generation] = digest
                 payloads[digest] = payload
@@ -552,34 +519,6 @@ class StepfleetStepHandler(StepHandler):
         completions.add(Ended(launch.step_key, launch.attempt, state, task_id))
 
 
-def _step_key(args: ExecuteStepArgs) -> str:
-    keys = args.step_keys_to_execute or []
-    if len(keys) != 1:
-        raise StepfleetError(f"Dagster asked for {len(keys)} steps in one process, not for one")
-    return keys[0]
-
-
-def _attempt(args: ExecuteStepArgs, step_key: str) -> int:
-    state = args.known_state
-    return state.get_retry_state().get_attempt_count(step_key) if state else 0
-
-
-def _payload(args: ExecuteStepArgs) -> str:
-    """Serialises the arguments without the step key, which each child puts in for itself."""
-    return serialize_value(
-        ExecuteStepArgs(
-            job_origin=args.job_origin,
-            run_id=args.run_id,
-            step_keys_to_execute=None,
-            instance_ref=args.instance_ref,
-            retry_mode=args.retry_mode,
-            known_state=args.known_state,
-            should_verify_step=False,
-            print_serialized_events=False,
-        )
-    )
-
-
 class StepfleetExecutor(StepDelegatingExecutor):
     """Dagster's step-delegating executor, driven by completions instead of a clock."""
 
@@ -627,7 +566,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
             self._handler.begin(plan_context, gate)
             yield from self._speak(plan_context, execution_plan)
         except Superseded as err:
-            raise self._leave(plan_context, err) from err
+            raise leave(plan_context, err) from err
         finally:
             gate.close()
             restore()
@@ -652,9 +591,8 @@ class StepfleetExecutor(StepDelegatingExecutor):
             raise
         except Exception as err:
             if isinstance(err, ServerUnreachable):
-                if handler.replaced:
-                    leaving = True
-                    raise handler.superseded_meanwhile() from err
+                leaving = handler.place.replaced
+                handler.place.conclude(err)
                 budget_seconds = 0.0  # the outage has had its budget: one last try
             reason = f"the run worker's executor failed: {type(err).__name__}"
             raise
@@ -668,24 +606,6 @@ class StepfleetExecutor(StepDelegatingExecutor):
             return super().execute(plan_context, execution_plan)
         loop = seams.loop_with(resume.replaying(self._handler.inherit))
         return loop(self, plan_context, execution_plan)
-
-    def _leave(
-        self, plan_context: PlanOrchestrationContext, err: Superseded
-    ) -> DagsterExecutionInterruptedError:
-        """Ends a process that is nothing but this run's worker. Elsewhere it returns what to raise
-        so that Dagster writes no end of the run."""
-        _log.warning("%s", err)
-        if process.is_run_worker():
-            process.leave()
-        # An interrupted run worker writes no end of a run that will be resumed; this one was.
-        instance: Any = plan_context.instance
-        stock = instance.run_will_resume
-
-        def run_will_resume(run_id: str) -> bool:
-            return run_id == plan_context.run_id or stock(run_id)
-
-        instance.run_will_resume = run_will_resume
-        return DagsterExecutionInterruptedError(str(err))
 
     def log_failure_or_retry_event_after_error(
         self,

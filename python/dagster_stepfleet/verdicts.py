@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dagster._core.events import DagsterEventType
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
 
 from dagster_stepfleet import seams, storage
+from dagster_stepfleet.client import Client, Interrupted, ServerUnreachable
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -30,6 +31,33 @@ _log = logging.getLogger("dagster.stepfleet")
 _RETRY = DagsterEventType.STEP_UP_FOR_RETRY.value
 _ENDS = (DagsterEventType.STEP_FAILURE.value, DagsterEventType.STEP_SUCCESS.value)
 _VERDICTS = frozenset({DagsterEventType.STEP_FAILURE.value, _RETRY})
+
+
+class Adjudicator:
+    """Asks the ledger which attempts' ends this executor may write, and remembers."""
+
+    def __init__(self) -> None:
+        self._granted: set[tuple[str, int]] = set()
+
+    def granted(self, attempt: tuple[str, int]) -> bool:
+        return attempt in self._granted
+
+    def ask(
+        self, client: Client, wanted: tuple[str, int], others: Iterable[tuple[str, int]]
+    ) -> list[str]:
+        """Asks for the wanted one and the others in one call, unless it is granted already. Returns
+        the keys of those that an earlier executor was granted, and may have written."""
+        if wanted in self._granted:
+            return []
+        try:
+            rulings = client.adjudicate(sorted({wanted, *others}))
+        except ServerUnreachable as err:
+            client.completions.refuse(err)  # the outage has had its budget: the run fails
+            return []
+        except Interrupted:
+            return []
+        self._granted |= {(r["step_key"], r["attempt"]) for r in rulings if r["granted"]}
+        return [r["step_key"] for r in rulings if r["earlier_epoch"]]
 
 
 class VerdictGate:

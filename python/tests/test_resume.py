@@ -201,6 +201,20 @@ def test_killed_after_a_success_that_it_did_not_see(bench, last):
     bench.kill(first)
     bench.resume()
     bench.check(SUCCESS, "one", "b", "c")
+    assert bench.server.closed == {bench.run_id: "the run's steps have ended"}
+
+
+def test_killed_when_it_had_closed_the_run(bench):
+    """It has yet to write that the run has ended; a closed run has no new executor, and needs none."""
+    bench.create("chain", hold=("c",))
+    first = bench.start_until_held("c")
+    os.kill(first, signal.SIGSTOP)
+    bench.release("c")
+    bench.until_event(DagsterEventType.STEP_SUCCESS, "c")
+    bench.kill(first)
+    bench.server.closed[bench.run_id] = "the run's steps have ended"
+    bench.resume()
+    bench.check(SUCCESS, "one", "b", "c")
 
 
 def test_killed_in_a_fan_out(bench):
