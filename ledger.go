@@ -81,8 +81,9 @@ type Ruling struct {
 }
 
 // Intake is the ledger as executors and launchers use it, through the server. Where a method takes
-// an epoch, ErrSuperseded says that it is not the run's current one; that is decided under the
-// run's lock, so that nothing of an old executor's takes effect once a new one has its epoch.
+// an epoch, ErrSuperseded says that a later one has been taken; that is decided under the run's
+// lock, so that nothing of an old executor's takes effect once a new one has its epoch. An epoch
+// that the ledger has never given is ErrNotFound: the ledger was replaced, or has lost commits.
 type Intake interface {
 	// TakeEpoch makes the caller the run's executor and returns its epoch. Executor is a name that
 	// it gave itself: asking again under the name that has the epoch gives the same one. The

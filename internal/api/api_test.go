@@ -188,6 +188,8 @@ func TestRefusals(t *testing.T) {
 	if status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a")); status != 200 {
 		t.Fatal(status, answer)
 	}
+	b.speak("taken")
+	b.call("POST", "/v1/runs/taken/epoch", `{"v":1,"executor":"another"}`)
 	big := `{"v":1,"identity":"id","payloads":{},"tasks":[],"more":1}`
 	other := strings.Replace(submission("r1", "a"), `"identity":"id"`, `"identity":"other"`, 1)
 	cases := []struct {
@@ -204,10 +206,11 @@ func TestRefusals(t *testing.T) {
 		{name: "not JSON", method: "POST", path: "/v1/runs/r1/tasks", body: "hello", status: 400, code: "task_invalid"},
 		{name: "two values", method: "POST", path: "/v1/runs/r1/close", body: `{"v":1,"reason":"x"}{}`, status: 400, code: "task_invalid"},
 		{name: "other version", method: "POST", path: "/v1/runs/r1/close", body: `{"v":2,"reason":"x"}`, status: 400, code: "task_invalid"},
-		{name: "superseded", method: "POST", path: "/v1/runs/r1/cancel", body: `{"v":1,"epoch":7,"tasks":null,"reason":"x"}`, status: 409, code: "superseded"},
-		{name: "superseded too", method: "POST", path: "/v1/runs/r1/close", body: `{"v":1,"epoch":7,"reason":"x"}`, status: 409, code: "superseded"},
+		{name: "superseded", method: "POST", path: "/v1/runs/taken/cancel", body: `{"v":1,"epoch":1,"tasks":null,"reason":"x"}`, status: 409, code: "superseded"},
+		{name: "superseded too", method: "POST", path: "/v1/runs/taken/close", body: `{"v":1,"epoch":1,"reason":"x"}`, status: 409, code: "superseded"},
 		{name: "stream of nobody", method: "GET", path: "/v1/runs/r1/stream", status: 400, code: "task_invalid"},
-		{name: "other stream", method: "GET", path: "/v1/runs/r1/stream?epoch=7", status: 409, code: "superseded"},
+		{name: "other stream", method: "GET", path: "/v1/runs/taken/stream?epoch=1", status: 409, code: "superseded"},
+		{name: "stream of another ledger's", method: "GET", path: "/v1/runs/r1/stream?epoch=7", status: 404, code: "not_found"},
 		{name: "other identity", method: "POST", path: "/v1/runs/r1/tasks", body: other, status: 409, code: "conflict"},
 	}
 	for _, c := range cases {

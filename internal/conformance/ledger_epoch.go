@@ -43,7 +43,6 @@ var epochExamples = map[string]func(*fixture){
 		_, err = f.Ledger.Adjudicate(f.ctx, "r", old, []stepfleet.Key{task("r", "a").Key})
 		f.refused(err, stepfleet.ErrSuperseded)
 		f.refused(f.Ledger.Rejoin(f.ctx, "r", old, ""), stepfleet.ErrSuperseded)
-		f.refused(f.Ledger.Rejoin(f.ctx, "nobody", old, ""), stepfleet.ErrSuperseded)
 		f.inState(id, stepfleet.StateQueued, 0)
 		for _, verb := range []stepfleet.Verb{
 			stepfleet.VerbSubmit, stepfleet.VerbCancel, stepfleet.VerbClose, stepfleet.VerbAdjudicate, stepfleet.VerbRejoin,
@@ -53,19 +52,37 @@ var epochExamples = map[string]func(*fixture){
 			}
 		}
 	},
+	"an executor of another ledger is told so, and not that it was superseded": func(f *fixture) {
+		f.submit("r", "a")
+		ahead := f.speak("r") + 1
+		late := batch("r", task("r", "a"))
+		late.Epoch = ahead
+		for _, run := range []string{"r", "nobody"} {
+			late.RunID, late.Tasks[0].RunID = run, run
+			_, err := f.Ledger.Submit(f.ctx, late)
+			f.refused(err, stepfleet.ErrNotFound)
+			_, err = f.Ledger.Cancel(f.ctx, run, ahead, nil, "ahead")
+			f.refused(err, stepfleet.ErrNotFound)
+			_, err = f.Ledger.CloseRun(f.ctx, run, ahead, "ahead")
+			f.refused(err, stepfleet.ErrNotFound)
+			_, err = f.Ledger.Adjudicate(f.ctx, run, ahead, []stepfleet.Key{task(run, "a").Key})
+			f.refused(err, stepfleet.ErrNotFound)
+			f.refused(f.Ledger.Rejoin(f.ctx, run, ahead, ""), stepfleet.ErrNotFound)
+		}
+	},
 	"a superseded executor hears so also of what has ended": func(f *fixture) {
 		f.submit("r", "a")
-		old := f.speak("r")
-		if _, err := f.Ledger.CloseRun(f.ctx, "r", old, "over"); err != nil {
+		late := batch("r", task("r", "a"))
+		late.Epoch = f.speak("r")
+		now := f.speakAs("r", "another")
+		if _, err := f.Ledger.CloseRun(f.ctx, "r", now, "over"); err != nil {
 			f.Fatal(err)
 		}
-		_, err := f.Ledger.TakeEpoch(f.ctx, "r", "another", "")
-		f.refused(err, stepfleet.ErrRunClosed)
-		f.must(f.Ledger.Rejoin(f.ctx, "r", old, "")) // it may watch how its steps end
-		late := batch("r", task("r", "a"))
-		late.Epoch = old + 1
-		_, err = f.Ledger.Submit(f.ctx, late)
+		_, err := f.Ledger.Submit(f.ctx, late)
 		f.refused(err, stepfleet.ErrSuperseded)
+		_, err = f.Ledger.TakeEpoch(f.ctx, "r", "a third", "")
+		f.refused(err, stepfleet.ErrRunClosed)
+		f.must(f.Ledger.Rejoin(f.ctx, "r", now, "")) // it may watch how its steps end
 	},
 	"steps need an executor, and run workers must have none": func(f *fixture) {
 		_, err := f.Ledger.Submit(f.ctx, batch("r", task("r", "a")))

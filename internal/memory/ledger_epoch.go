@@ -14,7 +14,10 @@ type grant struct{ epoch, earlier stepfleet.Epoch }
 
 // speaks refuses an executor that is not the run's.
 func (r *run) speaks(epoch stepfleet.Epoch) *stepfleet.Refusal {
-	if epoch != stepfleet.NoExecutor && epoch != r.epoch {
+	switch {
+	case epoch > r.epoch:
+		return stepfleet.ErrNotFound
+	case epoch != stepfleet.NoExecutor && epoch != r.epoch:
 		return stepfleet.ErrSuperseded
 	}
 	return nil

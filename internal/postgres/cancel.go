@@ -16,11 +16,16 @@ const openTasks = `t.run_id = $1 AND t.state IN ('queued', 'leased', 'running') 
 const lockOpen = `
 SELECT 1 FROM stepfleet.task t WHERE ` + openTasks + ` ORDER BY t.id FOR NO KEY UPDATE`
 
-// speaks gives the verdict on who asks: nobody's executor may, and the run's current one. The run is
-// locked where it is an executor that asks, so an older one's call ends before a new epoch is taken
-// or finds it.
-const speaks = `CASE WHEN $5::bigint = 0 OR EXISTS (SELECT FROM stepfleet.run r WHERE r.run_id = $1 AND r.epoch = $5)
-    THEN '' ELSE 'superseded' END`
+// speaks is the verdict on the epoch in a statement's parameter, of the run in its first: nobody's
+// executor may speak, and the run's current one. The run is locked where it is an executor that
+// asks, so an older one's call ends before a new epoch is taken or finds it. An epoch that the
+// ledger has not given yet is of another ledger, or of commits that this one has lost: its executor
+// must not believe that another has taken over.
+func speaks(epoch string) string {
+	return `CASE ` + epoch + `::bigint WHEN 0 THEN '' ELSE coalesce((
+        SELECT CASE WHEN r.epoch = ` + epoch + ` THEN '' WHEN r.epoch > ` + epoch + ` THEN 'superseded' ELSE 'not_found' END
+        FROM stepfleet.run r WHERE r.run_id = $1), 'not_found') END`
+}
 
 // cancel ends queued and leased tasks and flags running ones. The tasks are locked, and its
 // snapshot is younger than the locks, so it sees the held row of every claim. A task submitted
@@ -28,9 +33,9 @@ const speaks = `CASE WHEN $5::bigint = 0 OR EXISTS (SELECT FROM stepfleet.run r 
 // states in the updates, which is read again after a wait. A ready row that a
 // claim has locked is left to that claim, which waits for our task, finds it ended and removes
 // the row; waiting for it here would be a deadlock.
-const cancel = `
+var cancel = `
 WITH verdict AS MATERIALIZED (
-    SELECT ` + speaks + ` AS code
+    SELECT ` + speaks("$5") + ` AS code
 ), open AS MATERIALIZED (
     SELECT t.id, t.run_id, t.step_key, t.attempt, t.queue, t.priority, t.turn, t.state, t.session_id
     FROM stepfleet.task t, verdict v WHERE v.code = '' AND ` + openTasks + `
@@ -70,9 +75,9 @@ FROM verdict v LEFT JOIN changed c ON true ORDER BY c.id`
 // is refused, and the cancel that follows sees what was submitted or started before. A run that
 // nobody knows becomes known as closed, so that a submission still on its way is refused. What an
 // executor closed for steps, others may close for run workers too.
-const closeRun = `
+var closeRun = `
 WITH verdict AS MATERIALIZED (
-    SELECT ` + speaks + ` AS code
+    SELECT ` + speaks("$5") + ` AS code
 ), closed AS (
     INSERT INTO stepfleet.run AS r (run_id, state, closed_at, close_reason, closed_by)
     SELECT $1, 'closed', clock_timestamp(), $2::text, $5 FROM verdict WHERE code = ''

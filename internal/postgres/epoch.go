@@ -30,10 +30,9 @@ SELECT code, coalesce((SELECT epoch FROM taken), 0) FROM was`
 // rejoin records where the run's stream is. The run's row, if there is one, is locked.
 //
 // Guard: the epoch the run's.
-const rejoin = `
+var rejoin = `
 WITH verdict AS MATERIALIZED (
-    SELECT CASE WHEN EXISTS (SELECT FROM stepfleet.run r WHERE r.run_id = $1 AND r.epoch = $2::bigint)
-        THEN '' ELSE 'superseded' END AS code
+    SELECT ` + speaks("$2") + ` AS code
 ), held AS (
     UPDATE stepfleet.run r SET notify_url = $3 FROM verdict v
     WHERE r.run_id = $1 AND v.code = '' AND r.notify_url <> $3
@@ -46,10 +45,9 @@ SELECT code FROM verdict`
 // keeps two executors apart; ended tasks change no more.
 //
 // Guard: the epoch the run's, the task ended or not there.
-const adjudicate = `
+var adjudicate = `
 WITH verdict AS MATERIALIZED (
-    SELECT CASE WHEN EXISTS (SELECT FROM stepfleet.run r WHERE r.run_id = $1 AND r.epoch = $2::bigint)
-        THEN '' ELSE 'superseded' END AS code
+    SELECT ` + speaks("$2") + ` AS code
 ), judged AS MATERIALIZED (
     SELECT v.code, g.*, t.id, t.state, t.fence, coalesce(a.epoch, 0) AS was, coalesce(a.earlier, 0) AS earlier,
         v.code = '' AND (t.state IS NULL OR t.state NOT IN ('queued', 'leased', 'running')) AS granted

@@ -61,7 +61,8 @@ WITH given AS MATERIALIZED (
         ON t.run_id = $1 AND t.step_hash = g.step_hash AND t.attempt = g.attempt
 ), verdict AS MATERIALIZED (
     SELECT r.last_turn, CASE
-        WHEN $16::bigint NOT IN (0, r.epoch) THEN 'superseded'
+        WHEN $16::bigint > r.epoch THEN 'not_found'
+        WHEN $16 NOT IN (0, r.epoch) THEN 'superseded'
         WHEN r.identity <> $2 THEN 'conflict'
         WHEN NOT EXISTS (SELECT FROM given g LEFT JOIN known k USING (ord)
             WHERE k.ord IS NULL OR k.state IN ('queued', 'leased', 'running')) THEN ''

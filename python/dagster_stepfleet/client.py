@@ -251,6 +251,8 @@ class _Caller:
             "in the run worker's environment.",
             "conflict": "The ledger knows this run id from another job or deployment; a run id "
             "must not be used twice.",
+            "not_found": "The ledger does not know this run's executor: it was replaced, or "
+            "restored from before the run began. Launch the run again.",
             "run_closed": "The run was closed, by its launcher, by `stepfleet`, or because "
             "Dagster shows it as ended. Launch a new run.",
         }.get(code, "")
@@ -613,7 +615,7 @@ class _Stream(threading.Thread):
         try:
             self._caller.judge(response.status, dict(response.headers.items()), response.read())
         except ServerRefused as err:
-            if err.code in ("unauthorized", "task_invalid"):
+            if err.code in ("unauthorized", "task_invalid", "not_found"):
                 raise
 
     def _take(self, line: bytes) -> bool:

@@ -205,7 +205,7 @@ def test_killed_after_a_success_that_it_did_not_see(bench, last):
 
 
 def test_killed_when_it_had_closed_the_run(bench):
-    """It has yet to write that the run has ended; a closed run has no new executor, and needs none."""
+    """It has yet to write that the run has ended; a closed run needs no new executor."""
     bench.create("chain", hold=("c",))
     first = bench.start_until_held("c")
     os.kill(first, signal.SIGSTOP)
