@@ -71,7 +71,7 @@ from dagster_stepfleet.client import (
     read_token,
 )
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
-from dagster_stepfleet.takeover import Place, leave
+from dagster_stepfleet.takeover import Place, leave_process, leave_run
 from dagster_stepfleet.verdicts import Adjudicator, VerdictGate
 
 if TYPE_CHECKING:
@@ -184,11 +184,9 @@ class StepfleetStepHandler(StepHandler):
         ).hexdigest()
 
     def inherit(self) -> list[dict[str, Any]]:
-        """Takes over the run: returns its steps' tasks as they stand when nobody else can submit
-        any more."""
+        """Returns the run's tasks as they stand now that nobody else can submit any more."""
         assert self.client is not None
         try:
-            self._speak_or_watch(self.client)
             views = [v for v in self.client.tasks() if v["kind"] == "step"]
         except Interrupted as err:
             raise DagsterExecutionInterruptedError(str(err)) from err
@@ -199,11 +197,13 @@ class StepfleetStepHandler(StepHandler):
         self._tried = bool(views)  # so that `end` closes what the earlier run worker has begun
         return views
 
-    @staticmethod
-    def _speak_or_watch(client: Client) -> None:
-        """Takes the epoch. A closed run needs no executor: its steps have ended, or will."""
+    def _take_over(self) -> None:
+        """Waits for the epoch. A closed run needs no executor: its steps have ended, or will."""
+        assert self.client is not None
         try:
-            client.epoch()
+            self.client.epoch()
+        except Interrupted as err:
+            raise DagsterExecutionInterruptedError(str(err)) from err
         except ServerRefused as err:
             if err.code != "run_closed":
                 raise
@@ -278,6 +278,9 @@ class StepfleetStepHandler(StepHandler):
             if not self._may_end(step_key) or not self.open[step_key].rewound:
                 return CheckStepHealthResult.healthy()
             return CheckStepHealthResult.unhealthy(ended.describe())
+        except Superseded as err:
+            leave_process(err)
+            raise
         except Exception as err:
             # A storage that is down for a moment must not fail a step.
             _log.warning("stepfleet could not check a step's health: %s", err)
@@ -359,6 +362,8 @@ class StepfleetStepHandler(StepHandler):
         first = self.reader is None
         reader = self.reader = self.reader or EventReader(instance, run_id, seen)
         self.generation += 1
+        if first and self.resuming:
+            self._take_over()  # before the read: the earlier executor decides nothing after it
         self.place.check(self.client)
         if self.client is not None:
             self._seen_version = self.client.completions.version
@@ -536,6 +541,9 @@ class StepfleetExecutor(StepDelegatingExecutor):
         except Interrupted:
             # The loop's next pass sees the interrupt that ended the wait.
             pass
+        except Superseded as err:
+            leave_process(err)
+            raise
         return 0.0
 
     @_sleep_seconds.setter
@@ -553,7 +561,11 @@ class StepfleetExecutor(StepDelegatingExecutor):
     def _pop_events(
         self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]
     ) -> Sequence[DagsterEvent]:
-        return self._handler.pop(instance, run_id, seen_storage_ids)
+        try:
+            return self._handler.pop(instance, run_id, seen_storage_ids)
+        except Superseded as err:
+            leave_process(err)
+            raise
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
@@ -566,7 +578,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
             self._handler.begin(plan_context, gate)
             yield from self._speak(plan_context, execution_plan)
         except Superseded as err:
-            raise leave(plan_context, err) from err
+            raise leave_run(plan_context, err) from err
         finally:
             gate.close()
             restore()

@@ -26,11 +26,13 @@ _INTERNAL = ("STEPFLEET_HOST_FD", "STEPFLEET_PRELOAD")
 
 # How `dagster` is called to be the worker of one run.
 _RUN_WORKER_COMMANDS = (["api", "execute_run"], ["api", "resume_run"])
+# Set by whoever starts a process for one run in another way.
+own_run = False
 
 
 def is_run_worker() -> bool:
     """Whether this process is nothing but the worker of one run, and may end with it."""
-    return sys.argv[1:3] in _RUN_WORKER_COMMANDS
+    return own_run or sys.argv[1:3] in _RUN_WORKER_COMMANDS
 
 
 def leave() -> NoReturn:

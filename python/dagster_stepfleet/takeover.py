@@ -56,14 +56,21 @@ class Place:
             ) from err
 
 
-def leave(
+def leave_process(err: Superseded) -> None:
+    """Ends a process that is nothing but this run's worker, from within Dagster's loop: what the
+    loop would still tidy up, such as its places in the lines for pools, is another's by now."""
+    if process.is_run_worker():
+        _log.warning("%s", err)
+        process.leave()
+
+
+def leave_run(
     plan_context: PlanOrchestrationContext, err: Superseded
 ) -> DagsterExecutionInterruptedError:
-    """Ends a process that is nothing but this run's worker. Elsewhere it returns what to raise so
-    that Dagster writes no end of the run."""
+    """Leaves the run where the process goes on. Returns what to raise so that Dagster writes no end
+    of the run."""
+    leave_process(err)
     _log.warning("%s", err)
-    if process.is_run_worker():
-        process.leave()
     # An interrupted run worker writes no end of a run that will be resumed; this one was.
     instance: Any = plan_context.instance
     stock = instance.run_will_resume

@@ -20,7 +20,7 @@ from dagster._core.events import DagsterEventType
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
 
 from dagster_stepfleet import seams, storage
-from dagster_stepfleet.client import Client, Interrupted, ServerUnreachable
+from dagster_stepfleet.client import Client, Interrupted, ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -51,8 +51,8 @@ class Adjudicator:
             return []
         try:
             rulings = client.adjudicate(sorted({wanted, *others}))
-        except ServerUnreachable as err:
-            client.completions.refuse(err)  # the outage has had its budget: the run fails
+        except (ServerUnreachable, ServerRefused) as err:
+            client.completions.refuse(err)  # asking again would not help: the run fails
             return []
         except Interrupted:
             return []
