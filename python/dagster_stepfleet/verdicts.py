@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("dagster.stepfleet")
 
+# The server's limit on one adjudication; what is left over is asked for with the next one.
+MAX_TASKS = 2000
+
 _RETRY = DagsterEventType.STEP_UP_FOR_RETRY.value
 _ENDS = (DagsterEventType.STEP_FAILURE.value, DagsterEventType.STEP_SUCCESS.value)
 _VERDICTS = frozenset({DagsterEventType.STEP_FAILURE.value, _RETRY})
@@ -50,7 +53,8 @@ class Adjudicator:
         if wanted in self._granted:
             return []
         try:
-            rulings = client.adjudicate(sorted({wanted, *others}))
+            batch = [wanted, *sorted(set(others) - {wanted})]
+            rulings = client.adjudicate(batch[:MAX_TASKS])
         except (ServerUnreachable, ServerRefused) as err:
             client.completions.refuse(err)  # asking again would not help: the run fails
             return []
