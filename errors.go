@@ -25,6 +25,7 @@ var (
 	ErrSessionDead    = &Refusal{"session_dead", http.StatusConflict, false, "the session is dead"}
 	ErrSessionSuspect = &Refusal{"session_suspect", http.StatusConflict, true, "the session has missed its renewals"}
 	ErrRunClosed      = &Refusal{"run_closed", http.StatusGone, false, "the run is closed"}
+	ErrSuperseded     = &Refusal{"superseded", http.StatusConflict, false, "another executor has taken over the run"}
 	ErrConflict       = &Refusal{"conflict", http.StatusConflict, false, "the run is known with another identity"}
 	ErrCancelled      = &Refusal{"cancelled", http.StatusConflict, false, "the task was cancelled"}
 	ErrUnknownQueue   = &Refusal{"unknown_queue", http.StatusUnprocessableEntity, false, "unknown queue"}
@@ -39,7 +40,7 @@ var (
 
 // Refusals lists every refusal, for tables and tests.
 var Refusals = []*Refusal{
-	ErrFenced, ErrSessionDead, ErrSessionSuspect, ErrRunClosed, ErrConflict, ErrCancelled,
+	ErrFenced, ErrSessionDead, ErrSessionSuspect, ErrRunClosed, ErrSuperseded, ErrConflict, ErrCancelled,
 	ErrUnknownQueue, ErrPayloadTooBig, ErrTaskInvalid, ErrNotFound, ErrUnauthorized, ErrBusy,
 	ErrUnavailable, ErrSchema,
 }

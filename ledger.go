@@ -21,9 +21,21 @@ type Ledger interface {
 	Records
 }
 
-// Batch is one submission of an executor: the steps of one run that became ready together.
+// Epoch counts the executors that a run has had. Who speaks for a run names the epoch it was
+// given; once a later one is taken it is refused everything, so that a run worker which was cut off
+// and the one that resumed its run cannot both act. NoExecutor is the epoch of everybody else: the
+// run launcher, the server itself, people.
+type Epoch int64
+
+// NoExecutor names no executor.
+const NoExecutor Epoch = 0
+
+// Batch is one submission: the steps of one run that became ready together, by its executor, or
+// run workers, by a run launcher.
 type Batch struct {
 	RunID string
+	// Epoch is the executor's. Steps need one, and run workers must have none.
+	Epoch Epoch
 	// Identity names what the run executes (job origin and job snapshot). The first batch of a
 	// run fixes it.
 	Identity string
@@ -54,25 +66,56 @@ type Change struct {
 	To    State
 }
 
-// Intake is the ledger as executors use it, through the server.
+// Ruling answers one key of an adjudication.
+type Ruling struct {
+	Key
+	// State is where the task stands; empty when the ledger does not have it: it was refused at
+	// submit.
+	State State
+	// Granted says that the caller may write how the attempt ended. It is false while the task is
+	// open.
+	Granted bool
+	// Earlier is the last executor before that was granted the same, NoExecutor when there was
+	// none. It may have written, or be about to.
+	Earlier Epoch
+}
+
+// Intake is the ledger as executors and launchers use it, through the server. Where a method takes
+// an epoch, ErrSuperseded says that a later one has been taken; that is decided under the run's
+// lock, so that nothing of an old executor's takes effect once a new one has its epoch. An epoch
+// that the ledger has never given is ErrNotFound: the ledger was replaced, or has lost commits.
 type Intake interface {
+	// TakeEpoch makes the caller the run's executor and returns its epoch. Executor is a name that
+	// it gave itself: asking again under the name that has the epoch gives the same one. The
+	// notify URL is as for Rejoin. A run that is not known yet is created open, without an
+	// identity; the first Submit fixes that. It returns ErrRunClosed.
+	TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (Epoch, error)
+	// Rejoin confirms the epoch, and records which server replica holds the run's stream from now
+	// on. It returns ErrSuperseded; a closed run can be rejoined.
+	Rejoin(ctx context.Context, runID string, epoch Epoch, notifyURL string) error
 	// Submit records the whole batch in one commit, or nothing. It is idempotent on the task
-	// key. It returns ErrConflict when the run is known with another identity, ErrRunClosed
-	// when the run is closed (also for known keys that are still open; if every key of the batch
-	// is known and terminal the receipts are the answer), and ErrTaskInvalid when a payload a task
-	// names is neither in the batch nor stored.
+	// key. It returns ErrSuperseded, ErrConflict when the run is known with another identity,
+	// ErrRunClosed when the run is closed (also for known keys that are still open; if every key
+	// of the batch is known and terminal the receipts are the answer), and ErrTaskInvalid when a
+	// payload a task names is neither in the batch nor stored.
 	Submit(ctx context.Context, b Batch) ([]Receipt, error)
 	// Cancel ends the run's named tasks, or all of its open tasks when keys is nil: queued and
 	// leased ones at once, running ones by raising their flag. Terminal and unknown keys are
-	// passed over. It returns a Change for each task it ended or flagged (a flagged one has
-	// From and To running).
-	Cancel(ctx context.Context, runID string, keys []Key, reason string) ([]Change, error)
-	// CloseRun closes the run, commits, and then cancels its tasks. A closed run never reopens
-	// and accepts nothing; closing it again, or a run nobody knows, is no error.
-	CloseRun(ctx context.Context, runID, reason string) ([]Change, error)
-	// SetNotifyURL records which server replica holds the run's stream from now on. A run that
-	// is not known yet is created open, without an identity; the first Submit fixes that.
-	SetNotifyURL(ctx context.Context, runID, url string) error
+	// passed over. All tasks of an executor are its steps: it runs inside the run worker. Cancel
+	// returns a Change for each task it ended or flagged (a flagged one has From and To running),
+	// or ErrSuperseded.
+	Cancel(ctx context.Context, runID string, epoch Epoch, keys []Key, reason string) ([]Change, error)
+	// CloseRun closes the run, commits, and then cancels its tasks, as Cancel with nil keys. A
+	// closed run never reopens, accepts nothing and has no new executor; closing it again, or a
+	// run nobody knows, is no error. An executor closes it for steps only: the run worker has yet
+	// to say in Dagster how the run ended, and where it dies over that, another one must. It
+	// returns ErrSuperseded.
+	CloseRun(ctx context.Context, runID string, epoch Epoch, reason string) ([]Change, error)
+	// Adjudicate asks whether the executor may write, in Dagster's log, how these attempts ended,
+	// because their processes did not. It may once the task has ended, and for a task that the
+	// ledger does not have. It is granted to each epoch once, and asking again is answered the
+	// same. It returns ErrSuperseded.
+	Adjudicate(ctx context.Context, runID string, epoch Epoch, keys []Key) ([]Ruling, error)
 }
 
 // Ref is how an owner names its task: with the fence it was given.
@@ -173,15 +216,18 @@ type Keeper interface {
 	// again; running ones end lost, or cancelled when flagged. Call it again while it returns
 	// max changes.
 	Sweep(ctx context.Context, startWithin time.Duration, max int) ([]Change, error)
-	// OpenRuns returns up to max runs, by id and after the given one, that are open, or that are closed and still have open tasks: a CloseRun was cut short between
+	// OpenRuns returns up to max runs, by id and after the given one, that are open, or that are
+	// closed and still have open tasks that the close concerned: a CloseRun was cut short between
 	// its commits, or workers have yet to end what it flagged.
 	OpenRuns(ctx context.Context, after string, max int) ([]OpenRun, error)
 }
 
-// OpenRun is a run that is not over here. Closed says that only its tasks are open.
+// OpenRun is a run that is not over here. Closed says that only its tasks are open, ClosedBy in
+// whose name it was closed: closing it again in that name ends them.
 type OpenRun struct {
-	RunID  string
-	Closed bool
+	RunID    string
+	Closed   bool
+	ClosedBy Epoch
 }
 
 // Lane is the state of one queue, for ringing and for people.
@@ -203,7 +249,8 @@ type AuditRow struct {
 	TaskID TaskID    `json:"task_id,omitempty"` // 0 where no task is concerned
 	RunID  string    `json:"run_id,omitempty"`
 	Verb   Verb      `json:"verb"`
-	// Actor is "session 12", "server" or "executor".
+	// Actor is "session 12", "executor 3" (its epoch), or "server": whoever came through it without
+	// being an executor.
 	Actor string `json:"actor"`
 	From  State  `json:"from,omitempty"`
 	To    State  `json:"to,omitempty"`
@@ -222,6 +269,8 @@ type Records interface {
 	Tasks(ctx context.Context, ids []TaskID) ([]View, error)
 	// Audit returns the audit rows of the run, oldest first.
 	Audit(ctx context.Context, runID string) ([]AuditRow, error)
+	// Epochs returns the current epochs of those of the runs that are known.
+	Epochs(ctx context.Context, runIDs []string) (map[string]Epoch, error)
 	// Lanes returns every queue that has a waiting or held task or a slot, by name.
 	Lanes(ctx context.Context) ([]Lane, error)
 	// Sessions returns the sessions that are not dead, and those that died within the last

@@ -49,6 +49,11 @@ const (
 	VerbRevoke  Verb = "revoke"
 	VerbCancel  Verb = "cancel"
 	VerbClose   Verb = "close"
+
+	// Of the run and its executor; they move no task.
+	VerbTakeover   Verb = "takeover"
+	VerbRejoin     Verb = "rejoin"
+	VerbAdjudicate Verb = "adjudicate"
 )
 
 // FenceRule says what a transition does to the fence.
@@ -73,9 +78,10 @@ type Transition struct {
 
 // Transitions is the state machine. The ledger's adapters are checked against it: each audit row
 // they write is one of these lines. Cancel of a running task changes no state; it raises a flag
-// that the worker sees, and the worker settles.
+// that the worker sees, and the worker settles. What an executor asks for needs its epoch current,
+// also in cancel and close; adjudication changes nothing of a task.
 var Transitions = []Transition{
-	{VerbSubmit, "", StateQueued, FenceZero, "run open, same identity, unique key"},
+	{VerbSubmit, "", StateQueued, FenceZero, "executor's epoch current, run open, same identity, unique key"},
 	{VerbClaim, StateQueued, StateLeased, FenceRaise, "own session alive"},
 	{VerbStart, StateLeased, StateRunning, FenceKeep, "fence, session alive, run open, no cancel flag"},
 	{VerbRelease, StateLeased, StateQueued, FenceRaise, "fence"},
@@ -93,6 +99,13 @@ var Transitions = []Transition{
 	{VerbClose, StateQueued, StateCancelled, FenceRaise, "run row closed and committed before"},
 	{VerbClose, StateLeased, StateCancelled, FenceRaise, "run row closed and committed before"},
 	{VerbClose, StateRunning, StateRunning, FenceKeep, "raises the flag"},
+	// Any ended state: a process can be lost, killed or refused without an ending event, and a log
+	// that lost its last commits in a failover does not show the event of one that succeeded.
+	{VerbAdjudicate, StateSucceeded, StateSucceeded, FenceKeep, "executor's epoch current"},
+	{VerbAdjudicate, StateFailed, StateFailed, FenceKeep, "executor's epoch current"},
+	{VerbAdjudicate, StateCancelled, StateCancelled, FenceKeep, "executor's epoch current"},
+	{VerbAdjudicate, StateLost, StateLost, FenceKeep, "executor's epoch current"},
+	{VerbAdjudicate, StateDead, StateDead, FenceKeep, "executor's epoch current"},
 }
 
 // Allowed reports whether the state machine has the transition.

@@ -11,7 +11,7 @@ import (
 
 func TestTerminalStatesNeverChange(t *testing.T) {
 	for _, tr := range stepfleet.Transitions {
-		if tr.From.Terminal() {
+		if tr.From.Terminal() && tr.To != tr.From {
 			t.Errorf("%s leaves the terminal state %s", tr.Verb, tr.From)
 		}
 	}

@@ -66,6 +66,8 @@ func New(cfg Config, server *dispatch.Server) *API {
 	a.route("GET /v1/runs/{run}/tasks", a.runTasks)
 	a.route("GET /v1/runs/{run}/audit", a.audit)
 	a.route("GET /v1/runs/{run}/stream", a.stream)
+	a.route("POST /v1/runs/{run}/epoch", a.epoch)
+	a.route("POST /v1/runs/{run}/adjudicate", a.adjudicate)
 	a.route("POST /v1/runs/{run}/cancel", a.cancel)
 	a.route("POST /v1/runs/{run}/close", a.closeRun)
 	a.route("POST /v1/notify", a.notify)

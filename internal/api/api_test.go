@@ -107,6 +107,15 @@ func code(answer map[string]any) string {
 	return c
 }
 
+// speak makes the test the run's executor; its epoch is 1.
+func (b *bench) speak(run string) {
+	b.t.Helper()
+	if _, err := b.ledger.TakeEpoch(b.t.Context(), run, "test", ""); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// submission is one of the executor with epoch 1.
 func submission(run string, steps ...string) string {
 	payload := `{"args":1}`
 	digest := stepfleet.DigestOf([]byte(payload))
@@ -119,7 +128,7 @@ func submission(run string, steps ...string) string {
 		})
 	}
 	raw, err := json.Marshal(map[string]any{
-		"v": 1, "identity": "id", "payloads": map[stepfleet.Digest]string{digest: payload}, "tasks": tasks,
+		"v": 1, "epoch": 1, "identity": "id", "payloads": map[stepfleet.Digest]string{digest: payload}, "tasks": tasks,
 	})
 	if err != nil {
 		panic(err)
@@ -153,6 +162,7 @@ func (b *bench) runOne(outcome stepfleet.State) stepfleet.TaskID {
 
 func TestSubmitIsIdempotentAndAnswersEachTask(t *testing.T) {
 	b := newBench(t)
+	b.speak("r1")
 	for i := range 2 {
 		status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a", "b"))
 		if status != http.StatusOK {
@@ -174,9 +184,12 @@ func TestSubmitIsIdempotentAndAnswersEachTask(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	b := newBench(t)
+	b.speak("r1")
 	if status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a")); status != 200 {
 		t.Fatal(status, answer)
 	}
+	b.speak("taken")
+	b.call("POST", "/v1/runs/taken/epoch", `{"v":1,"executor":"another"}`)
 	big := `{"v":1,"identity":"id","payloads":{},"tasks":[],"more":1}`
 	other := strings.Replace(submission("r1", "a"), `"identity":"id"`, `"identity":"other"`, 1)
 	cases := []struct {
@@ -193,6 +206,11 @@ func TestRefusals(t *testing.T) {
 		{name: "not JSON", method: "POST", path: "/v1/runs/r1/tasks", body: "hello", status: 400, code: "task_invalid"},
 		{name: "two values", method: "POST", path: "/v1/runs/r1/close", body: `{"v":1,"reason":"x"}{}`, status: 400, code: "task_invalid"},
 		{name: "other version", method: "POST", path: "/v1/runs/r1/close", body: `{"v":2,"reason":"x"}`, status: 400, code: "task_invalid"},
+		{name: "superseded", method: "POST", path: "/v1/runs/taken/cancel", body: `{"v":1,"epoch":1,"tasks":null,"reason":"x"}`, status: 409, code: "superseded"},
+		{name: "superseded too", method: "POST", path: "/v1/runs/taken/close", body: `{"v":1,"epoch":1,"reason":"x"}`, status: 409, code: "superseded"},
+		{name: "stream of nobody", method: "GET", path: "/v1/runs/r1/stream", status: 400, code: "task_invalid"},
+		{name: "other stream", method: "GET", path: "/v1/runs/taken/stream?epoch=1", status: 409, code: "superseded"},
+		{name: "stream of another ledger's", method: "GET", path: "/v1/runs/r1/stream?epoch=7", status: 404, code: "not_found"},
 		{name: "other identity", method: "POST", path: "/v1/runs/r1/tasks", body: other, status: 409, code: "conflict"},
 	}
 	for _, c := range cases {
@@ -214,6 +232,7 @@ func TestRefusals(t *testing.T) {
 
 func TestABadTaskIsAnsweredAlone(t *testing.T) {
 	b := newBench(t)
+	b.speak("r1")
 	body := strings.Replace(submission("r1", "a", "b"), `"queue":"default"`, `"queue":"gpu"`, 1)
 	_, answer := b.call("POST", "/v1/runs/r1/tasks", body)
 	receipts := answer["receipts"].([]any)
@@ -224,6 +243,7 @@ func TestABadTaskIsAnsweredAlone(t *testing.T) {
 
 func TestAnUnreachableLedgerIsSaidSo(t *testing.T) {
 	b := newBench(t)
+	b.speak("r1")
 	b.down.Store(true)
 	status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a"))
 	if status != 503 || code(answer) != "unavailable" {
@@ -240,11 +260,12 @@ func TestAnUnreachableLedgerIsSaidSo(t *testing.T) {
 
 func TestStream(t *testing.T) {
 	b := newBench(t)
+	b.speak("r1")
 	b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a", "b"))
 	first := b.runOne(stepfleet.StateSucceeded)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", b.url+"/v1/runs/r1/stream", nil)
+	req, err := http.NewRequestWithContext(ctx, "GET", b.url+"/v1/runs/r1/stream?epoch=1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +292,7 @@ func TestStream(t *testing.T) {
 		t.Fatal(lines.Err())
 		return nil
 	}
-	if l := next(); l["type"] != "hello" || l["v"] != 1.0 {
+	if l := next(); l["type"] != "hello" || l["v"] != 1.0 || l["epoch"] != 1.0 {
 		t.Errorf("%v", l)
 	}
 	if l := next(); l["type"] != "task" || l["task_id"] != float64(first) || l["state"] != "succeeded" {
@@ -293,7 +314,70 @@ func TestStream(t *testing.T) {
 	if l := next(); l["step_key"] != "c" || l["state"] != "cancelled" || l["reason"] != "asked" {
 		t.Errorf("%v", l)
 	}
-	cancel()
+	b.call("POST", "/v1/runs/r1/epoch", `{"v":1,"executor":"another"}`)
+	if l := next(); l["type"] != "superseded" {
+		t.Errorf("%v", l)
+	}
+	if lines.Scan() {
+		t.Errorf("after the takeover: %s", lines.Text())
+	}
+}
+
+func TestEpochs(t *testing.T) {
+	b := newBench(t)
+	epoch := func(body string) any {
+		t.Helper()
+		status, answer := b.call("POST", "/v1/runs/r1/epoch", body)
+		if status != http.StatusOK {
+			return code(answer)
+		}
+		return answer["epoch"]
+	}
+	for i, c := range []struct {
+		body string
+		want any
+	}{
+		{`{"v":1,"executor":"a"}`, 1.0},
+		{`{"v":1,"executor":"a"}`, 1.0},
+		{`{"v":1,"executor":"a","epoch":1}`, 1.0},
+		{`{"v":1,"executor":"b"}`, 2.0},
+		{`{"v":1,"executor":"a","epoch":1}`, "superseded"},
+		{`{"v":1}`, "task_invalid"},
+	} {
+		if got := epoch(c.body); got != c.want {
+			t.Errorf("%d: %v, want %v", i, got, c.want)
+		}
+	}
+	if status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a")); status != 409 || code(answer) != "superseded" {
+		t.Errorf("%d %v", status, answer)
+	}
+	b.call("POST", "/v1/runs/r1/close", `{"v":1,"reason":"over"}`)
+	if got := epoch(`{"v":1,"executor":"c"}`); got != "run_closed" {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestAdjudication(t *testing.T) {
+	b := newBench(t)
+	b.speak("r1")
+	b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a", "b"))
+	b.runOne(stepfleet.StateLost)
+	ask := `{"v":1,"epoch":%d,"tasks":[{"step_key":"a","attempt":0},{"step_key":"b","attempt":0}]}`
+	for epoch, earlier := range []float64{0, 1} {
+		status, answer := b.call("POST", "/v1/runs/r1/adjudicate", fmt.Sprintf(ask, epoch+1))
+		if status != http.StatusOK {
+			t.Fatal(status, answer)
+		}
+		rulings := answer["rulings"].([]any)
+		a, open := rulings[0].(map[string]any), rulings[1].(map[string]any)
+		if a["granted"] != true || a["earlier_epoch"] != earlier || a["state"] != "lost" || open["granted"] != false {
+			t.Errorf("epoch %d: %v", epoch+1, rulings)
+		}
+		b.call("POST", "/v1/runs/r1/epoch", `{"v":1,"executor":"another"}`)
+	}
+	if status, answer := b.call("POST", "/v1/runs/r1/adjudicate", fmt.Sprintf(ask, 1)); status != 409 || code(answer) != "superseded" {
+		t.Errorf("%d %v", status, answer)
+	}
 }
 
 func TestProofOfDeath(t *testing.T) {

@@ -95,7 +95,7 @@ func TestEveryOperationOfTheContractIsServed(t *testing.T) {
 			}
 		}
 	}
-	if served < 11 {
+	if served < 13 {
 		t.Errorf("%d operations: the contract is read wrongly", served)
 	}
 }
@@ -110,12 +110,15 @@ func TestAnswersKeepTheContract(t *testing.T) {
 		}
 		c.check(schema, answer)
 	}
+	c.check("TakeEpoch", json.RawMessage(`{"v":1,"executor":"test"}`))
+	call("Epoch", "POST", "/v1/runs/r1/epoch", `{"v":1,"executor":"test"}`)
 	submitted := submission("r1", "a", "b", "c")
 	c.check("Submission", json.RawMessage(submitted))
 	call("Receipts", "POST", "/v1/runs/r1/tasks", submitted)
 	call("Receipts", "POST", "/v1/runs/r1/tasks", strings.Replace(submission("r1", "d", "e"), `"queue":"default"`, `"queue":"gpu"`, 1))
 	b.runOne(stepfleet.StateSucceeded)
 	b.runOne(stepfleet.StateFailed)
+	call("Rulings", "POST", "/v1/runs/r1/adjudicate", `{"v":1,"epoch":1,"tasks":[{"step_key":"b","attempt":0},{"step_key":"z","attempt":0}]}`)
 	call("Tasks", "GET", "/v1/runs/r1/tasks", "")
 	call("Audit", "GET", "/v1/runs/r1/audit", "")
 	call("Queues", "GET", "/v1/queues", "")

@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
@@ -18,6 +20,7 @@ func (v versioned) version() int { return v.V }
 
 type submitRequest struct {
 	versioned
+	Epoch    stepfleet.Epoch             `json:"epoch"`
 	Identity string                      `json:"identity"`
 	Payloads map[stepfleet.Digest]string `json:"payloads"`
 	Tasks    []stepfleet.Task            `json:"tasks"`
@@ -39,6 +42,7 @@ func (a *API) submit(w http.ResponseWriter, r *http.Request) error {
 	}
 	batch := stepfleet.Batch{
 		RunID:    r.PathValue("run"),
+		Epoch:    req.Epoch,
 		Identity: req.Identity,
 		Payloads: make(map[stepfleet.Digest][]byte, len(req.Payloads)),
 		Tasks:    req.Tasks,
@@ -83,13 +87,25 @@ func (a *API) audit(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// attempt names a task of the run in the path.
+type attempt struct {
+	StepKey string `json:"step_key"`
+	Attempt int    `json:"attempt"`
+}
+
+func keysOf(run string, tasks []attempt) []stepfleet.Key {
+	keys := make([]stepfleet.Key, len(tasks))
+	for i, t := range tasks {
+		keys[i] = stepfleet.Key{RunID: run, StepKey: t.StepKey, Attempt: t.Attempt}
+	}
+	return keys
+}
+
 type cancelRequest struct {
 	versioned
-	Tasks []struct {
-		StepKey string `json:"step_key"`
-		Attempt int    `json:"attempt"`
-	} `json:"tasks"`
-	Reason string `json:"reason"`
+	Epoch  stepfleet.Epoch `json:"epoch"`
+	Tasks  []attempt       `json:"tasks"`
+	Reason string          `json:"reason"`
 }
 
 func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
@@ -100,12 +116,9 @@ func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
 	run := r.PathValue("run")
 	var keys []stepfleet.Key // nil cancels all
 	if req.Tasks != nil {
-		keys = []stepfleet.Key{}
+		keys = keysOf(run, req.Tasks)
 	}
-	for _, t := range req.Tasks {
-		keys = append(keys, stepfleet.Key{RunID: run, StepKey: t.StepKey, Attempt: t.Attempt})
-	}
-	changes, err := a.server.Cancel(r.Context(), run, keys, req.Reason)
+	changes, err := a.server.Cancel(r.Context(), run, req.Epoch, keys, req.Reason)
 	if err != nil {
 		return err
 	}
@@ -118,12 +131,18 @@ type reasonRequest struct {
 	Reason string `json:"reason"`
 }
 
+type closeRequest struct {
+	versioned
+	Epoch  stepfleet.Epoch `json:"epoch"`
+	Reason string          `json:"reason"`
+}
+
 func (a *API) closeRun(w http.ResponseWriter, r *http.Request) error {
-	var req reasonRequest
+	var req closeRequest
 	if err := read(r, &req); err != nil {
 		return err
 	}
-	changes, err := a.server.CloseRun(r.Context(), r.PathValue("run"), req.Reason)
+	changes, err := a.server.CloseRun(r.Context(), r.PathValue("run"), req.Epoch, req.Reason)
 	if err != nil {
 		return err
 	}
@@ -145,6 +164,62 @@ func writeChanges(w http.ResponseWriter, changes []stepfleet.Change) {
 	write(w, http.StatusOK, map[string]any{"v": Version, "changes": out})
 }
 
+type epochRequest struct {
+	versioned
+	Executor string          `json:"executor"`
+	Epoch    stepfleet.Epoch `json:"epoch"`
+}
+
+// epoch makes the caller the run's executor, or confirms that it still is.
+func (a *API) epoch(w http.ResponseWriter, r *http.Request) error {
+	var req epochRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	run, epoch := r.PathValue("run"), req.Epoch
+	var err error
+	if epoch == stepfleet.NoExecutor {
+		epoch, err = a.server.TakeEpoch(r.Context(), run, req.Executor)
+	} else {
+		err = a.server.Confirm(r.Context(), run, epoch)
+	}
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "epoch": epoch})
+	return nil
+}
+
+type adjudicateRequest struct {
+	versioned
+	Epoch stepfleet.Epoch `json:"epoch"`
+	Tasks []attempt       `json:"tasks"`
+}
+
+func (a *API) adjudicate(w http.ResponseWriter, r *http.Request) error {
+	var req adjudicateRequest
+	if err := read(r, &req); err != nil {
+		return err
+	}
+	run := r.PathValue("run")
+	rulings, err := a.server.Adjudicate(r.Context(), run, req.Epoch, keysOf(run, req.Tasks))
+	if err != nil {
+		return err
+	}
+	type ruling struct {
+		stepfleet.Key
+		State   stepfleet.State `json:"state,omitempty"`
+		Granted bool            `json:"granted"`
+		Earlier stepfleet.Epoch `json:"earlier_epoch"`
+	}
+	out := make([]ruling, len(rulings))
+	for i, l := range rulings {
+		out[i] = ruling(l)
+	}
+	write(w, http.StatusOK, map[string]any{"v": Version, "rulings": out})
+	return nil
+}
+
 // ended is a stream's line about one task.
 type ended struct {
 	Type    string            `json:"type"`
@@ -158,17 +233,21 @@ type ended struct {
 }
 
 // stream tells one executor of the ends of its run's tasks, from a snapshot on, for as long as
-// the connection holds.
+// the connection holds or until another takes over.
 func (a *API) stream(w http.ResponseWriter, r *http.Request) error {
 	run := r.PathValue("run")
-	st, snapshot, err := a.server.Open(r.Context(), run)
+	epoch, err := strconv.ParseInt(r.URL.Query().Get("epoch"), 10, 64)
+	if err != nil || epoch < 1 {
+		return fmt.Errorf("%w: name the executor's epoch, as in ?epoch=1; to look at a run, ask for its tasks", stepfleet.ErrTaskInvalid)
+	}
+	st, snapshot, err := a.server.Open(r.Context(), run, stepfleet.Epoch(epoch))
 	if err != nil {
 		return err
 	}
 	defer st.Close()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := lines{w: w, enc: json.NewEncoder(w), flush: http.NewResponseController(w)}
-	out.line(map[string]any{"v": Version, "type": "hello", "run_id": run})
+	out.line(map[string]any{"v": Version, "type": "hello", "run_id": run, "epoch": epoch})
 	out.ends(snapshot)
 	out.line(map[string]any{"type": "snapshot_end"})
 	for out.err = out.flush.Flush(); out.err == nil; out.err = out.flush.Flush() {
@@ -177,6 +256,9 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) error {
 		cancel()
 		switch {
 		case r.Context().Err() != nil:
+			return nil
+		case errors.Is(err, stepfleet.ErrSuperseded):
+			out.line(map[string]any{"type": "superseded"})
 			return nil
 		case err != nil:
 			out.line(map[string]any{"type": "ping"})

@@ -23,11 +23,11 @@ type LedgerEnv struct {
 
 // RunLedger runs the examples, and the races, on ledgers that open makes.
 func RunLedger(t *testing.T, open func(t *testing.T) LedgerEnv) {
-	groups := []map[string]func(*fixture){intakeExamples, cancelExamples, claimExamples, ownerExamples, keeperExamples, recordExamples, raceExamples}
+	groups := []map[string]func(*fixture){epochExamples, intakeExamples, cancelExamples, claimExamples, ownerExamples, keeperExamples, recordExamples, raceExamples}
 	for _, group := range groups {
 		for name, example := range group {
 			t.Run(name, func(t *testing.T) {
-				f := &fixture{T: t, LedgerEnv: open(t), ctx: t.Context(), runs: map[string]bool{}}
+				f := &fixture{T: t, LedgerEnv: open(t), ctx: t.Context(), runs: map[string]bool{}, epochs: map[string]stepfleet.Epoch{}}
 				example(f)
 				f.checkHistories()
 			})
@@ -49,6 +49,8 @@ type fixture struct {
 	ctx  context.Context
 	runs map[string]bool // whose histories are checked at the end
 	seq  int
+	// epochs of the runs whose executor the fixture is.
+	epochs map[string]stepfleet.Epoch
 }
 
 func (f *fixture) must(err error) {
@@ -89,10 +91,36 @@ func batch(runID string, tasks ...stepfleet.Task) stepfleet.Batch {
 	}
 }
 
+// speak makes the fixture the run's executor, once, and returns its epoch.
+func (f *fixture) speak(runID string) stepfleet.Epoch {
+	f.Helper()
+	if f.epochs[runID] == stepfleet.NoExecutor {
+		f.epochs[runID] = f.speakAs(runID, "fixture")
+	}
+	return f.epochs[runID]
+}
+
+func (f *fixture) speakAs(runID, executor string) stepfleet.Epoch {
+	f.Helper()
+	f.runs[runID] = true
+	epoch, err := f.Ledger.TakeEpoch(f.ctx, runID, executor, "")
+	f.must(err)
+	return epoch
+}
+
+// trySubmit submits as the run's executor, unless the batch names one or is of run workers.
+func (f *fixture) trySubmit(b stepfleet.Batch) ([]stepfleet.Receipt, error) {
+	f.Helper()
+	if b.Epoch == stepfleet.NoExecutor && (len(b.Tasks) == 0 || b.Tasks[0].Kind == stepfleet.KindStep) {
+		b.Epoch = f.speak(b.RunID)
+	}
+	return f.Ledger.Submit(f.ctx, b)
+}
+
 func (f *fixture) submitBatch(b stepfleet.Batch) []stepfleet.Receipt {
 	f.Helper()
 	f.runs[b.RunID] = true
-	receipts, err := f.Ledger.Submit(f.ctx, b)
+	receipts, err := f.trySubmit(b)
 	f.must(err)
 	if len(receipts) != len(b.Tasks) {
 		f.Fatalf("%d receipts for %d tasks", len(receipts), len(b.Tasks))

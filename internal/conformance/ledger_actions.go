@@ -56,7 +56,7 @@ func (s side) ref(r ref) stepfleet.Ref { return stepfleet.Ref{TaskID: s.tasks[r.
 
 func (p *pair) actions() map[string]func(*rapid.T) {
 	actions := map[string]func(){
-		"submit": p.submit, "cancel": p.cancel, "close": p.closeRun, "notify": p.notify,
+		"submit": p.submit, "cancel": p.cancel, "close": p.closeRun, "rejoin": p.rejoin, "take epoch": p.takeEpoch, "adjudicate": p.adjudicate,
 		"register": p.register, "renew": p.renew, "held": p.heldBy, "drain": p.drain, "end": p.end,
 		"claim": p.claim, "claim more": p.claim, "start": p.start, "start more": p.start,
 		"settle": p.settle, "settle more": p.settle, "release": p.release, "revoke": p.revoke,
@@ -75,7 +75,7 @@ func (p *pair) actions() map[string]func(*rapid.T) {
 
 func (p *pair) submit() {
 	b := stepfleet.Batch{
-		RunID: p.run(), Identity: "identity", NotifyURL: rapid.SampledFrom([]string{"", "http://a"}).Draw(p.rt, "url"),
+		RunID: p.run(), Epoch: p.epoch(), Identity: "identity", NotifyURL: rapid.SampledFrom([]string{"", "http://a"}).Draw(p.rt, "url"),
 		Payloads: map[stepfleet.Digest][]byte{},
 	}
 	if p.rarely(12, "other identity") {
@@ -83,6 +83,9 @@ func (p *pair) submit() {
 	}
 	for range rapid.IntRange(1, 5).Draw(p.rt, "tasks") {
 		t := task(b.RunID, p.step())
+		if b.Epoch == stepfleet.NoExecutor {
+			t.Kind, t.StepKey = stepfleet.KindRun, "(run)"
+		}
 		t.Attempt = rapid.IntRange(0, 1).Draw(p.rt, "attempt")
 		t.Queue, t.Priority = p.queue(), rapid.IntRange(-1, 1).Draw(p.rt, "priority")
 		data := []byte(p.scope + rapid.SampledFrom([]string{"one", "two"}).Draw(p.rt, "payload"))
@@ -113,15 +116,16 @@ func (p *pair) cancel() {
 	if !p.rarely(4, "all") {
 		keys = []stepfleet.Key{{RunID: runID, StepKey: p.step()}, {RunID: runID, StepKey: p.step(), Attempt: 1}}
 	}
-	p.both("cancel", func(s side) string { return s.changes(s.Ledger.Cancel(p.ctx, runID, keys, "asked")) })
+	epoch := p.epoch()
+	p.both("cancel", func(s side) string { return s.changes(s.Ledger.Cancel(p.ctx, runID, epoch, keys, "asked")) })
 }
 
 func (p *pair) closeRun() {
 	if !p.rarely(4, "really") {
 		p.rt.Skip("a closed run has little to show")
 	}
-	runID := p.run()
-	p.both("close", func(s side) string { return s.changes(s.Ledger.CloseRun(p.ctx, runID, "over")) })
+	runID, epoch := p.run(), p.epoch()
+	p.both("close", func(s side) string { return s.changes(s.Ledger.CloseRun(p.ctx, runID, epoch, "over")) })
 }
 
 func (p *pair) openRuns() {
@@ -132,9 +136,35 @@ func (p *pair) openRuns() {
 	})
 }
 
-func (p *pair) notify() {
-	runID := p.run()
-	p.both("notify", func(s side) string { return code(s.Ledger.SetNotifyURL(p.ctx, runID, "http://b")) })
+// epoch is one that some run may have.
+func (p *pair) epoch() stepfleet.Epoch {
+	return stepfleet.Epoch(rapid.SampledFrom([]int{0, 1, 1, 1, 2, 2, 3}).Draw(p.rt, "epoch"))
+}
+
+func (p *pair) takeEpoch() {
+	runID, executor := p.run(), rapid.SampledFrom([]string{"x", "x", "x", "y"}).Draw(p.rt, "executor")
+	p.both("take epoch", func(s side) string {
+		epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, executor, "http://"+executor)
+		return fmt.Sprint(code(err), epoch)
+	})
+	p.both("epochs", func(s side) string {
+		epochs, err := s.Ledger.Epochs(p.ctx, p.runIDs())
+		return fmt.Sprint(code(err), epochs)
+	})
+}
+
+func (p *pair) rejoin() {
+	runID, epoch := p.run(), p.epoch()
+	p.both("rejoin", func(s side) string { return code(s.Ledger.Rejoin(p.ctx, runID, epoch, "http://b")) })
+}
+
+func (p *pair) adjudicate() {
+	runID, epoch := p.run(), p.epoch()
+	keys := []stepfleet.Key{{RunID: runID, StepKey: p.step()}, {RunID: runID, StepKey: p.step()}}
+	p.both("adjudicate", func(s side) string {
+		rulings, err := s.Ledger.Adjudicate(p.ctx, runID, epoch, keys)
+		return fmt.Sprint(code(err), rulings)
+	})
 }
 
 func (p *pair) register() {

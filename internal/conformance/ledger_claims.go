@@ -218,14 +218,14 @@ var ownerExamples = map[string]func(*fixture){
 	"a cancelled task does not start": func(f *fixture) {
 		s := f.session()
 		lease := f.lease(s)
-		_, err := f.Ledger.Cancel(f.ctx, lease.RunID, nil, "asked")
+		_, err := f.Ledger.Cancel(f.ctx, lease.RunID, stepfleet.NoExecutor, nil, "asked")
 		f.must(err)
 		f.refused(f.start(s, lease.Ref), stepfleet.ErrCancelled)
 	},
 	"a task of a closed run does not start": func(f *fixture) {
 		s := f.session()
 		lease := f.lease(s)
-		_, err := f.Ledger.CloseRun(f.ctx, lease.RunID, "over")
+		_, err := f.Ledger.CloseRun(f.ctx, lease.RunID, stepfleet.NoExecutor, "over")
 		f.must(err)
 		f.refused(f.start(s, lease.Ref), stepfleet.ErrRunClosed)
 	},

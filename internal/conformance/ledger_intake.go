@@ -13,7 +13,7 @@ import (
 var intakeExamples = map[string]func(*fixture){
 	"submit records the whole batch in order": func(f *fixture) {
 		b := batch("r", task("r", "b"), task("r", "a"), task("r", "c[x]"))
-		b.Tasks[1].Attempt, b.Tasks[1].Priority, b.Tasks[1].Kind = 3, -2, stepfleet.KindRun
+		b.Tasks[1].Attempt, b.Tasks[1].Priority = 3, -2
 		receipts := f.submitBatch(b)
 		for i, r := range receipts {
 			if r.Known || r.State != stepfleet.StateQueued || r.Key != b.Tasks[i].Key {
@@ -58,7 +58,7 @@ var intakeExamples = map[string]func(*fixture){
 		f.submit("r", "a")
 		other := batch("r", task("r", "b"))
 		other.Identity = "another"
-		_, err := f.Ledger.Submit(f.ctx, other)
+		_, err := f.trySubmit(other)
 		f.refused(err, stepfleet.ErrConflict)
 		if views, _ := f.Ledger.RunTasks(f.ctx, "r"); len(views) != 1 {
 			f.Fatalf("%d tasks", len(views))
@@ -87,7 +87,7 @@ var intakeExamples = map[string]func(*fixture){
 		b := batch("r", task("r", "a"), task("r", "b"))
 		b.Tasks[1].Payload = stepfleet.DigestOf([]byte("nowhere"))
 		f.runs["r"] = true
-		_, err := f.Ledger.Submit(f.ctx, b)
+		_, err := f.trySubmit(b)
 		f.refused(err, stepfleet.ErrTaskInvalid)
 		if views, _ := f.Ledger.RunTasks(f.ctx, "r"); len(views) != 0 {
 			f.Fatalf("half a batch: %+v", views)
@@ -116,18 +116,18 @@ var intakeExamples = map[string]func(*fixture){
 		} {
 			b := batch("r", task("r", "a"), task("r", "b"))
 			spoil(&b.Tasks[1])
-			if _, err := f.Ledger.Submit(f.ctx, b); stepfleet.RefusalOf(err) != stepfleet.ErrTaskInvalid {
+			if _, err := f.trySubmit(b); stepfleet.RefusalOf(err) != stepfleet.ErrTaskInvalid {
 				f.Errorf("%s: %v", name, err)
 			}
 		}
 		big := batch("r", task("r", "a"))
 		data := make([]byte, stepfleet.MaxPayloadBytes+1)
 		big.Payloads[stepfleet.DigestOf(data)] = data
-		_, err := f.Ledger.Submit(f.ctx, big)
+		_, err := f.trySubmit(big)
 		f.refused(err, stepfleet.ErrPayloadTooBig)
 		forged := batch("r", task("r", "a"))
 		forged.Payloads[forged.Tasks[0].Payload] = []byte("another")
-		_, err = f.Ledger.Submit(f.ctx, forged)
+		_, err = f.trySubmit(forged)
 		f.refused(err, stepfleet.ErrTaskInvalid)
 		if views, _ := f.Ledger.RunTasks(f.ctx, "r"); len(views) != 0 {
 			f.Fatalf("%+v", views)
@@ -149,7 +149,7 @@ var intakeExamples = map[string]func(*fixture){
 			tasks = append(tasks, task("r", fmt.Sprint("step ", i)))
 		}
 		f.submitBatch(batch("r", tasks...))
-		_, err := f.Ledger.Submit(f.ctx, batch("r", append(tasks, task("r", "more"))...))
+		_, err := f.trySubmit(batch("r", append(tasks, task("r", "more"))...))
 		f.refused(err, stepfleet.ErrTaskInvalid)
 	},
 	"an empty batch is no error": func(f *fixture) {
@@ -160,7 +160,7 @@ var intakeExamples = map[string]func(*fixture){
 		f.submit("r", "runs", "waits")
 		lease := f.claim(s, 1).Leases[0]
 		f.must(f.start(s, lease.Ref))
-		if _, err := f.Ledger.CloseRun(f.ctx, "r", "over"); err != nil {
+		if _, err := f.Ledger.CloseRun(f.ctx, "r", stepfleet.NoExecutor, "over"); err != nil {
 			f.Fatal(err)
 		}
 		got := f.submitBatch(batch("r", task("r", "waits")))
@@ -172,7 +172,7 @@ var intakeExamples = map[string]func(*fixture){
 			for _, s := range steps {
 				tasks = append(tasks, task("r", s))
 			}
-			_, err := f.Ledger.Submit(f.ctx, batch("r", tasks...))
+			_, err := f.trySubmit(batch("r", tasks...))
 			f.refused(err, stepfleet.ErrRunClosed)
 		}
 	},
@@ -186,7 +186,7 @@ var cancelExamples = map[string]func(*fixture){
 		f.must(f.start(s, leases[0].Ref))
 		f.must(f.settle(s, leases[0].Ref, stepfleet.StateSucceeded))
 		f.must(f.start(s, leases[1].Ref))
-		changes, err := f.Ledger.Cancel(f.ctx, "r", nil, "asked")
+		changes, err := f.Ledger.Cancel(f.ctx, "r", stepfleet.NoExecutor, nil, "asked")
 		f.must(err)
 		want := []stepfleet.Change{
 			{TaskID: ids[1], Key: leases[1].Key, Queue: queue, From: stepfleet.StateRunning, To: stepfleet.StateRunning},
@@ -209,7 +209,7 @@ var cancelExamples = map[string]func(*fixture){
 		if len(held) != 1 || held[0].TaskID != ids[1] || !held[0].CancelRequested {
 			f.Fatalf("held %+v", held)
 		}
-		if again, err := f.Ledger.Cancel(f.ctx, "r", nil, "asked"); err != nil || len(again) != 0 {
+		if again, err := f.Ledger.Cancel(f.ctx, "r", stepfleet.NoExecutor, nil, "asked"); err != nil || len(again) != 0 {
 			f.Fatalf("again: %+v %v", again, err)
 		}
 		if got := f.claim(s, 9); len(got.Leases) != 0 {
@@ -220,22 +220,22 @@ var cancelExamples = map[string]func(*fixture){
 		f.submit("r", "a", "b")
 		f.submit("other", "a")
 		keys := []stepfleet.Key{task("r", "b").Key, task("r", "unknown").Key, task("other", "a").Key}
-		changes, err := f.Ledger.Cancel(f.ctx, "r", keys, "asked")
+		changes, err := f.Ledger.Cancel(f.ctx, "r", stepfleet.NoExecutor, keys, "asked")
 		f.must(err)
 		if len(changes) != 1 || changes[0].StepKey != "b" {
 			f.Fatalf("%+v", changes)
 		}
-		if none, err := f.Ledger.Cancel(f.ctx, "r", []stepfleet.Key{}, "none"); err != nil || len(none) != 0 {
+		if none, err := f.Ledger.Cancel(f.ctx, "r", stepfleet.NoExecutor, []stepfleet.Key{}, "none"); err != nil || len(none) != 0 {
 			f.Fatalf("no keys are not all keys: %+v %v", none, err)
 		}
-		if none, err := f.Ledger.Cancel(f.ctx, "nobody", nil, "none"); err != nil || len(none) != 0 {
+		if none, err := f.Ledger.Cancel(f.ctx, "nobody", stepfleet.NoExecutor, nil, "none"); err != nil || len(none) != 0 {
 			f.Fatalf("%+v %v", none, err)
 		}
 	},
 	"the owner of a flagged task settles it": func(f *fixture) {
 		s := f.session()
 		lease := f.running(s)
-		_, err := f.Ledger.Cancel(f.ctx, lease.RunID, nil, "asked")
+		_, err := f.Ledger.Cancel(f.ctx, lease.RunID, stepfleet.NoExecutor, nil, "asked")
 		f.must(err)
 		f.must(f.settle(s, lease.Ref, stepfleet.StateCancelled))
 		f.inState(lease.TaskID, stepfleet.StateCancelled, 1)
@@ -243,18 +243,20 @@ var cancelExamples = map[string]func(*fixture){
 	"closing a run cancels its tasks, and again is no error": func(f *fixture) {
 		ids := f.submit("r", "a", "b")
 		for i := range 2 {
-			changes, err := f.Ledger.CloseRun(f.ctx, "r", "over")
+			changes, err := f.Ledger.CloseRun(f.ctx, "r", stepfleet.NoExecutor, "over")
 			if err != nil || len(changes) != 2-2*i {
 				f.Fatalf("%+v %v", changes, err)
 			}
 		}
 		f.inState(ids[0], stepfleet.StateCancelled, 1)
-		if changes, err := f.Ledger.CloseRun(f.ctx, "nobody", "over"); err != nil || len(changes) != 0 {
+		if changes, err := f.Ledger.CloseRun(f.ctx, "nobody", stepfleet.NoExecutor, "over"); err != nil || len(changes) != 0 {
 			f.Fatalf("%+v %v", changes, err)
 		}
 	},
 	"a notify url can come before the run and travels with claims": func(f *fixture) {
-		f.must(f.Ledger.SetNotifyURL(f.ctx, "r", "http://one"))
+		epoch, err := f.Ledger.TakeEpoch(f.ctx, "r", "executor", "http://one")
+		f.must(err)
+		f.epochs["r"] = epoch
 		if views, err := f.Ledger.RunTasks(f.ctx, "r"); err != nil || len(views) != 0 {
 			f.Fatalf("%+v %v", views, err)
 		}
@@ -263,7 +265,7 @@ var cancelExamples = map[string]func(*fixture){
 		if got := f.claim(s, 1).Leases[0].NotifyURL; got != "http://one" {
 			f.Fatalf("url %q", got)
 		}
-		f.must(f.Ledger.SetNotifyURL(f.ctx, "r", "http://two"))
+		f.must(f.Ledger.Rejoin(f.ctx, "r", epoch, "http://two"))
 		if got := f.claim(s, 1).Leases[0].NotifyURL; got != "http://two" {
 			f.Fatalf("url %q", got)
 		}

@@ -52,11 +52,11 @@ var keeperExamples = map[string]func(*fixture){
 		f.submit("b", "x")
 		f.submit("c", "x")
 		for _, run := range []string{running, "b"} {
-			if _, err := f.Ledger.CloseRun(f.ctx, run, "over"); err != nil {
+			if _, err := f.Ledger.CloseRun(f.ctx, run, stepfleet.NoExecutor, "over"); err != nil {
 				f.Fatal(err)
 			}
 		}
-		f.must(f.Ledger.SetNotifyURL(f.ctx, "d", "http://s"))
+		f.speak("d")
 		// Of the first, the step that runs has yet to end.
 		want := []stepfleet.OpenRun{{RunID: "c"}, {RunID: "d"}, {RunID: running, Closed: true}}
 		got, err := f.Ledger.OpenRuns(f.ctx, "", 10)
@@ -94,7 +94,7 @@ var keeperExamples = map[string]func(*fixture){
 	"of a dead session the sweep takes everything": func(f *fixture) {
 		s := f.session()
 		flagged, running, leased := f.running(s), f.running(s), f.lease(s)
-		_, err := f.Ledger.Cancel(f.ctx, flagged.RunID, nil, "asked")
+		_, err := f.Ledger.Cancel(f.ctx, flagged.RunID, stepfleet.NoExecutor, nil, "asked")
 		f.must(err)
 		f.dead(s)
 		want := []stepfleet.State{stepfleet.StateCancelled, stepfleet.StateLost, stepfleet.StateQueued}
@@ -202,7 +202,8 @@ var recordExamples = map[string]func(*fixture){
 		f.must(err)
 		me := "session " + itoa(int64(s))
 		want := []stepfleet.AuditRow{
-			{Verb: stepfleet.VerbSubmit, Actor: "executor", To: stepfleet.StateQueued},
+			{Verb: stepfleet.VerbTakeover, Actor: "executor 1", Detail: "fixture"},
+			{Verb: stepfleet.VerbSubmit, Actor: "executor 1", To: stepfleet.StateQueued},
 			{Verb: stepfleet.VerbClaim, Actor: me, From: stepfleet.StateQueued, To: stepfleet.StateLeased, Fence: 1, Detail: "claim-3"},
 			{Verb: stepfleet.VerbStart, Actor: me, From: stepfleet.StateLeased, To: stepfleet.StateRunning, Fence: 1},
 			{Verb: stepfleet.VerbSettle, Actor: me, From: stepfleet.StateRunning, To: stepfleet.StateSucceeded, Fence: 1},
@@ -210,6 +211,7 @@ var recordExamples = map[string]func(*fixture){
 		for i := range want {
 			want[i].TaskID, want[i].RunID = lease.TaskID, lease.RunID
 		}
+		want[0].TaskID = 0 // the run's
 		if diff := cmp.Diff(want, rows, cmpopts.IgnoreFields(stepfleet.AuditRow{}, "ID", "At")); diff != "" {
 			f.Fatal(diff)
 		}

@@ -70,11 +70,12 @@ var raceExamples = map[string]func(*fixture){
 		}
 	},
 	"twins of one submission": func(f *fixture) {
-		f.runs["r"] = true
+		epoch := f.speak("r")
 		const twins = 8
 		answers := make([][]stepfleet.Receipt, twins)
 		together(twins, func(i int) {
 			b := batch("r", task("r", "a"), task("r", "b"))
+			b.Epoch = epoch
 			if i%2 == 1 {
 				b.Tasks[0], b.Tasks[1] = b.Tasks[1], b.Tasks[0]
 			}
@@ -97,6 +98,32 @@ var raceExamples = map[string]func(*fixture){
 		}
 		if fresh != 2 {
 			f.Errorf("%d receipts say new, want 2", fresh)
+		}
+	},
+	"takeover against submit, cancel and close: nothing of the old executor's happens after it": func(f *fixture) {
+		for round := range 25 {
+			run := fmt.Sprint("takeover-", round)
+			f.submit(run, "known")
+			old := f.speak(run)
+			var taken stepfleet.Epoch
+			var errs [4]error
+			late := batch(run, task(run, "late"))
+			late.Epoch = old
+			together(4, func(i int) {
+				switch i {
+				case 0:
+					taken, errs[i] = f.Ledger.TakeEpoch(f.ctx, run, "another", "")
+				case 1:
+					_, errs[i] = f.Ledger.Submit(f.ctx, late)
+				case 2:
+					_, errs[i] = f.Ledger.Cancel(f.ctx, run, old, []stepfleet.Key{task(run, "known").Key}, "old")
+				case 3:
+					if round%2 == 0 {
+						_, errs[i] = f.Ledger.CloseRun(f.ctx, run, old, "old")
+					}
+				}
+			})
+			f.checkTakeover(run, taken, errs[:])
 		}
 	},
 	"settle against sweep: one of them ends the task": func(f *fixture) {
@@ -128,7 +155,7 @@ var raceExamples = map[string]func(*fixture){
 			var started error
 			together(2, func(i int) {
 				if i == 1 {
-					if _, err := f.Ledger.Cancel(f.ctx, lease.RunID, nil, "asked"); err != nil {
+					if _, err := f.Ledger.Cancel(f.ctx, lease.RunID, stepfleet.NoExecutor, nil, "asked"); err != nil {
 						f.Error(err)
 					}
 					return
@@ -168,7 +195,7 @@ var raceExamples = map[string]func(*fixture){
 					f.Fatalf("task %d is %s by dead session %d", v.ID, v.State, v.Session)
 				}
 			}
-			if _, err := f.Ledger.Cancel(f.ctx, fmt.Sprint("orphans-", round), nil, "next round"); err != nil {
+			if _, err := f.Ledger.Cancel(f.ctx, fmt.Sprint("orphans-", round), stepfleet.NoExecutor, nil, "next round"); err != nil {
 				f.Fatal(err)
 			}
 		}
@@ -189,7 +216,7 @@ var raceExamples = map[string]func(*fixture){
 				if i == 0 {
 					key := task("r", names[round*4]).Key
 					other := task("r", names[round*4+1]).Key
-					if _, err := f.Ledger.Cancel(f.ctx, "r", []stepfleet.Key{other, key}, "asked"); err != nil {
+					if _, err := f.Ledger.Cancel(f.ctx, "r", stepfleet.NoExecutor, []stepfleet.Key{other, key}, "asked"); err != nil {
 						f.Error(err)
 					}
 					continue
@@ -225,4 +252,28 @@ var raceExamples = map[string]func(*fixture){
 			f.Errorf("%d tasks wait, %d could be claimed", waiting, len(got.Leases))
 		}
 	},
+}
+
+// checkTakeover reads from the audit that whatever the old executor did came before the takeover.
+func (f *fixture) checkTakeover(run string, taken stepfleet.Epoch, errs []error) {
+	f.Helper()
+	for i, err := range errs {
+		if r := stepfleet.RefusalOf(err); err != nil && r != stepfleet.ErrSuperseded && r != stepfleet.ErrRunClosed {
+			f.Fatalf("call %d: %v", i, err)
+		}
+	}
+	if (taken == 2) == errors.Is(errs[0], stepfleet.ErrRunClosed) {
+		f.Fatalf("epoch %d, %v", taken, errs[0])
+	}
+	rows, err := f.Ledger.Audit(f.ctx, run)
+	f.must(err)
+	over := false
+	for _, row := range rows {
+		switch {
+		case row.Verb == stepfleet.VerbTakeover && row.Actor == "executor 2" && row.Refused == "":
+			over = true
+		case over && row.Actor == "executor 1" && row.Refused == "":
+			f.Fatalf("after the takeover: %+v", row)
+		}
+	}
 }

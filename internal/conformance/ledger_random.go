@@ -31,6 +31,7 @@ func CompareLedgers(t *testing.T, open func(t *testing.T) LedgerEnv) {
 			tasks: newNames[stepfleet.TaskID]("task"), sessions: newNames[stepfleet.SessionID]("session"),
 		}
 		defer p.leave()
+		p.speak()
 		rt.Repeat(p.actions())
 		p.finish()
 	})
@@ -178,6 +179,16 @@ func (s side) view(v stepfleet.View) string {
 	}
 	return fmt.Sprint(s.task(v.ID), v.Task, v.State, v.Fence, v.CancelRequested, s.session(v.Session), v.Worker,
 		v.SubmittedAt.IsZero(), v.ClaimedAt.IsZero(), v.StartedAt.IsZero(), v.EndedAt.IsZero(), s.text(v.Reason), result)
+}
+
+// speak gives both runs an executor: without one there would be little to compare.
+func (p *pair) speak() {
+	for _, runID := range p.runIDs() {
+		p.both("take epoch", func(s side) string {
+			epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, "x", "")
+			return fmt.Sprint(code(err), epoch)
+		})
+	}
 }
 
 // finish compares everything recorded and checks it against the state machine.

@@ -196,9 +196,11 @@ func admitKind(t stepfleet.Task) error {
 	return nil
 }
 
-// Cancel stops the run's named tasks, or all of them when keys is nil.
-func (s *Server) Cancel(ctx context.Context, runID string, keys []stepfleet.Key, reason string) ([]stepfleet.Change, error) {
-	changes, err := s.ledger.Cancel(ctx, runID, keys, reason)
+// Cancel stops the run's named tasks, or all of them when keys is nil; of an executor, its steps.
+func (s *Server) Cancel(
+	ctx context.Context, runID string, epoch stepfleet.Epoch, keys []stepfleet.Key, reason string,
+) ([]stepfleet.Change, error) {
+	changes, err := s.ledger.Cancel(ctx, runID, epoch, keys, reason)
 	if err != nil {
 		return nil, fmt.Errorf("cancel tasks of run %s: %w", runID, err)
 	}
@@ -206,14 +208,35 @@ func (s *Server) Cancel(ctx context.Context, runID string, keys []stepfleet.Key,
 	return changes, nil
 }
 
-// CloseRun closes the run for good and cancels what it still has open.
-func (s *Server) CloseRun(ctx context.Context, runID, reason string) ([]stepfleet.Change, error) {
-	changes, err := s.ledger.CloseRun(ctx, runID, reason)
+// CloseRun closes the run for good and cancels what it still has open; of an executor, its steps.
+func (s *Server) CloseRun(ctx context.Context, runID string, epoch stepfleet.Epoch, reason string) ([]stepfleet.Change, error) {
+	changes, err := s.ledger.CloseRun(ctx, runID, epoch, reason)
 	if err != nil {
 		return nil, fmt.Errorf("close run %s: %w", runID, err)
 	}
 	s.publish(ctx, changes)
 	return changes, nil
+}
+
+// TakeEpoch makes the caller the run's executor. The streams of the one before end here at once,
+// and at other replicas with their next look.
+func (s *Server) TakeEpoch(ctx context.Context, runID, executor string) (stepfleet.Epoch, error) {
+	epoch, err := s.ledger.TakeEpoch(ctx, runID, executor, s.cfg.URL)
+	if err != nil {
+		return 0, fmt.Errorf("executor %s of run %s: %w", executor, runID, err)
+	}
+	s.hub.supersede(map[string]stepfleet.Epoch{runID: epoch})
+	return epoch, nil
+}
+
+// Confirm says whether the epoch is still the run's.
+func (s *Server) Confirm(ctx context.Context, runID string, epoch stepfleet.Epoch) error {
+	return s.ledger.Rejoin(ctx, runID, epoch, s.cfg.URL)
+}
+
+// Adjudicate asks for an executor whether it may say how attempts ended.
+func (s *Server) Adjudicate(ctx context.Context, runID string, epoch stepfleet.Epoch, keys []stepfleet.Key) ([]stepfleet.Ruling, error) {
+	return s.ledger.Adjudicate(ctx, runID, epoch, keys)
 }
 
 // InstanceDead records proof that a worker process is gone, and takes over what it held at once.

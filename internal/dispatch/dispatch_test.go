@@ -44,7 +44,7 @@ func inBubble(t *testing.T, f func(b *bench)) {
 		}
 		var err error
 		b.server, err = dispatch.New(dispatch.Config{
-			Name: "s1", URL: "http://s1", Queues: []string{"default"}, Lifetimes: stepfleet.DefaultLifetimes(),
+			Name: "s1", URL: "http://s1", Queues: []string{"default", stepfleet.RunsQueue}, Lifetimes: stepfleet.DefaultLifetimes(),
 			MaxPayloadBytes: 100, Dagster: &b.dagster, Logger: slog.New(slog.DiscardHandler),
 		}, b.ledger, b.bells)
 		if err != nil {
@@ -88,7 +88,7 @@ func (d *dagster) EndedRuns(_ context.Context, ids []string) ([]string, error) {
 func batchOf(run string, steps ...string) stepfleet.Batch {
 	payload := []byte(`{"args":1}`)
 	b := stepfleet.Batch{
-		RunID: run, Identity: "id",
+		RunID: run, Epoch: 1, Identity: "id",
 		Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
 	}
 	for _, s := range steps {
@@ -101,8 +101,17 @@ func batchOf(run string, steps ...string) stepfleet.Batch {
 	return b
 }
 
+// speak makes the test the run's executor; its epoch is 1.
+func (b *bench) speak(run string) {
+	b.t.Helper()
+	if epoch, err := b.server.TakeEpoch(b.ctx, run, "test"); err != nil || epoch != 1 {
+		b.t.Fatal(epoch, err)
+	}
+}
+
 func (b *bench) submit(run string, steps ...string) []dispatch.Answer {
 	b.t.Helper()
+	b.speak(run)
 	answers, err := b.server.Submit(b.ctx, batchOf(run, steps...))
 	if err != nil {
 		b.t.Fatal(err)
@@ -124,7 +133,12 @@ func (b *bench) worker(slots int) stepfleet.SessionID {
 
 func (b *bench) claimAndStart(session stepfleet.SessionID) stepfleet.Ref {
 	b.t.Helper()
-	c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, ID: "c", Queue: "default", Max: 1})
+	return b.claimAndStartFrom("default", session)
+}
+
+func (b *bench) claimAndStartFrom(queue string, session stepfleet.SessionID) stepfleet.Ref {
+	b.t.Helper()
+	c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, ID: "c", Queue: queue, Max: 1})
 	if err != nil || len(c.Leases) != 1 {
 		b.t.Fatalf("claim: %d leases, %v", len(c.Leases), err)
 	}
@@ -152,6 +166,7 @@ func TestABadTaskIsRefusedAloneAndTheRestIsTaken(t *testing.T) {
 		batch.Tasks[2].Payload = stepfleet.DigestOf(big)
 		batch.Payloads[batch.Tasks[2].Payload] = big
 		batch.Tasks[3].V = 9
+		b.speak("run-1")
 		answers, err := b.server.Submit(b.ctx, batch)
 		if err != nil {
 			t.Fatal(err)
@@ -198,6 +213,7 @@ func TestAnImpossibleQueueIsNotAdvisedToBeAdded(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		batch := batchOf("run-1", "a")
 		batch.Tasks[0].Queue = "GPU"
+		b.speak("run-1")
 		answers, err := b.server.Submit(b.ctx, batch)
 		if err != nil || !errors.Is(answers[0].Err, stepfleet.ErrUnknownQueue) || !strings.Contains(answers[0].Err.Error(), "a-z") {
 			t.Errorf("%+v, %v", answers, err)
@@ -223,6 +239,7 @@ func TestAForgedDigestIsRefused(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		batch := batchOf("run-1", "a")
 		batch.Payloads[batch.Tasks[0].Payload] = []byte("something else")
+		b.speak("run-1")
 		answers, err := b.server.Submit(b.ctx, batch)
 		if err != nil || !errors.Is(answers[0].Err, stepfleet.ErrTaskInvalid) {
 			t.Errorf("%v %v", answers, err)
@@ -268,7 +285,7 @@ func TestAStreamTellsOfEachEndOnce(t *testing.T) {
 		session := b.worker(2)
 		first := b.claimAndStart(session)
 		b.settle(session, first)
-		st, snapshot, err := b.server.Open(b.ctx, "run-1")
+		st, snapshot, err := b.server.Open(b.ctx, "run-1", 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -298,7 +315,7 @@ func TestAStreamTellsOfEachEndOnce(t *testing.T) {
 func TestALostNotifyIsCoveredByTheLook(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.submit("run-1", "a")
-		st, _, err := b.server.Open(b.ctx, "run-1")
+		st, _, err := b.server.Open(b.ctx, "run-1", 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,10 +333,70 @@ func TestALostNotifyIsCoveredByTheLook(t *testing.T) {
 	})
 }
 
+func TestATakeoverEndsTheOldExecutorsStream(t *testing.T) {
+	for _, where := range []string{"here", "at another replica"} {
+		t.Run(where, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				b.submit("run-1", "a")
+				st, _, err := b.server.Open(b.ctx, "run-1", 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer st.Close()
+				before, take := time.Now(), b.server.TakeEpoch
+				if where != "here" {
+					take = func(ctx context.Context, run, executor string) (stepfleet.Epoch, error) {
+						return b.ledger.TakeEpoch(ctx, run, executor, "http://other")
+					}
+				}
+				if epoch, err := take(b.ctx, "run-1", "another"); err != nil || epoch != 2 {
+					t.Fatal(epoch, err)
+				}
+				if views, err := st.Next(b.ctx); !errors.Is(err, stepfleet.ErrSuperseded) {
+					t.Errorf("%v %v", views, err)
+				}
+				if took := time.Since(before); took > 6*time.Second || where == "here" && took > 0 {
+					t.Errorf("told after %s", took)
+				}
+				if _, _, err := b.server.Open(b.ctx, "run-1", 1); !errors.Is(err, stepfleet.ErrSuperseded) {
+					t.Errorf("opened again: %v", err)
+				}
+				if err := b.server.Confirm(b.ctx, "run-1", 2); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// The run worker that closed its run has yet to say in Dagster how it ended.
+func TestReconcileLeavesTheRunWorkerOfARunThatItsExecutorClosed(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		worker := batchOf("run-1", stepfleet.RunStepKey)
+		worker.Epoch = stepfleet.NoExecutor
+		worker.Tasks[0].Kind, worker.Tasks[0].Queue = stepfleet.KindRun, stepfleet.RunsQueue
+		if _, err := b.server.Submit(b.ctx, worker); err != nil {
+			t.Fatal(err)
+		}
+		session := b.worker(2)
+		ref := b.claimAndStartFrom(stepfleet.RunsQueue, session)
+		b.submit("run-1", "a")
+		step := b.claimAndStart(session)
+		if _, err := b.server.CloseRun(b.ctx, "run-1", 1, "over"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(25 * time.Second) // two comparisons
+		views, err := b.ledger.Tasks(b.ctx, []stepfleet.TaskID{ref.TaskID, step.TaskID})
+		if err != nil || views[0].CancelRequested || !views[1].CancelRequested {
+			t.Errorf("%+v %v", views, err)
+		}
+	})
+}
+
 func TestProofOfDeathTakesOverAtOnce(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.submit("run-1", "a", "b")
-		st, _, err := b.server.Open(b.ctx, "run-1")
+		st, _, err := b.server.Open(b.ctx, "run-1", 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -464,7 +541,10 @@ func TestCloseStreamsWhenTheServerEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- server.Run(ctx) }()
-		st, _, err := server.Open(t.Context(), "run-1")
+		if _, err := server.TakeEpoch(t.Context(), "run-1", "test"); err != nil {
+			t.Fatal(err)
+		}
+		st, _, err := server.Open(t.Context(), "run-1", 1)
 		if err != nil {
 			t.Fatal(err)
 		}

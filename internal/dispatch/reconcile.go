@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/stepfleet/stepfleet"
 )
 
 // Bounds of the comparison with Dagster.
@@ -43,7 +45,7 @@ func (s *Server) reconcileOnce(ctx context.Context) error {
 		for _, run := range page {
 			if !run.Closed {
 				ask = append(ask, run.RunID)
-			} else if _, err := s.CloseRun(ctx, run.RunID, "the run is closed"); err != nil {
+			} else if _, err := s.CloseRun(ctx, run.RunID, run.ClosedBy, "the run is closed"); err != nil {
 				return err
 			}
 		}
@@ -67,7 +69,7 @@ func (s *Server) closeEnded(ctx context.Context, runIDs []string) error {
 	}
 	var errs []error
 	for _, run := range ended {
-		changes, err := s.CloseRun(ctx, run, "Dagster shows the run as ended")
+		changes, err := s.CloseRun(ctx, run, stepfleet.NoExecutor, "Dagster shows the run as ended")
 		errs = append(errs, err)
 		if len(changes) > 0 {
 			s.log.Warn("closed a run that had ended in Dagster", KeyRun, run, "open_tasks", len(changes))

@@ -21,20 +21,24 @@ func newHub() *Hub { return &Hub{subs: map[string]map[*Stream]struct{}{}} }
 type Stream struct {
 	hub    *Hub
 	run    string
+	epoch  stepfleet.Epoch
 	signal chan struct{}
 
 	mu     sync.Mutex
 	told   map[stepfleet.TaskID]bool
 	queue  []stepfleet.View
 	closed bool
+	// superseded by an executor with a later epoch.
+	superseded bool
 }
 
-// Open begins a stream and returns the tasks of the run that have ended so far. It subscribes
-// before it reads, so nothing that ends in between is missed.
-func (s *Server) Open(ctx context.Context, runID string) (*Stream, []stepfleet.View, error) {
-	st := &Stream{hub: s.hub, run: runID, signal: make(chan struct{}, 1), told: map[stepfleet.TaskID]bool{}}
+// Open begins the stream of the executor with this epoch and returns the tasks of the run that
+// have ended so far. It subscribes before it reads, so nothing that ends in between is missed, and
+// a takeover neither. It returns ErrSuperseded.
+func (s *Server) Open(ctx context.Context, runID string, epoch stepfleet.Epoch) (*Stream, []stepfleet.View, error) {
+	st := &Stream{hub: s.hub, run: runID, epoch: epoch, signal: make(chan struct{}, 1), told: map[stepfleet.TaskID]bool{}}
 	s.hub.add(st)
-	if err := s.ledger.SetNotifyURL(ctx, runID, s.cfg.URL); err != nil {
+	if err := s.ledger.Rejoin(ctx, runID, epoch, s.cfg.URL); err != nil {
 		st.Close()
 		return nil, nil, fmt.Errorf("open stream of run %s: %w", runID, err)
 	}
@@ -47,10 +51,13 @@ func (s *Server) Open(ctx context.Context, runID string) (*Stream, []stepfleet.V
 	return st, st.drain(), nil
 }
 
-// Next waits for tasks that ended since the last call. It returns ctx's error, and no tasks when
-// the server is going down.
+// Next waits for tasks that ended since the last call. It returns ctx's error, ErrSuperseded once
+// another executor has taken over, and no tasks when the server is going down.
 func (st *Stream) Next(ctx context.Context) ([]stepfleet.View, error) {
 	for {
+		if st.isSuperseded() {
+			return nil, fmt.Errorf("stream of run %s with epoch %d: %w", st.run, st.epoch, stepfleet.ErrSuperseded)
+		}
 		if views := st.drain(); len(views) > 0 {
 			return views, nil
 		}
@@ -100,6 +107,19 @@ func (st *Stream) end() {
 	st.wake()
 }
 
+func (st *Stream) supersede() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.superseded = true
+	st.wake()
+}
+
+func (st *Stream) isSuperseded() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.superseded
+}
+
 func (st *Stream) wake() {
 	select {
 	case st.signal <- struct{}{}:
@@ -139,6 +159,19 @@ func (h *Hub) publish(views []stepfleet.View) {
 	for run, vs := range byRun {
 		for st := range h.subs[run] {
 			st.offer(vs)
+		}
+	}
+}
+
+// supersede ends the streams whose epoch is older than their run's.
+func (h *Hub) supersede(epochs map[string]stepfleet.Epoch) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for run, epoch := range epochs {
+		for st := range h.subs[run] {
+			if st.epoch < epoch {
+				st.supersede()
+			}
 		}
 	}
 }

@@ -96,13 +96,26 @@ func (s *Server) sweepOnce(ctx context.Context) error {
 	}
 }
 
-// look re-reads the tasks of every run that has a stream here: a notify may have been lost.
+// look re-reads the tasks of every run that has a stream here: a notify may have been lost, or the
+// run taken over at another replica.
 func (s *Server) look(ctx context.Context) error {
 	for {
 		if !pause(ctx, lookEvery) {
 			return ctx.Err()
 		}
-		for _, run := range s.hub.runs() {
+		runs := s.hub.runs()
+		if len(runs) == 0 {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		epochs, err := s.ledger.Epochs(call, runs)
+		cancel()
+		if err != nil {
+			s.log.Debug("look at epochs", "err", err)
+			continue
+		}
+		s.hub.supersede(epochs)
+		for _, run := range runs {
 			call, cancel := context.WithTimeout(ctx, callTimeout)
 			views, err := s.ledger.RunTasks(call, run)
 			cancel()

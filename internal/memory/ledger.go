@@ -34,6 +34,7 @@ type Ledger struct {
 	sessions []*session // by id
 	turns    map[lane]int64
 	beats    map[string]time.Time
+	granted  map[stepfleet.Key]grant
 	audit    []stepfleet.AuditRow
 }
 
@@ -43,8 +44,16 @@ type run struct {
 	known    bool // a submit has fixed the identity
 	identity string
 	closed   bool
+	closedBy stepfleet.Epoch
+	epoch    stepfleet.Epoch
+	executor string
 	notify   string
 	lastTurn int64
+}
+
+// over reports that the run is closed for tasks of this kind.
+func (r *run) over(kind stepfleet.Kind) bool {
+	return r.closed && (r.closedBy == stepfleet.NoExecutor || kind == stepfleet.KindStep)
 }
 
 type lane struct {
@@ -71,6 +80,7 @@ func NewLedger() *Ledger {
 		payloads: map[stepfleet.Digest][]byte{},
 		turns:    map[lane]int64{},
 		beats:    map[string]time.Time{},
+		granted:  map[stepfleet.Key]grant{},
 	}
 }
 
@@ -188,8 +198,8 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 		}
 	}
 	distinct := firstOfEach(b.Tasks)
-	if refused := l.judge(r, b.Identity, distinct); refused != nil {
-		l.note(stepfleet.AuditRow{RunID: b.RunID, Verb: stepfleet.VerbSubmit, Actor: "executor", Refused: refused.Code})
+	if refused := l.judge(r, b, distinct); refused != nil {
+		l.note(stepfleet.AuditRow{RunID: b.RunID, Verb: stepfleet.VerbSubmit, Actor: speaker(b.Epoch), Refused: refused.Code})
 		return nil, fmt.Errorf("submit to run %s: %w", b.RunID, refused)
 	}
 	if !r.known {
@@ -200,7 +210,7 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 	}
 	fresh := map[stepfleet.Key]bool{}
 	for _, t := range distinct {
-		receipt := l.insert(r, t)
+		receipt := l.insert(r, t, speaker(b.Epoch))
 		fresh[t.Key] = !receipt.Known
 	}
 	for _, t := range b.Tasks {
@@ -225,8 +235,11 @@ func firstOfEach(tasks []stepfleet.Task) []stepfleet.Task {
 }
 
 // judge refuses a batch as a whole.
-func (l *Ledger) judge(r *run, identity string, tasks []stepfleet.Task) *stepfleet.Refusal {
-	if r.known && r.identity != identity {
+func (l *Ledger) judge(r *run, b stepfleet.Batch, tasks []stepfleet.Task) *stepfleet.Refusal {
+	if refused := r.speaks(b.Epoch); refused != nil {
+		return refused
+	}
+	if r.known && r.identity != b.Identity {
 		return stepfleet.ErrConflict
 	}
 	ended := !slices.ContainsFunc(tasks, func(t stepfleet.Task) bool {
@@ -236,7 +249,7 @@ func (l *Ledger) judge(r *run, identity string, tasks []stepfleet.Task) *stepfle
 	switch {
 	case ended:
 		return nil
-	case r.closed:
+	case r.over(tasks[0].Kind): // a batch's tasks are of one kind
 		return stepfleet.ErrRunClosed
 	}
 	for _, t := range tasks {
@@ -247,11 +260,11 @@ func (l *Ledger) judge(r *run, identity string, tasks []stepfleet.Task) *stepfle
 	return nil
 }
 
-func (l *Ledger) insert(r *run, in stepfleet.Task) stepfleet.Receipt {
+func (l *Ledger) insert(r *run, in stepfleet.Task, actor string) stepfleet.Receipt {
 	if t := l.byKey[in.Key]; t != nil {
 		if t.Payload != in.Payload {
 			l.note(stepfleet.AuditRow{
-				TaskID: t.ID, RunID: t.RunID, Verb: stepfleet.VerbSubmit, Actor: "executor", Fence: t.Fence,
+				TaskID: t.ID, RunID: t.RunID, Verb: stepfleet.VerbSubmit, Actor: actor, Fence: t.Fence,
 				Refused: stepfleet.ErrConflict.Code, Detail: "another payload; the stored one stays",
 			})
 		}
@@ -263,41 +276,50 @@ func (l *Ledger) insert(r *run, in stepfleet.Task) stepfleet.Receipt {
 	r.lastTurn = t.turn
 	l.tasks = append(l.tasks, t)
 	l.byKey[in.Key] = t
-	l.move(t, stepfleet.VerbSubmit, stepfleet.StateQueued, "executor", "")
+	l.move(t, stepfleet.VerbSubmit, stepfleet.StateQueued, actor, "")
 	return stepfleet.Receipt{TaskID: t.ID, Key: t.Key, State: t.State}
 }
 
 // Cancel implements stepfleet.Intake.
-func (l *Ledger) Cancel(ctx context.Context, runID string, keys []stepfleet.Key, reason string) (out []stepfleet.Change, err error) {
+func (l *Ledger) Cancel(
+	ctx context.Context, runID string, epoch stepfleet.Epoch, keys []stepfleet.Key, reason string,
+) (out []stepfleet.Change, err error) {
+	if keys != nil && !slices.ContainsFunc(keys, func(k stepfleet.Key) bool { return k.RunID == runID }) {
+		return nil, nil
+	}
 	leave, err := l.enter(ctx, "cancel")
 	if err != nil {
 		return nil, err
 	}
 	defer leave(&err)
-	return l.cancel(stepfleet.VerbCancel, runID, keys, reason), nil
+	if err := l.mustSpeak(stepfleet.VerbCancel, runID, epoch, reason); err != nil {
+		return nil, err
+	}
+	return l.cancel(stepfleet.VerbCancel, runID, epoch, keys, reason), nil
 }
 
-func (l *Ledger) cancel(verb stepfleet.Verb, runID string, keys []stepfleet.Key, reason string) []stepfleet.Change {
+func (l *Ledger) cancel(verb stepfleet.Verb, runID string, epoch stepfleet.Epoch, keys []stepfleet.Key, reason string) []stepfleet.Change {
 	var out []stepfleet.Change
 	for _, t := range l.tasks {
 		if t.RunID != runID || t.State.Terminal() || keys != nil && !slices.Contains(keys, t.Key) {
 			continue
 		}
 		switch {
+		case epoch != stepfleet.NoExecutor && t.Kind != stepfleet.KindStep:
 		case t.State == stepfleet.StateRunning && t.CancelRequested:
 		case t.State == stepfleet.StateRunning:
 			t.CancelRequested = true
-			out = append(out, l.move(t, verb, stepfleet.StateRunning, "executor", reason))
+			out = append(out, l.move(t, verb, stepfleet.StateRunning, speaker(epoch), reason))
 		default:
 			t.CancelRequested, t.Reason = true, reason
-			out = append(out, l.move(t, verb, stepfleet.StateCancelled, "executor", reason))
+			out = append(out, l.move(t, verb, stepfleet.StateCancelled, speaker(epoch), reason))
 		}
 	}
 	return out
 }
 
 // CloseRun implements stepfleet.Intake.
-func (l *Ledger) CloseRun(ctx context.Context, runID, reason string) (out []stepfleet.Change, err error) {
+func (l *Ledger) CloseRun(ctx context.Context, runID string, epoch stepfleet.Epoch, reason string) (out []stepfleet.Change, err error) {
 	if err := validRunID(runID); err != nil {
 		return nil, fmt.Errorf("close run: %w", err)
 	}
@@ -306,25 +328,14 @@ func (l *Ledger) CloseRun(ctx context.Context, runID, reason string) (out []step
 		return nil, err
 	}
 	defer leave(&err)
-	if r := l.run(runID); !r.closed {
-		r.closed = true
-		l.note(stepfleet.AuditRow{RunID: runID, Verb: stepfleet.VerbClose, Actor: "executor", Detail: reason})
+	if err := l.mustSpeak(stepfleet.VerbClose, runID, epoch, reason); err != nil {
+		return nil, err
 	}
-	return l.cancel(stepfleet.VerbClose, runID, nil, reason), nil
-}
-
-// SetNotifyURL implements stepfleet.Intake.
-func (l *Ledger) SetNotifyURL(ctx context.Context, runID, url string) (err error) {
-	if err := validRunID(runID); err != nil {
-		return fmt.Errorf("set notify url: %w", err)
+	if r := l.run(runID); !r.closed || r.closedBy != stepfleet.NoExecutor && epoch == stepfleet.NoExecutor {
+		r.closed, r.closedBy = true, epoch
+		l.note(stepfleet.AuditRow{RunID: runID, Verb: stepfleet.VerbClose, Actor: speaker(epoch), Detail: reason})
 	}
-	leave, err := l.enter(ctx, "set notify url")
-	if err != nil {
-		return err
-	}
-	defer leave(&err)
-	l.run(runID).notify = url
-	return nil
+	return l.cancel(stepfleet.VerbClose, runID, epoch, nil, reason), nil
 }
 
 func validRunID(id string) error {
@@ -345,6 +356,9 @@ func validateBatch(b stepfleet.Batch) error {
 	for _, t := range b.Tasks {
 		if err := t.Validate(); err != nil {
 			return err
+		}
+		if (b.Epoch == stepfleet.NoExecutor) != (t.Kind == stepfleet.KindRun) {
+			return fmt.Errorf("%w: task %s of kind %s by executor %d", stepfleet.ErrTaskInvalid, t.Key, t.Kind, b.Epoch)
 		}
 		if t.RunID != b.RunID || !utf8.ValidString(t.StepKey) || stepfleet.ValidateQueue(t.Queue) != nil ||
 			t.Attempt != int(int32(t.Attempt)) || t.Priority != int(int32(t.Priority)) {

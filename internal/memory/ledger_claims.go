@@ -182,7 +182,7 @@ func (l *Ledger) start(id stepfleet.SessionID, ref stepfleet.Ref) error {
 	}
 	next := stepfleet.Ref{TaskID: ref.TaskID, Fence: ref.Fence + 1}
 	if t := l.owned(id, next, stepfleet.StateCancelled); t != nil {
-		if l.run(t.RunID).closed {
+		if l.run(t.RunID).over(t.Kind) {
 			return refuse(stepfleet.ErrRunClosed)
 		}
 		return refuse(stepfleet.ErrCancelled)
@@ -193,7 +193,7 @@ func (l *Ledger) start(id stepfleet.SessionID, ref stepfleet.Ref) error {
 		return refuse(stepfleet.ErrFenced)
 	case t.State == stepfleet.StateRunning:
 		return nil // an earlier try of this call
-	case l.run(t.RunID).closed:
+	case l.run(t.RunID).over(t.Kind):
 		return refuse(stepfleet.ErrRunClosed)
 	}
 	t.StartedAt = time.Now()

@@ -17,13 +17,13 @@ func (l *Ledger) OpenRuns(ctx context.Context, after string, max int) (out []ste
 	defer leave(&err)
 	busy := map[string]bool{}
 	for _, t := range l.tasks {
-		if !t.State.Terminal() {
+		if !t.State.Terminal() && l.run(t.RunID).over(t.Kind) {
 			busy[t.RunID] = true
 		}
 	}
 	for id, r := range l.runs {
 		if id > after && (!r.closed || busy[id]) {
-			out = append(out, stepfleet.OpenRun{RunID: id, Closed: r.closed})
+			out = append(out, stepfleet.OpenRun{RunID: id, Closed: r.closed, ClosedBy: r.closedBy})
 		}
 	}
 	slices.SortFunc(out, func(a, b stepfleet.OpenRun) int { return cmp.Compare(a.RunID, b.RunID) })

@@ -26,6 +26,7 @@ func open(t testing.TB, dsn string, opts postgres.Options) *postgres.Ledger {
 }
 
 // one returns a batch of one task of the run.
+// one is a submission of one run worker, which needs no executor.
 func one(runID, step string) stepfleet.Batch {
 	payload := []byte(`{"run":"` + runID + `"}`)
 	d := stepfleet.DigestOf(payload)
@@ -33,7 +34,7 @@ func one(runID, step string) stepfleet.Batch {
 	return stepfleet.Batch{
 		RunID: runID, Identity: "id", Payloads: map[stepfleet.Digest][]byte{d: payload},
 		Tasks: []stepfleet.Task{{
-			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: "op", Job: "job",
+			V: stepfleet.TaskVersion, Kind: stepfleet.KindRun, Key: key, Op: "op", Job: "job",
 			IdempotencyKey: key.IdempotencyKey(), Queue: stepfleet.DefaultQueue, CodeLocation: "loc", Payload: d,
 		}},
 	}

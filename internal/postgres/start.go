@@ -19,7 +19,7 @@ SELECT 1 FROM stepfleet.task WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KE
 // this statement's snapshot cancels its tasks in a later statement, which waits for our locks and
 // then finds the task running and flags it.
 //
-// Guard: leased, the fence, the session alive and the owner, the run open. A task that is already
+// Guard: leased, the fence, the session alive and the owner, the run open for its kind. A task that is already
 // running with this fence and session was started by an earlier try of this call: done.
 const start = `
 WITH given AS MATERIALIZED (
@@ -29,10 +29,10 @@ WITH given AS MATERIALIZED (
         WHEN s.state = 'suspect' THEN 'session_suspect'
         WHEN s.state IS DISTINCT FROM 'alive' THEN 'session_dead'
         WHEN t.state = 'cancelled' AND t.fence = g.fence + 1 AND t.session_id = $1
-            THEN CASE r.state WHEN 'closed' THEN 'run_closed' ELSE 'cancelled' END
+            THEN CASE WHEN r.state = 'closed' AND (r.closed_by = 0 OR t.kind = 'step') THEN 'run_closed' ELSE 'cancelled' END
         WHEN t.state = 'running' AND t.fence = g.fence AND t.session_id = $1 THEN ''
         WHEN t.state = 'leased' AND t.fence = g.fence AND t.session_id = $1
-            THEN CASE r.state WHEN 'closed' THEN 'run_closed' ELSE '' END
+            THEN CASE WHEN r.state = 'closed' AND (r.closed_by = 0 OR t.kind = 'step') THEN 'run_closed' ELSE '' END
         ELSE 'fenced' END AS verdict
     FROM given g
     LEFT JOIN stepfleet.session s ON s.id = $1

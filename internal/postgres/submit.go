@@ -45,7 +45,7 @@ ORDER BY 1, 2 ON CONFLICT DO NOTHING`
 // submit records a batch, all or nothing. The run's row is locked, so what it reads of the run
 // and of the run's tasks stands.
 //
-// Guard: the run open, the identity the run's own, every payload there; a batch of tasks that are
+// Guard: the executor's epoch the run's, the run open, the identity the run's own, every payload there; a batch of tasks that are
 // all known and ended is answered whatever the run's state is. The turn of the i-th new task is
 // 1 + max(largest turn claimed in its lane, the run's last turn), which unrolled over the batch is
 // i + max(last turn, max over j <= i of (claimed turn of j's lane - j + 1)).
@@ -61,10 +61,12 @@ WITH given AS MATERIALIZED (
         ON t.run_id = $1 AND t.step_hash = g.step_hash AND t.attempt = g.attempt
 ), verdict AS MATERIALIZED (
     SELECT r.last_turn, CASE
+        WHEN $17::bigint > r.epoch THEN 'not_found'
+        WHEN $17 NOT IN (0, r.epoch) THEN 'superseded'
         WHEN r.identity <> $2 THEN 'conflict'
         WHEN NOT EXISTS (SELECT FROM given g LEFT JOIN known k USING (ord)
             WHERE k.ord IS NULL OR k.state IN ('queued', 'leased', 'running')) THEN ''
-        WHEN r.state = 'closed' THEN 'run_closed'
+        WHEN r.state = 'closed' AND ($17 <> 0 OR r.closed_by = 0) THEN 'run_closed'
         WHEN EXISTS (SELECT FROM given g WHERE NOT EXISTS
             (SELECT FROM stepfleet.payload p WHERE p.digest = g.payload)) THEN 'task_invalid'
         ELSE '' END AS code
@@ -95,12 +97,12 @@ WITH given AS MATERIALIZED (
     FROM verdict v WHERE r.run_id = $1 AND v.code = ''
 ), aud AS (
     INSERT INTO stepfleet.audit (task_id, run_id, verb, actor, to_state, fence, refused, detail)
-    SELECT id, $1, 'submit', 'executor', 'queued', 0, '', '' FROM ins
+    SELECT id, $1, 'submit', $18, 'queued', 0, '', '' FROM ins
     UNION ALL
-    SELECT k.id, $1, 'submit', 'executor', '', k.fence, 'conflict', 'another payload; the stored one stays'
+    SELECT k.id, $1, 'submit', $18, '', k.fence, 'conflict', 'another payload; the stored one stays'
     FROM known k JOIN verdict v ON v.code = '' WHERE k.differs
     UNION ALL
-    SELECT 0, $1, 'submit', 'executor', '', 0, code, '' FROM verdict WHERE code <> ''
+    SELECT 0, $1, 'submit', $18, '', 0, code, '' FROM verdict WHERE code <> ''
 )
 SELECT code, ARRAY(SELECT ord FROM known) FROM verdict`
 
@@ -133,7 +135,7 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) ([]stepfleet.Rec
 		q.Queue(insertLaneTurns, cols.queue, cols.priority)
 		q.Queue(submit, b.RunID, clean(b.Identity), clean(b.NotifyURL), cols.stepKey, cols.stepHash, cols.attempt, cols.kind,
 			cols.op, cols.job, cols.queue, cols.priority, cols.codeLocation, cols.payload, cols.policyRetries,
-			cols.lostRetries, cols.timeoutSeconds).QueryRow(func(row pgx.Row) error { return row.Scan(&verdict, &known) })
+			cols.lostRetries, cols.timeoutSeconds, b.Epoch, actor(b.Epoch)).QueryRow(func(row pgx.Row) error { return row.Scan(&verdict, &known) })
 		q.Queue(receipts, b.RunID, cols.stepHash, cols.attempt).Query(func(found pgx.Rows) error {
 			var r stepfleet.Receipt
 			var ord int64
@@ -255,6 +257,8 @@ func validateBatch(b stepfleet.Batch) error {
 		switch {
 		case t.RunID != b.RunID:
 			return bad("task %s is of another run", t.Key)
+		case (b.Epoch == stepfleet.NoExecutor) != (t.Kind == stepfleet.KindRun):
+			return bad("task %s of kind %s by executor %d: steps need an executor's epoch, run workers none", t.Key, t.Kind, b.Epoch)
 		case !utf8.ValidString(t.StepKey):
 			return bad("step_key %q is not UTF-8", t.StepKey)
 		case t.Attempt != int(int32(t.Attempt)) || t.Priority != int(int32(t.Priority)):

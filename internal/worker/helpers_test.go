@@ -128,9 +128,13 @@ func (b *bench) submit(ring bool, steps ...string) {
 // submitTimed is submit with a timeout, 0 for none.
 func (b *bench) submitTimed(ring bool, timeoutSeconds int, steps ...string) {
 	b.t.Helper()
+	epoch, err := b.ledger.TakeEpoch(b.ctx, "run-1", "test", "http://server")
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	payload := []byte(`{"args":1}`)
 	batch := stepfleet.Batch{
-		RunID: "run-1", Identity: "id", NotifyURL: "http://server",
+		RunID: "run-1", Epoch: epoch, Identity: "id", NotifyURL: "http://server",
 		Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
 	}
 	for _, s := range steps {

@@ -65,7 +65,7 @@ func TestACancelledRunWorkerHasAGraceOfItsOwn(t *testing.T) {
 		b.serveRuns()
 		b.start()
 		p := b.runWorker(0)
-		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", 0, nil, "asked"); err != nil {
 			t.Fatal(err)
 		}
 		<-p.signals

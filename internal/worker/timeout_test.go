@@ -43,8 +43,8 @@ func TestAStepOverItsTimeoutIsRevokedTerminatedAndFails(t *testing.T) {
 		for _, row := range rows {
 			verbs = append(verbs, row.Verb)
 		}
-		if len(verbs) != 5 || verbs[3] != stepfleet.VerbRevoke || verbs[4] != stepfleet.VerbSettle {
-			t.Errorf("audit %v, want submit, claim, start, revoke, settle", verbs)
+		if len(verbs) != 6 || verbs[4] != stepfleet.VerbRevoke || verbs[5] != stepfleet.VerbSettle {
+			t.Errorf("audit %v, want takeover, submit, claim, start, revoke, settle", verbs)
 		}
 	})
 }
@@ -140,7 +140,7 @@ func TestACancelBeforeTheTimeoutStaysACancel(t *testing.T) {
 		b.start()
 		p := b.runningTimed("a", 10)
 		time.Sleep(8 * time.Second)
-		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", 0, nil, "asked"); err != nil {
 			t.Fatal(err)
 		}
 		<-p.signals

@@ -125,7 +125,7 @@ func TestCancelTerminatesThenKills(t *testing.T) {
 		b.start()
 		p := b.running("a")
 		before := time.Now()
-		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", stepfleet.NoExecutor, nil, "asked"); err != nil {
 			t.Fatal(err)
 		}
 		if sig := <-p.signals; sig != "terminate" {
@@ -144,7 +144,7 @@ func TestACancelledLeaseIsRefusedItsStart(t *testing.T) {
 		b.start()
 		b.submit(true, "a")
 		p := b.next()
-		if _, err := b.ledger.Cancel(b.ctx, "run-1", nil, "asked"); err != nil {
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", stepfleet.NoExecutor, nil, "asked"); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.gate.Start(b.ctx); !errors.Is(err, stepfleet.ErrCancelled) {

@@ -1,5 +1,8 @@
 """The client of the server's HTTP API: submits, and the run's stream of completions.
 
+It speaks for one run, as its executor: it takes the run's epoch and names it in every call. Once
+another executor has taken a later one, everything raises Superseded.
+
 A call is repeated, with growing pauses, while the server cannot be reached or says that it takes
 no more: submits, cancels and closes are idempotent. The pauses end when Dagster has received an
 interrupt, so that a run that is terminated during an outage ends at once.
@@ -16,6 +19,7 @@ import random
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +27,8 @@ from urllib.parse import quote, urlsplit
 
 DEFAULT_URL = "http://127.0.0.1:8630"
 PROTOCOL_VERSION = 1
+# The epoch of who asks and is no executor.
+NO_EXECUTOR = 0
 
 # The server answers in milliseconds; a call that hangs for longer than this is repeated.
 _CALL_TIMEOUT_SECONDS = 10.0
@@ -61,6 +67,13 @@ class ServerRefused(StepfleetError):
         super().__init__(message)
         self.code = code
         self.status = status
+
+
+class Superseded(BaseException):
+    """Another executor has taken over the run: this one must leave it alone, at once.
+
+    Not an Exception: Dagster's loop, and user code, would report that as a failure of the run.
+    """
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,101 @@ class _Endpoint:
         return headers
 
 
+class _Caller:
+    """One kept connection, and the answers on it in words of our own."""
+
+    def __init__(
+        self,
+        endpoint: _Endpoint,
+        path: str,
+        run_id: str,
+        timeout_seconds: float = _CALL_TIMEOUT_SECONDS,
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeout_seconds = timeout_seconds
+        self.path = path
+        self._run_id = run_id
+        self._connection: http.client.HTTPConnection | None = None
+
+    @property
+    def url(self) -> str:
+        return self._endpoint.url
+
+    def another(self) -> _Caller:
+        """Returns one for another thread."""
+        return _Caller(self._endpoint, self.path, self._run_id, self._timeout_seconds)
+
+    def once(self, method: str, path: str, data: bytes | None) -> dict[str, Any]:
+        """One exchange, or two when a kept connection turns out to be closed."""
+        kept = self._connection is not None
+        try:
+            status, headers, raw = self._exchange(method, path, data)
+        except (OSError, http.client.HTTPException) as err:
+            self.disconnect()
+            if not kept:
+                raise _Again(f"{type(err).__name__}: {err}") from err
+            return self.once(method, path, data)
+        return self.judge(status, headers, raw)
+
+    def _exchange(
+        self, method: str, path: str, data: bytes | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        if self._connection is None:
+            self._connection = self._endpoint.connect(self._timeout_seconds)
+        headers = self._endpoint.headers(data is not None)
+        base = self._endpoint.prefix if path.startswith("/v1/") else self.path
+        self._connection.request(method, base + path, data, headers)
+        response = self._connection.getresponse()
+        raw = response.read()
+        if response.will_close:
+            self.disconnect()
+        return response.status, dict(response.headers.items()), raw
+
+    def judge(self, status: int, headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:
+        try:
+            answer: Any = json.loads(raw) if raw else {}
+        except ValueError:
+            answer = None
+        if 200 <= status < 300:
+            if not isinstance(answer, dict):
+                raise StepfleetError(
+                    f"{self.url} answered {status} with something that is not the stepfleet API: "
+                    "check STEPFLEET_URL and the executor's server_url."
+                )
+            return answer
+        error = answer.get("error") if isinstance(answer, dict) else None
+        error = error if isinstance(error, dict) else {}
+        code = str(error.get("code") or f"http_{status}")
+        message = str(error.get("message") or raw[:200].decode(errors="replace") or "no message")
+        if code == "superseded":
+            raise Superseded(
+                f"Another run worker has taken over run {self._run_id} ({message}). This one "
+                "leaves it as it is."
+            )
+        if status in _RETRIED_STATUS or error.get("retry") is True:
+            raise _Again(f"{status} {code}: {message}", _retry_after(headers))
+        raise ServerRefused(code, status, self._explain(code, status, message))
+
+    def _explain(self, code: str, status: int, message: str) -> str:
+        advice = {
+            "unauthorized": "Set STEPFLEET_TOKEN, or STEPFLEET_TOKEN_FILE, to the server's token "
+            "in the run worker's environment.",
+            "conflict": "The ledger knows this run id from another job or deployment; a run id "
+            "must not be used twice.",
+            "not_found": "The ledger does not know this run's executor: it was replaced, or "
+            "restored from before the run began. Launch the run again.",
+            "run_closed": "The run was closed, by its launcher, by `stepfleet`, or because "
+            "Dagster shows it as ended. Launch a new run.",
+        }.get(code, "")
+        text = f"The stepfleet server at {self.url} refused ({status} {code}): {message}. {advice}"
+        return text.strip()
+
+    def disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
 class Client:
     """Speaks for one run."""
 
@@ -180,14 +288,16 @@ class Client:
         call_timeout_seconds: float | None = None,
         interrupted: Callable[[], bool] = _never,
     ) -> None:
-        self._call_timeout_seconds = call_timeout_seconds or _CALL_TIMEOUT_SECONDS
         self.url = url
         self.run_id = run_id
         self._endpoint = _Endpoint(url, token)
         self._budget = outage_budget_seconds
         self._interrupted = interrupted
-        self._connection: http.client.HTTPConnection | None = None
-        self._path = f"{self._endpoint.prefix}/v1/runs/{quote(run_id, safe='')}"
+        path = f"{self._endpoint.prefix}/v1/runs/{quote(run_id, safe='')}"
+        timeout_seconds = call_timeout_seconds or _CALL_TIMEOUT_SECONDS
+        self._caller = _Caller(self._endpoint, path, run_id, timeout_seconds)
+        # A request that an outage has delayed must not take the run from the one that followed it.
+        self._executor = uuid.uuid4().hex
         self.completions = Completions()
         self._stream: _Stream | None = None
 
@@ -197,18 +307,52 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.shutdown()
 
+    def start(self) -> None:
+        """Takes the run's epoch and opens its stream, in the background."""
+        if self._stream is None:
+            self._stream = _Stream(
+                self._endpoint, self._caller.another(), self._executor, self.completions
+            )
+            self._stream.start()
+
+    def epoch(self) -> int:
+        """Returns the run's epoch, waiting for it as for any answer of the server."""
+        self.start()
+        deadline = time.monotonic() + self._budget
+        while True:
+            completions = self.completions
+            if completions.epoch:
+                return completions.epoch
+            if completions.refused is not None:
+                raise completions.refused
+            if self._interrupted():
+                raise Interrupted("interrupted while waiting for the stepfleet server")
+            if time.monotonic() > deadline:
+                raise self._unreachable(self._budget, f"the last try: {completions.trouble}")
+            completions.wait_for_epoch(_INTERRUPT_SLICE_SECONDS)
+
+    def confirm(self) -> None:
+        """Raises Superseded when another executor has taken over. An outage is no answer."""
+        body = {"v": PROTOCOL_VERSION, "executor": self._executor, "epoch": self.epoch()}
+        with contextlib.suppress(ServerUnreachable):
+            self._call("POST", "/epoch", body, budget_seconds=0.0)
+
     def submit(
         self,
         identity: str,
         payloads: Mapping[str, str],
         tasks: Sequence[Mapping[str, Any]],
+        *,
+        as_executor: bool = True,
     ) -> list[dict[str, Any]]:
-        """Submits one batch and returns its receipts, one a task, in order."""
+        """Submits one batch and returns its receipts, one a task, in order. Steps are submitted by
+        the run's executor, under its epoch; run workers by nobody's."""
         answer = self._call(
             "POST",
             "/tasks",
             {
                 "v": PROTOCOL_VERSION,
+                "epoch": self.epoch() if as_executor else NO_EXECUTOR,
                 "identity": identity,
                 "payloads": dict(payloads),
                 "tasks": list(tasks),
@@ -239,21 +383,32 @@ class Client:
         *,
         budget_seconds: float | None = None,
     ) -> None:
-        """Cancels the tasks (step key, attempt), or all of the run. Interrupts do not end it."""
+        """Cancels the tasks (step key, attempt), or all of the run's steps. Interrupts do not end
+        it. For a client that has its epoch."""
         keys = None if tasks is None else [{"step_key": k, "attempt": a} for k, a in tasks]
-        body = {"v": PROTOCOL_VERSION, "tasks": keys, "reason": reason}
+        body = {
+            "v": PROTOCOL_VERSION,
+            "epoch": self.completions.epoch,
+            "tasks": keys,
+            "reason": reason,
+        }
         self._call("POST", "/cancel", body, budget_seconds=budget_seconds, interruptible=False)
 
     def close_run(self, reason: str, *, budget_seconds: float | None = None) -> None:
-        """Closes the run: what still waits is cancelled, nothing more is accepted."""
-        body = {"v": PROTOCOL_VERSION, "reason": reason}
+        """Closes the run: what still waits is cancelled, nothing more is accepted. For a client
+        that has its epoch."""
+        body = {"v": PROTOCOL_VERSION, "epoch": self.completions.epoch, "reason": reason}
         self._call("POST", "/close", body, budget_seconds=budget_seconds, interruptible=False)
 
-    def start_stream(self) -> None:
-        """Opens the run's stream in the background; what it says goes to `completions`."""
-        if self._stream is None:
-            self._stream = _Stream(self._endpoint, self._path + "/stream", self.completions)
-            self._stream.start()
+    def adjudicate(self, tasks: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Asks whether this executor may say how the attempts (step key, attempt) ended."""
+        body = {
+            "v": PROTOCOL_VERSION,
+            "epoch": self.epoch(),
+            "tasks": [{"step_key": k, "attempt": a} for k, a in tasks],
+        }
+        rulings = self._call("POST", "/adjudicate", body).get("rulings")
+        return rulings if isinstance(rulings, list) else []
 
     def wait(self, version: int, timeout_seconds: float) -> bool:
         """Waits until `completions` is newer than version. Returns early upon an interrupt."""
@@ -268,7 +423,7 @@ class Client:
     def shutdown(self) -> None:
         if self._stream is not None:
             self._stream.stop()
-        self._disconnect()
+        self._caller.disconnect()
 
     def _call(
         self,
@@ -285,21 +440,24 @@ class Client:
         tries = 0
         while True:
             try:
-                return self._once(method, path, data)
+                return self._caller.once(method, path, data)
             except _Again as err:
                 pause = err.retry_after or _BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)]
                 pause *= random.uniform(0.8, 1.2)
                 tries += 1
                 if time.monotonic() + pause > deadline:
-                    raise ServerUnreachable(
-                        f"The stepfleet server at {self.url} could not take a call within "
-                        f"{budget:.0f} s ({tries} tries, the last: {err}). Check that "
-                        "`stepfleet server` runs there and that STEPFLEET_URL or the executor's "
-                        "server_url is right; outage_budget_seconds sets how long a run waits."
-                    ) from err
+                    raise self._unreachable(budget, f"{tries} tries, the last: {err}") from err
                 if tries == 1:
                     _log.warning("stepfleet server at %s: %s; trying again", self.url, err)
                 self._pause(pause, interruptible)
+
+    def _unreachable(self, budget: float, tried: str) -> ServerUnreachable:
+        return ServerUnreachable(
+            f"The stepfleet server at {self.url} could not take a call within "
+            f"{budget:.0f} s ({tried}). Check that "
+            "`stepfleet server` runs there and that STEPFLEET_URL or the executor's "
+            "server_url is right; outage_budget_seconds sets how long a run waits."
+        )
 
     def _pause(self, seconds: float, interruptible: bool) -> None:
         deadline = time.monotonic() + seconds
@@ -307,69 +465,6 @@ class Client:
             if interruptible and self._interrupted():
                 raise Interrupted("interrupted while waiting for the stepfleet server")
             time.sleep(min(left, _INTERRUPT_SLICE_SECONDS))
-
-    def _once(self, method: str, path: str, data: bytes | None) -> dict[str, Any]:
-        """One exchange, or two when a kept connection turns out to be closed."""
-        kept = self._connection is not None
-        try:
-            status, headers, raw = self._exchange(method, path, data)
-        except (OSError, http.client.HTTPException) as err:
-            self._disconnect()
-            if not kept:
-                raise _Again(f"{type(err).__name__}: {err}") from err
-            return self._once(method, path, data)
-        return self._judge(status, headers, raw)
-
-    def _exchange(
-        self, method: str, path: str, data: bytes | None
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        if self._connection is None:
-            self._connection = self._endpoint.connect(self._call_timeout_seconds)
-        headers = self._endpoint.headers(data is not None)
-        base = self._endpoint.prefix if path.startswith("/v1/") else self._path
-        self._connection.request(method, base + path, data, headers)
-        response = self._connection.getresponse()
-        raw = response.read()
-        if response.will_close:
-            self._disconnect()
-        return response.status, dict(response.headers.items()), raw
-
-    def _judge(self, status: int, headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:
-        try:
-            answer: Any = json.loads(raw) if raw else {}
-        except ValueError:
-            answer = None
-        if 200 <= status < 300:
-            if not isinstance(answer, dict):
-                raise StepfleetError(
-                    f"{self.url} answered {status} with something that is not the stepfleet API: "
-                    "check STEPFLEET_URL and the executor's server_url."
-                )
-            return answer
-        error = answer.get("error") if isinstance(answer, dict) else None
-        error = error if isinstance(error, dict) else {}
-        code = str(error.get("code") or f"http_{status}")
-        message = str(error.get("message") or raw[:200].decode(errors="replace") or "no message")
-        if status in _RETRIED_STATUS or error.get("retry") is True:
-            raise _Again(f"{status} {code}: {message}", _retry_after(headers))
-        raise ServerRefused(code, status, self._explain(code, status, message))
-
-    def _explain(self, code: str, status: int, message: str) -> str:
-        advice = {
-            "unauthorized": "Set STEPFLEET_TOKEN, or STEPFLEET_TOKEN_FILE, to the server's token "
-            "in the run worker's environment.",
-            "conflict": "The ledger knows this run id from another job or deployment; a run id "
-            "must not be used twice.",
-            "run_closed": "The run was closed, by its launcher, by `stepfleet`, or because "
-            "Dagster shows it as ended. Launch a new run.",
-        }.get(code, "")
-        text = f"The stepfleet server at {self.url} refused ({status} {code}): {message}. {advice}"
-        return text.strip()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 class _Again(Exception):
@@ -392,10 +487,15 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 @dataclass
 class Completions:
-    """The run's ended tasks, fed by the stream's thread, read by the executor's."""
+    """The run's epoch and its ended tasks, fed by the stream's thread, read by the executor's."""
 
     version: int = 0
-    refused: StepfleetError | None = None
+    # 0 until it has been taken.
+    epoch: int = 0
+    # What the stream's thread cannot cure; it has ended with it.
+    refused: StepfleetError | Superseded | None = None
+    # Why it has got nowhere so far.
+    trouble: str = "no answer yet"
     _ended: dict[tuple[str, int], Ended] = field(default_factory=dict[tuple[str, int], Ended])
     _condition: threading.Condition = field(default_factory=threading.Condition)
 
@@ -409,7 +509,18 @@ class Completions:
             self.version += 1
             self._condition.notify_all()
 
-    def refuse(self, error: StepfleetError) -> None:
+    def take(self, epoch: int) -> None:
+        with self._condition:
+            self.epoch = epoch
+            self._condition.notify_all()
+
+    def wait_for_epoch(self, timeout_seconds: float) -> None:
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self.epoch or self.refused is not None, timeout_seconds
+            )
+
+    def refuse(self, error: StepfleetError | Superseded) -> None:
         with self._condition:
             self.refused = error
             self.version += 1
@@ -432,12 +543,17 @@ class Completions:
 
 
 class _Stream(threading.Thread):
-    """Holds the run's stream open until stopped. A daemon: it must not keep a run worker alive."""
+    """Takes the run's epoch, then holds its stream open until stopped. A daemon: it must not keep
+    a run worker alive."""
 
-    def __init__(self, endpoint: _Endpoint, path: str, completions: Completions) -> None:
+    def __init__(
+        self, endpoint: _Endpoint, caller: _Caller, executor: str, completions: Completions
+    ) -> None:
         super().__init__(name="stepfleet-stream", daemon=True)
         self._endpoint = endpoint
-        self._path = path
+        self._caller = caller
+        self._path = caller.path
+        self._executor = executor
         self._completions = completions
         self._stopped = threading.Event()
         self._socket: socket.socket | None = None
@@ -446,18 +562,28 @@ class _Stream(threading.Thread):
         tries = 0
         while not self._stopped.is_set():
             try:
+                if not self._completions.epoch:
+                    self._take_epoch()
                 if self._read():
                     tries = 0
-            except StepfleetError as err:
+            except (StepfleetError, Superseded) as err:
                 self._completions.refuse(err)
                 return
-            except (OSError, http.client.HTTPException, ValueError) as err:
+            except (_Again, OSError, http.client.HTTPException, ValueError) as err:
+                self._completions.trouble = str(err)
                 _log.debug("stepfleet stream: %s", err)
-            if tries >= _LOOK_AFTER_TRIES:
+            if tries >= _LOOK_AFTER_TRIES and self._completions.epoch:
                 self._look(warn=tries == _LOOK_AFTER_TRIES)
             pause = _STREAM_BACKOFF_SECONDS[min(tries, len(_STREAM_BACKOFF_SECONDS) - 1)]
             tries += 1
             self._stopped.wait(pause * random.uniform(0.8, 1.2))
+
+    def _take_epoch(self) -> None:
+        body = json.dumps({"v": PROTOCOL_VERSION, "executor": self._executor}).encode()
+        try:
+            self._completions.take(int(self._caller.once("POST", "/epoch", body)["epoch"]))
+        finally:
+            self._caller.disconnect()
 
     def _look(self, *, warn: bool) -> None:
         """Reads how the run's tasks stand where no stream comes through, as behind some proxies."""
@@ -470,7 +596,7 @@ class _Stream(threading.Thread):
         try:
             connection = self._endpoint.connect(STREAM_SILENCE_SECONDS)
             with contextlib.closing(connection):
-                path = self._path.removesuffix("/stream") + "/tasks"
+                path = self._path + "/tasks"
                 connection.request("GET", path, headers=self._endpoint.headers(False))
                 response = connection.getresponse()
                 if response.status != 200:
@@ -494,13 +620,11 @@ class _Stream(threading.Thread):
         self._socket = connection.sock
         greeted = False
         try:
-            connection.request("GET", self._path, headers=self._endpoint.headers(False))
+            path = f"{self._path}/stream?epoch={self._completions.epoch}"
+            connection.request("GET", path, headers=self._endpoint.headers(False))
             response = connection.getresponse()
-            if response.status == 401:
-                raise ServerRefused(
-                    "unauthorized", 401, "The stepfleet server refused the token for the stream."
-                )
             if response.status != 200:
+                self._refused(response)
                 return False
             while not self._stopped.is_set():
                 line = response.readline(_MAX_LINE_BYTES)
@@ -512,9 +636,22 @@ class _Stream(threading.Thread):
             self._socket = None
             connection.close()
 
+    def _refused(self, response: http.client.HTTPResponse) -> None:
+        """Raises what ends the stream for good; a proxy's refusal does not."""
+        try:
+            self._caller.judge(response.status, dict(response.headers.items()), response.read())
+        except ServerRefused as err:
+            if err.code in ("unauthorized", "task_invalid", "not_found"):
+                raise
+
     def _take(self, line: bytes) -> bool:
         message = json.loads(line)
         kind = message.get("type")
+        if kind == "superseded":
+            raise Superseded(
+                f"Another run worker has taken over the run from epoch {self._completions.epoch}. "
+                "This one leaves it as it is."
+            )
         if kind == "task":
             self._completions.add(Ended.of(message))
         return kind == "hello"

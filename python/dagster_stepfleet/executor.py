@@ -3,11 +3,17 @@
 The loop stays Dagster's. What is ours hangs on five of its seams: `launch_step` buffers the steps
 that are ready, `_sleep_seconds` submits them in one batch and then waits for a completion,
 `_pop_events` reads the log so that no event is missed, the health interval is due at once when the
-ledger has ended a step that Dagster still waits for, and the crash helper writes that verdict.
+ledger has ended a step that Dagster still waits for, and the crash helper writes that verdict. On
+resume the loop's bookkeeping is replayed by resume.py.
+
+The executor speaks for its run under the epoch that it took at the server. When another has taken
+over it raises Superseded out of the loop, touches neither the ledger nor the log any more, and
+leaves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -51,10 +57,10 @@ from dagster._core.executor.step_delegating.step_handler.base import (
     StepHandlerContext,
 )
 from dagster._grpc.types import ExecuteStepArgs
-from dagster._serdes import serialize_value
 from dagster._utils.interrupts import check_captured_interrupt
 
-from dagster_stepfleet import iocheck, storage, tags
+from dagster_stepfleet import iocheck, resume, storage, tags
+from dagster_stepfleet.arguments import attempt_of, shared_payload, step_key_of
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
@@ -62,12 +68,16 @@ from dagster_stepfleet.client import (
     Client,
     Ended,
     Interrupted,
+    ServerRefused,
     ServerUnreachable,
     StepfleetError,
+    Superseded,
     read_token,
 )
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
-from dagster_stepfleet.identity import RUN_STEP_KEY, run_identity
+from dagster_stepfleet.identity import run_identity
+from dagster_stepfleet.takeover import Place, leave_process, leave_run
+from dagster_stepfleet.verdicts import Adjudicator, VerdictGate
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
@@ -142,7 +152,12 @@ class StepfleetStepHandler(StepHandler):
         self.buffer: list[Launch] = []
         self.open: dict[str, Open] = {}
         self.generation = 0
-        self.submitted = False
+        # The ledger's tasks when this run worker resumed the run, by step key and attempt.
+        self.inherited: dict[tuple[str, int], dict[str, Any]] = {}
+        self.resuming = False
+        self.adjudicator = Adjudicator()
+        self._gate: VerdictGate | None = None
+        self.place = Place()
         self._tried = False
         # An event of our own waits in the log: the loop must pop it without waiting.
         self.nudged = False
@@ -159,7 +174,7 @@ class StepfleetStepHandler(StepHandler):
 
     # Called by the executor's execute.
 
-    def begin(self, plan_context: PlanOrchestrationContext) -> None:
+    def begin(self, plan_context: PlanOrchestrationContext, gate: VerdictGate) -> None:
         run = plan_context.dagster_run
         self.client = Client(
             self._server_url,
@@ -169,56 +184,70 @@ class StepfleetStepHandler(StepHandler):
             interrupted=check_captured_interrupt,
         )
         self._router = tags.Router(run.tags, self.defaults)
+        self.client.start()
+        self._gate = gate
+        self.resuming = plan_context.resume_from_failure
+        self.place.check(None)
         self._job_name = run.job_name
         origin = run.job_code_origin or plan_context.reconstructable_job.get_python_origin()
         self._identity = run_identity(origin, run.job_snapshot_id)
 
-    def end(self, *, reason: str | None, resuming: bool, budget_seconds: float) -> None:
-        """Ends the run in the ledger: closes it, after cancelling all when there is a reason."""
+    def inherit(self) -> list[dict[str, Any]]:
+        """Returns the run's tasks as they stand now that nobody else can submit any more."""
+        assert self.client is not None
+        try:
+            views = [v for v in self.client.tasks() if v["kind"] == "step"]
+        except Interrupted as err:
+            raise DagsterExecutionInterruptedError(str(err)) from err
+        for view in views:
+            self.inherited[view["step_key"], view["attempt"]] = view
+            if view["state"] in TERMINAL_STATES:
+                self.client.completions.add(Ended.of(view))
+        self._tried = bool(views)  # so that `end` closes what the earlier run worker has begun
+        return views
+
+    def _take_over(self) -> None:
+        """Waits for the epoch. A closed run needs no executor: its steps have ended, or will."""
+        assert self.client is not None
+        try:
+            self.client.epoch()
+        except Interrupted as err:
+            raise DagsterExecutionInterruptedError(str(err)) from err
+        except ServerRefused as err:
+            if err.code != "run_closed":
+                raise
+
+    def end(self, *, reason: str | None, leaving: bool, budget_seconds: float) -> None:
+        """Ends the run in the ledger: closes it, after cancelling all when there is a reason.
+        Leaving, it only hangs up."""
         client, self.client = self.client, None
         if client is None:
             return
         try:
             self.buffer.clear()
-            if resuming or not self._tried:
-                return
-            if _under_launcher():
-                self._cancel_steps(client, reason, budget_seconds)
+            if leaving or not self._tried or not client.completions.epoch:
                 return
             if reason is not None:
                 client.cancel(None, reason, budget_seconds=budget_seconds)
             client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
         except StepfleetError as err:
+            self.place.conclude(err)
             # The server closes runs that Dagster shows as ended by itself.
             _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
         finally:
             client.shutdown()
-
-    def _cancel_steps(self, client: Client, reason: str | None, budget_seconds: float) -> None:
-        """Cancels the run's steps and spares its run worker, which is this process. The server
-        closes the run once Dagster shows how it ended."""
-        if reason is None:
-            return
-        steps = [
-            (str(task["step_key"]), int(task["attempt"]))
-            for task in client.tasks()
-            if task["kind"] == "step" and task["state"] not in TERMINAL_STATES
-        ]
-        if steps:
-            client.cancel(steps, reason, budget_seconds=budget_seconds)
 
     # Called by the loop.
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         args = step_handler_context.execute_step_args
         run = step_handler_context.dagster_run
-        step_key = _step_key(args)
+        step_key = step_key_of(args)
         step_context = step_handler_context.get_step_context(step_key)
         placement = self._router.place(step_handler_context.step_tags[step_key])
         for warning in placement.warnings:
             DagsterEvent.engine_event(step_context, warning, EngineEventData())
-        state = args.known_state
-        attempt = state.get_retry_state().get_attempt_count(step_key) if state else 0
+        attempt = attempt_of(args, step_key)
         policy = step_context.op_retry_policy
         location = run.remote_job_origin.location_name if run.remote_job_origin else ""
         self.buffer.append(
@@ -242,25 +271,59 @@ class StepfleetStepHandler(StepHandler):
         yield  # a generator without events: the child writes them
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
-        """Unhealthy exactly when the ledger has ended the step and Dagster's log has not."""
+        """Unhealthy when the ledger has ended the step and Dagster's log has not, and this executor
+        may say so."""
         try:
-            step_key = _step_key(step_handler_context.execute_step_args)
-            if not self.submitted:
-                return CheckStepHealthResult.unhealthy(
-                    "this run worker has not submitted it yet; submitting again is safe"
-                )
+            step_key = step_key_of(step_handler_context.execute_step_args)
+            if step_key not in self.open and not self._adopt(step_key, step_handler_context):
+                return CheckStepHealthResult.unhealthy("the ledger has no task of it")
             ended = self.verdict(step_key)
-            if ended is None or self.reader is None:
+            if ended is None or self.reader is None or not self.open[step_key].rewound:
                 return CheckStepHealthResult.healthy()
             if self.reader.has_unseen_ending(step_key):
                 # It became visible only now, maybe below the window: read the whole log again.
                 self.open[step_key].rewound = False
                 return CheckStepHealthResult.healthy()
+            if not self._may_end(step_key) or not self.open[step_key].rewound:
+                return CheckStepHealthResult.healthy()
             return CheckStepHealthResult.unhealthy(ended.describe())
+        except Superseded as err:
+            leave_process(err)
+            raise
         except Exception as err:
             # A storage that is down for a moment must not fail a step.
             _log.warning("stepfleet could not check a step's health: %s", err)
             return CheckStepHealthResult.healthy()
+
+    def _adopt(self, step_key: str, step_handler_context: StepHandlerContext) -> bool:
+        """Takes over a step that an earlier run worker has submitted."""
+        args, run = step_handler_context.execute_step_args, step_handler_context.dagster_run
+        attempt = attempt_of(args, step_key)
+        if (step_key, attempt) not in self.inherited:
+            return False
+        self.open[step_key] = Open(
+            attempt=attempt,
+            placement=tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults),
+            launched_after=0,
+        )
+        return True
+
+    def _may_end(self, step_key: str) -> bool:
+        """Adjudicates all that waits for it, in one call. False means to ask again later."""
+        assert self.client is not None
+        wanted = step_key, self.open[step_key].attempt
+        waiting = {(k, s.attempt) for k, s in self.open.items() if s.rewound and self.verdict(k)}
+        for key in self.adjudicator.ask(self.client, wanted, waiting):
+            # The executor before may have written it since the log was read: read it again.
+            self.open[key].rewound = False
+        return self.adjudicator.granted(wanted)
+
+    def writing_end(self, step_key: str) -> contextlib.AbstractContextManager[None]:
+        """Within it, the end of the step's attempt is written unless the log has it."""
+        step = self.open.get(step_key)
+        if self._gate is None or step is None:
+            return contextlib.nullcontext()
+        return self._gate.expecting(step_key, step.attempt)
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Does nothing by itself: `end` cancels all the run's tasks in one call."""
@@ -274,17 +337,15 @@ class StepfleetStepHandler(StepHandler):
             batch = self.buffer[:MAX_BATCH_TASKS]
             receipts = self._submit(batch)
             del self.buffer[: len(batch)]
-            self.submitted = True
             for launch, receipt in zip(batch, receipts, strict=True):
                 self._take_receipt(launch, receipt)
-            self.client.start_stream()
 
     def wait(self) -> None:
         """Waits for a completion, an interrupt or the end of a retry's delay; 1 s at most."""
         if self.client is None:
             return
         refused = self.client.completions.refused
-        if refused is not None:
+        if refused is not None and (self.open or isinstance(refused, Superseded)):
             raise refused
         if self.nudged:
             self.nudged = False
@@ -337,15 +398,32 @@ class StepfleetStepHandler(StepHandler):
         first = self.reader is None
         reader = self.reader = self.reader or EventReader(instance, run_id, seen)
         self.generation += 1
+        if first and self.resuming:
+            self._take_over()  # before the read: the earlier executor decides nothing after it
+        self.place.check(self.client)
         if self.client is not None:
             self._seen_version = self.client.completions.version
-        resumed = first and not self.open
         records = self._read_again(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
+        if first and self.resuming:
+            records = resume.answered(records)
+            reader.mark(records)
+            events, due = resume.history(records, time.time())
+            self._retry_at += due
+            return events
+        records = [r for r in records if not self._too_early(r)]
         reader.mark(records)
         events = [e for r in records if (e := r.event_log_entry.dagster_event) is not None]
-        if resumed:
-            return _for_rebuild(events)
         return [event for event in events if self._account(event)]
+
+    def _too_early(self, record: EventLogRecord) -> bool:
+        """Whether the loop must not see the event yet. It answers a RESOURCE_INIT_FAILURE by
+        writing the step's end, which needs the task to have ended and a grant."""
+        event = record.event_log_entry.dagster_event
+        if event is None or event.event_type != DagsterEventType.RESOURCE_INIT_FAILURE:
+            return False
+        if seams.resource_init_failure_ends_step() or event.step_key not in self.open:
+            return False
+        return self.verdict(event.step_key) is None or not self._may_end(event.step_key)
 
     def _read_again(self, reader: EventReader, after: int) -> list[EventLogRecord]:
         """Reads, and once more when the connection was lost under it: it makes a new one."""
@@ -391,6 +469,7 @@ class StepfleetStepHandler(StepHandler):
     def _account(self, event: DagsterEvent) -> bool:
         """Closes the step that the event ends. Returns False for the end of no open step: a
         process that was given up has written late, and Dagster's loop would fail on it."""
+        self.place.hear(event)
         if event.event_type not in ENDING_TYPES or event.step_key is None:
             return True
         if event.step_key not in self.open:
@@ -417,7 +496,7 @@ class StepfleetStepHandler(StepHandler):
         digests: dict[int, str] = {}
         for launch in batch:
             if launch.generation not in digests:
-                payload = _payload(launch.args)
+                payload = shared_payload(launch.args)
                 digest = hashlib.sha256(payload.encode()).hexdigest()
                 digests[launch.generation] = digest
                 payloads[digest] = payload
@@ -492,55 +571,6 @@ def _will_resume(instance: DagsterInstance, run_id: str) -> bool:
     return going_on and instance.run_will_resume(run_id)
 
 
-def _under_launcher() -> bool:
-    """Whether this process is itself a task of its run."""
-    return os.environ.get("STEPFLEET_STEP_KEY") == RUN_STEP_KEY
-
-
-def _step_key(args: ExecuteStepArgs) -> str:
-    keys = args.step_keys_to_execute or []
-    if len(keys) != 1:
-        raise StepfleetError(f"Dagster asked for {len(keys)} steps in one process, not for one")
-    return keys[0]
-
-
-def _payload(args: ExecuteStepArgs) -> str:
-    """Serialises the arguments without the step key, which each child puts in for itself."""
-    return serialize_value(
-        ExecuteStepArgs(
-            job_origin=args.job_origin,
-            run_id=args.run_id,
-            step_keys_to_execute=None,
-            instance_ref=args.instance_ref,
-            retry_mode=args.retry_mode,
-            known_state=args.known_state,
-            should_verify_step=False,
-            print_serialized_events=False,
-        )
-    )
-
-
-def _for_rebuild(events: list[DagsterEvent]) -> list[DagsterEvent]:
-    """Prepares a run's events for Dagster's replay on resume, which fails on two kinds.
-
-    A STEP_SKIPPED raises, and Dagster derives skips again by itself. A STEP_UP_FOR_RETRY with a
-    delay starts the delay anew, and then an event of the later attempt raises.
-    """
-    last_event: dict[str | None, int] = {e.step_key: n for n, e in enumerate(events)}
-    prepared: list[DagsterEvent] = []
-    for number, event in enumerate(events):
-        if event.event_type == DagsterEventType.STEP_SKIPPED:
-            continue
-        if (
-            event.event_type == DagsterEventType.STEP_UP_FOR_RETRY
-            and last_event[event.step_key] > number
-        ):
-            data = event.step_retry_data
-            event = event._replace(event_specific_data=StepRetryData(data.error, None))
-        prepared.append(event)
-    return prepared
-
-
 class StepfleetExecutor(StepDelegatingExecutor):
     """Dagster's step-delegating executor, driven by completions instead of a clock."""
 
@@ -565,6 +595,9 @@ class StepfleetExecutor(StepDelegatingExecutor):
         except Interrupted:
             # The loop's next pass sees the interrupt that ended the wait.
             pass
+        except Superseded as err:
+            leave_process(err)
+            raise
         return 0.0
 
     @_sleep_seconds.setter
@@ -582,41 +615,70 @@ class StepfleetExecutor(StepDelegatingExecutor):
     def _pop_events(
         self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]
     ) -> Sequence[DagsterEvent]:
-        return self._handler.pop(instance, run_id, seen_storage_ids)
+        try:
+            return self._handler.pop(instance, run_id, seen_storage_ids)
+        except Superseded as err:
+            leave_process(err)
+            raise
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Generator[DagsterEvent, Any, None]:
         instance = plan_context.instance
-        handler = self._handler
-        reason: str | None = "the run worker's executor was left before its steps had ended"
-        resuming = False
-        budget_seconds = GOODBYE_BUDGET_SECONDS
         restore = storage.pool(instance)
         storage.wait_out_outages()
+        gate = VerdictGate(instance, plan_context.run_id, execution_plan.known_state)
         try:
-            handler.begin(plan_context)
+            self._handler.begin(plan_context, gate)
+            yield from self._speak(plan_context, execution_plan)
+        except Superseded as err:
+            raise leave_run(plan_context, err) from err
+        finally:
+            gate.close()
+            restore()
+
+    def _speak(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Generator[DagsterEvent, Any, None]:
+        """Runs Dagster's loop, and ends the run in the ledger however it ends."""
+        handler = self._handler
+        reason: str | None = "the run worker's executor was left before its steps had ended"
+        leaving = False
+        budget_seconds = GOODBYE_BUDGET_SECONDS
+        try:
             # A run that is resumed has steps under way, which a refusal would end.
             if not self._shared_filesystem and not plan_context.resume_from_failure:
                 assert handler.client is not None
                 iocheck.refuse_unshared(
                     plan_context, execution_plan, handler.client, handler.defaults
                 )
-            yield from super().execute(plan_context, execution_plan)
+            yield from self._loop(plan_context, execution_plan)
             handler.await_processes()
             reason = None
+        except Superseded:
+            leaving = True
+            raise
         except (DagsterExecutionInterruptedError, KeyboardInterrupt, GeneratorExit):
             reason = "the run was interrupted"
-            resuming = _will_resume(instance, plan_context.run_id)
+            leaving = _will_resume(plan_context.instance, plan_context.run_id)
             raise
         except Exception as err:
             if isinstance(err, ServerUnreachable):
+                leaving = handler.place.replaced
+                handler.place.conclude(err)
                 budget_seconds = 0.0  # the outage has had its budget: one last try
             reason = f"the run worker's executor failed: {type(err).__name__}"
             raise
         finally:
-            handler.end(reason=reason, resuming=resuming, budget_seconds=budget_seconds)
-            restore()
+            handler.end(reason=reason, leaving=leaving, budget_seconds=budget_seconds)
+
+    def _loop(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        if not plan_context.resume_from_failure:
+            return super().execute(plan_context, execution_plan)
+        loop = seams.loop_with(resume.replaying(self._handler.inherit))
+        return loop(self, plan_context, execution_plan)
 
     def log_failure_or_retry_event_after_error(
         self,
@@ -628,7 +690,16 @@ class StepfleetExecutor(StepDelegatingExecutor):
         handler = self._handler
         handler.nudged = True
         key = step_context.step.key
-        ended = handler.verdict(key)
+        with handler.writing_end(key):
+            return self._log_end(step_context, err_info, known_state)
+
+    def _log_end(
+        self,
+        step_context: IStepContext,
+        err_info: SerializableErrorInfo,
+        known_state: KnownExecutionState,
+    ) -> DagsterEvent:
+        ended = self._handler.verdict(step_context.step.key)
         if ended is not None and ended.state in _STATES_WITHOUT_RETRY:
             return _failure(step_context, err_info)
         if ended is not None and ended.state == "lost":

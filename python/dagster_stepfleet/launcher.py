@@ -157,7 +157,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         identity = run_identity(_origin(run), run.job_snapshot_id)
         try:
             with self._client(run.run_id, budget_seconds) as client:
-                (receipt,) = client.submit(identity, {digest: payload}, [task])
+                (receipt,) = client.submit(identity, {digest: payload}, [task], as_executor=False)
         except ServerRefused as err:
             if err.code == "run_closed" and self._is_over(run.run_id):
                 return None

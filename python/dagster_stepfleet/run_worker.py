@@ -20,7 +20,7 @@ from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stepfleet import child, gate, seams
+from dagster_stepfleet import child, gate, process, seams
 from dagster_stepfleet.gate import Parent
 
 seams.verify(seams.RUN_WORKER_CHECKS)
@@ -61,6 +61,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: child.Warm) -> dict[str, An
     task = frame["task"]
     os.environ.update(frame.get("env") or {})
     child.arm_signals()
+    process.own_run = True
     stack = ExitStack()
     try:
         stack.enter_context(capture_interrupts())

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
+from types import FunctionType
 from typing import Any
 
 SUPPORTED = "dagster >= 1.11.10, tested up to 1.13"
@@ -80,6 +81,11 @@ CRASH_HELPERS = (
     "get_failure_or_retry_event_after_crash",
     "get_failure_or_retry_event_after_error",
 )
+
+
+# What Dagster's daemon writes to a run's log before it launches another run worker for it; also how
+# it counts them. Importing it would load the daemon.
+RESUME_MESSAGE = "Launching a new run worker to resume run"
 
 
 class SeamError(ImportError):
@@ -262,6 +268,33 @@ def resource_init_failure_ends_step() -> bool:
     return "elif dagster_event.is_resource_init_failure" not in inspect.getsource(
         StepDelegatingExecutor.execute
     )
+
+
+def loop_with(active_execution: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    """Returns the executor's loop with another bookkeeping in ActiveExecution's place."""
+    stock = StepDelegatingExecutor.execute
+    return FunctionType(
+        stock.__code__,
+        {**stock.__globals__, "ActiveExecution": active_execution},
+        stock.__name__,
+        stock.__defaults__,
+        stock.__closure__,
+    )
+
+
+def pool_of(step: Any) -> str | None:
+    """Returns the concurrency pool of a step."""
+    from dagster._core.execution.plan import active
+
+    return getattr(active, "_pool_key_for_step")(step)  # noqa: B009
+
+
+def free_slot(context: Any, step_key: str) -> None:
+    """Gives back the step's slot in its pool, or its place in the line for one."""
+    instance, run_id = context._instance, context._run_id
+    instance.event_log_storage.free_concurrency_slot_for_step(run_id, step_key)
+    context._claims.discard(step_key)
+    context._pending_claims.discard(step_key)
 
 
 def inner_storage(storage: Any, attribute: str) -> Any:
@@ -686,6 +719,49 @@ def check_log_managers() -> None:
     _expect_attributes(truncating.__name__, truncating, ["_upload_file_obj", "_truncate_file"])
 
 
+def check_replay() -> None:
+    from dagster._core.execution.plan import active
+
+    loop = StepDelegatingExecutor.execute
+    if "ActiveExecution" not in loop.__code__.co_names or loop.__closure__ is not None:
+        raise SeamError("StepDelegatingExecutor.execute", "it makes no ActiveExecution of its own")
+    kind = active.ActiveExecution
+    seam = "ActiveExecution"
+    _expect_parameters(
+        f"{seam}.rebuild_from_events",
+        getattr(kind, "rebuild_from_events", None),
+        ["self", "dagster_events"],
+    )
+    _expect_attributes(
+        seam, kind, ["_prep_for_dynamic_outputs", "_skip_for_dynamic_outputs", "_update"]
+    )
+    _expect_attributes("dagster._core.execution.plan.active", active, ["_pool_key_for_step"])
+    source = inspect.getsource(kind.__init__)
+    for name in (
+        "_pending",
+        "_executable",
+        "_pending_skip",
+        "_pending_retry",
+        "_pending_abandon",
+        "_waiting_to_retry",
+        "_in_flight",
+        "_instance_concurrency_context",
+    ):
+        if f"self.{name}" not in source:
+            raise SeamError(f"{seam}.{name}", "its constructor does not set it")
+
+
+def check_slots() -> None:
+    from dagster._core.execution.plan.instance_concurrency_context import (
+        InstanceConcurrencyContext,
+    )
+
+    source = inspect.getsource(InstanceConcurrencyContext.__init__)
+    for name in ("_instance", "_run_id", "_claims", "_pending_claims"):
+        if f"self.{name}" not in source:
+            raise SeamError(f"InstanceConcurrencyContext.{name}", "its constructor sets none")
+
+
 EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
     check_shapes,
     check_constructor,
@@ -699,6 +775,7 @@ EXECUTOR_CHECKS: tuple[Callable[[], None], ...] = (
 )
 
 LOG_CHECKS: tuple[Callable[[], None], ...] = (check_log_managers,)
+RESUME_CHECKS: tuple[Callable[[], None], ...] = (check_replay, check_slots)
 
 CHILD_CHECKS: tuple[Callable[[], None], ...] = (
     check_shapes,

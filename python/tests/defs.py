@@ -202,6 +202,41 @@ def slow_hook() -> None:
     quick()
 
 
+@job(executor_def=stepfleet_executor)
+def skip_join():
+    """One of two branches is skipped, and what joins them runs."""
+    a, b = only_a()
+    collect.alias("join")([add.alias("after_a")(a), add.alias("after_b")(b)])
+
+
+@job(executor_def=stepfleet_executor)
+def wide():
+    add(collect([fine.alias(f"w{n}")() for n in range(4)]))
+
+
+DELAY_SECONDS = 5
+
+
+@op(retry_policy=RetryPolicy(max_retries=1, delay=DELAY_SECONDS))
+def flaky_later(context) -> int:
+    if context.retry_number < 1:
+        raise ValueError("first try")
+    return 1
+
+
+@job(executor_def=stepfleet_executor)
+def delayed():
+    flaky_later()
+
+
+POOL = "resumed"
+
+
+@job(executor_def=stepfleet_executor)
+def pooled():
+    add(op(name="in_pool", pool=POOL)(lambda _: 1)())
+
+
 @asset
 def raw() -> int:
     return 3
@@ -246,6 +281,10 @@ defs = Definitions(
         broken_resource,
         skipping,
         slow_hook,
+        skip_join,
+        wide,
+        delayed,
+        pooled,
         define_asset_job("assets", executor_def=stepfleet_executor),
     ],
 )

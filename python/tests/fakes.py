@@ -40,6 +40,9 @@ class FakeServer:
         self.closed: dict[str, str] = {}
         # Status codes to answer before anything else, and what to do in their stead.
         self.fail_next: list[tuple[int, dict, dict[str, str]]] = []
+        # Who speaks for each run: (epoch, executor); and what was adjudicated, by which epochs.
+        self.epochs: dict[str, tuple[int, str]] = {}
+        self.adjudicated: dict[tuple[str, str, int], list[int]] = {}
         self.streams = 0
         self.no_streams = False
         self.sessions: list[dict] = []
@@ -72,6 +75,38 @@ class FakeServer:
     def bodies(self, path_end: str) -> list[Any]:
         with self.lock:
             return [body for _, path, body in self.calls if path.endswith(path_end)]
+
+    def take(self, run_id: str, executor: str) -> int:
+        """Makes somebody the run's executor."""
+        with self.lock:
+            epoch, before = self.epochs.get(run_id, (0, ""))
+            if before != executor:
+                self.epochs[run_id] = (epoch + 1, executor)
+                self.lock.notify_all()
+            return self.epochs[run_id][0]
+
+    def _superseded(self, run_id: str, epoch: int) -> bool:
+        return epoch != 0 and self.epochs.get(run_id, (0, ""))[0] != epoch
+
+    def _epoch(self, run_id: str, body: dict) -> tuple[int, dict]:
+        if body.get("epoch"):
+            return 200, {"v": 1, "epoch": body["epoch"]}
+        if run_id in self.closed:
+            return 410, _error("run_closed", "the run is closed")
+        return 200, {"v": 1, "epoch": self.take(run_id, body["executor"])}
+
+    def _adjudicate(self, run_id: str, body: dict) -> tuple[int, dict]:
+        rulings = []
+        with self.lock:
+            for key in body["tasks"]:
+                task = self.tasks.get((run_id, key["step_key"], key["attempt"]))
+                granted = task is None or task["state"] in TERMINAL
+                by = self.adjudicated.setdefault((run_id, key["step_key"], key["attempt"]), [])
+                if granted and body["epoch"] not in by:
+                    by.append(body["epoch"])
+                earlier = by[-2] if len(by) > 1 else 0
+                rulings.append({**key, "granted": granted, "earlier_epoch": earlier})
+        return 200, {"v": 1, "rulings": rulings}
 
     def _submit(self, run_id: str, body: dict) -> tuple[int, dict]:
         receipts, fresh = [], []
@@ -152,8 +187,16 @@ class FakeServer:
                     self.answer(*failure)
                     return
                 _, _, _, run_id, verb = self.path.split("/")
-                if verb == "tasks":
-                    self.answer(*server._submit(run_id, body))
+                if server._superseded(run_id, body.get("epoch", 0)):
+                    self.answer(409, _error("superseded", "another executor"))
+                    return
+                calls = {
+                    "epoch": server._epoch,
+                    "adjudicate": server._adjudicate,
+                    "tasks": server._submit,
+                }
+                if verb in calls:
+                    self.answer(*calls[verb](run_id, body))
                     return
                 if verb == "close":
                     with server.lock:
@@ -171,31 +214,39 @@ class FakeServer:
                 if self.path == "/v1/sessions":
                     self.answer(200, {"v": 1, "sessions": server.sessions})
                     return
-                _, _, _, run_id, verb = self.path.split("/")
+                path, _, query = self.path.partition("?")
+                _, _, _, run_id, verb = path.split("/")
                 if verb == "stream" and server.no_streams:
                     self.answer(502, {})
                     return
                 if verb == "stream":
+                    epoch = int(query.removeprefix("epoch="))
+                    if server._superseded(run_id, epoch):
+                        self.answer(409, _error("superseded", "another executor"))
+                        return
                     with contextlib.suppress(OSError):
-                        self.stream(run_id)
+                        self.stream(run_id, epoch)
                     return
                 with server.lock:
                     tasks = [t for (r, _, _), t in server.tasks.items() if r == run_id]
                     body = json.loads(json.dumps({"v": 1, "tasks": tasks}))
                 self.answer(200, body)
 
-            def stream(self, run_id: str) -> None:
+            def stream(self, run_id: str, epoch: int) -> None:
                 self.send_response(200)
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 self.close_connection = True
-                self.line({"v": 1, "type": "hello", "run_id": run_id})
+                self.line({"v": 1, "type": "hello", "run_id": run_id, "epoch": epoch})
                 told: set[int] = set()
                 with server.lock:
                     server.streams += 1
                     mine = server.streams
                 first = True
                 while not server.stopped and mine == server.streams:
+                    if server._superseded(run_id, epoch):
+                        self.line({"type": "superseded"})
+                        return
                     with server.lock:
                         news = [
                             dict(t)

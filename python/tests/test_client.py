@@ -14,6 +14,7 @@ from dagster_stepfleet.client import (
     ServerRefused,
     ServerUnreachable,
     StepfleetError,
+    Superseded,
     read_token,
 )
 from tests.fakes import TOKEN, FakeServer
@@ -28,6 +29,7 @@ def task(step: str, queue: str = "default", attempt: int = 0) -> dict:
         "attempt": attempt,
         "queue": queue,
         "payload": "p",
+        "kind": "step",
     }
 
 
@@ -58,6 +60,7 @@ def test_submit_keeps_one_connection(client, server):
 
 
 def test_retry_after_is_honoured(client, server):
+    client.epoch()
     busy = {"v": 1, "error": {"code": "busy", "message": "later", "retry": True}}
     server.fail_next = [(429, busy, {"Retry-After": "0.5"}), (503, busy, {})]
     started = time.monotonic()
@@ -67,6 +70,7 @@ def test_retry_after_is_honoured(client, server):
 
 
 def test_refusal_is_not_repeated(client, server):
+    client.epoch()
     conflict = {"v": 1, "error": {"code": "conflict", "message": "another", "retry": False}}
     server.fail_next = [(409, conflict, {})]
     with pytest.raises(ServerRefused, match="conflict") as info:
@@ -79,6 +83,8 @@ def test_wrong_token(server):
     client = Client(server.url, RUN, token="wrong")
     with pytest.raises(ServerRefused, match="STEPFLEET_TOKEN"):
         client.tasks()
+    with pytest.raises(ServerRefused, match="STEPFLEET_TOKEN"):
+        client.submit("id", {}, [task("s")])
 
 
 def test_budget_ends_an_outage():
@@ -119,7 +125,7 @@ def test_token_file(tmp_path):
 def test_stream_tells_of_ends_and_wakes(client, server):
     client.submit("id", {"p": "{}"}, [task("a"), task("b")])
     server.finish(task("a"), "succeeded")
-    client.start_stream()
+    client.start()
     until(lambda: client.completions.get("a", 0))
     version = client.completions.version
     assert not client.wait(version, 0.05)
@@ -135,7 +141,7 @@ def test_stream_tells_of_ends_and_wakes(client, server):
 def test_stream_reconnects_and_knows_what_it_was_told(client, server):
     client.submit("id", {"p": "{}"}, [task("a"), task("b")])
     server.finish(task("a"), "succeeded")
-    client.start_stream()
+    client.start()
     until(lambda: client.completions.get("a", 0))
     version = client.completions.version
     with server.lock:  # the server drops the stream
@@ -152,7 +158,7 @@ def test_silent_stream_is_replaced(client, server, monkeypatch):
     monkeypatch.setattr(client_module, "STREAM_SILENCE_SECONDS", 0.3)
     server.ping_seconds = 60
     client.submit("id", {"p": "{}"}, [task("a")])
-    client.start_stream()
+    client.start()
     until(lambda: server.streams >= 2)
 
 
@@ -160,7 +166,7 @@ def test_cancel_and_close(client, server):
     client.submit("id", {"p": "{}"}, [task("a"), task("b")])
     client.cancel([("a", 0)], "why")
     assert server.bodies("/cancel") == [
-        {"v": 1, "tasks": [{"step_key": "a", "attempt": 0}], "reason": "why"}
+        {"v": 1, "epoch": 1, "tasks": [{"step_key": "a", "attempt": 0}], "reason": "why"}
     ]
     client.close_run("done")
     with pytest.raises(ServerRefused, match="run_closed"):
@@ -171,9 +177,56 @@ def test_without_a_stream_the_tasks_are_asked_for(client, server, monkeypatch):
     monkeypatch.setattr(client_module, "_STREAM_BACKOFF_SECONDS", (0.01,))
     server.no_streams = True
     client.submit("id", {"p": "{}"}, [task("a")])
-    client.start_stream()
+    client.start()
     with server.lock:
         ours = next(iter(server.tasks.values()))
     server.finish(ours, "lost", "its session died")
     until(lambda: client.completions.get("a", 0) is not None)
     assert client.completions.get("a", 0).state == "lost"
+
+
+def test_a_lost_answer_to_the_takeover_costs_no_epoch(client, server):
+    server.fail_next = [(503, {"v": 1, "error": {"code": "unavailable"}}, {})]
+    server.take(RUN, "the one before")
+    assert client.epoch() == 2
+    assert len({body["executor"] for body in server.bodies("/epoch")}) == 1
+
+
+def test_superseded_ends_every_call(client, server):
+    client.submit("id", {"p": "{}"}, [task("a")])
+    client.confirm()
+    server.take(RUN, "another")
+    for call in (
+        lambda: client.submit("id", {"p": "{}"}, [task("b")]),
+        lambda: client.cancel(None, "why"),
+        lambda: client.close_run("done"),
+        lambda: client.adjudicate([("a", 0)]),
+        client.confirm,
+    ):
+        with pytest.raises(Superseded, match="Another run worker"):
+            call()
+    assert server.closed == {} and server.adjudicated == {}
+
+
+def test_the_stream_tells_of_a_takeover(client, server):
+    client.submit("id", {"p": "{}"}, [task("a")])
+    until(lambda: server.streams == 1)
+    server.take(RUN, "another")
+    until(lambda: client.completions.refused is not None)
+    assert isinstance(client.completions.refused, Superseded)
+
+
+def test_a_stream_that_was_away_is_told_too(client, server, monkeypatch):
+    monkeypatch.setattr(client_module, "_STREAM_BACKOFF_SECONDS", (0.01,))
+    server.no_streams = True
+    client.submit("id", {"p": "{}"}, [task("a")])
+    server.take(RUN, "another")
+    server.no_streams = False
+    until(lambda: isinstance(client.completions.refused, Superseded))
+
+
+def test_adjudication(client, server):
+    client.submit("id", {"p": "{}"}, [task("a"), task("b")])
+    server.finish(task("a"), "lost")
+    a, b = client.adjudicate([("a", 0), ("b", 0)])
+    assert a["granted"] and a["earlier_epoch"] == 0 and not b["granted"]

@@ -57,14 +57,23 @@ def test_submissions_and_results(contract, instance, server, worker, job):
         if body is not None:  # a read has none
             check(contract, "Submission", body)
     for body in server.bodies("/close"):
-        check(contract, "Reason", body)
+        check(contract, "Close", body)
+    for body in server.bodies("/epoch"):
+        check(contract, "TakeEpoch", body)
     result = jsonschema.Draft202012Validator({"$ref": "urn:stepfleet:result:1"}, registry=contract)
     for report in worker.results:
         result.validate(report)
 
 
-def test_cancels(contract, server):
+def test_calls(contract, server):
     client = Client(server.url, "run-1", token=TOKEN)
+    client.epoch()
+    client.adjudicate([("a", 0)])
+    client.confirm()
+    for schema, path in (("Adjudicate", "/adjudicate"), ("TakeEpoch", "/epoch")):
+        assert server.bodies(path)
+        for body in server.bodies(path):
+            check(contract, schema, body)
     client.cancel(None, "asked")
     client.cancel([("a", 0)], "asked")
     for body in server.bodies("/cancel"):

@@ -46,6 +46,7 @@ def test_chain(instance, server, worker):
     assert worker.ran == ["one", "b", "c"]
     assert [r["outputs"] for r in worker.results] == [["result"]] * 3
     assert server.closed == {run.run_id: "the run's steps have ended"}
+    assert server.bodies("/adjudicate") == [], "a step that says how it ended costs no question"
     first = server.bodies("/tasks")[0]
     task = first["tasks"][0]
     assert task["idempotency_key"] == f"{run.run_id}/one"
@@ -101,6 +102,8 @@ def test_resource_failure(instance, server, worker):
     if seams.resource_init_failure_ends_step():  # before Dagster 1.12
         ends = DagsterEventType.RESOURCE_INIT_FAILURE
     assert steps(instance, run, ends) == ["needs_broken"]
+    if not seams.resource_init_failure_ends_step():
+        assert server.adjudicated == {(run.run_id, "needs_broken", 0): [1]}
 
 
 def test_killed_process_fails_the_step_with_the_ledgers_reason(instance, server, worker):
@@ -109,6 +112,7 @@ def test_killed_process_fails_the_step_with_the_ledgers_reason(instance, server,
     (failure,) = events(instance, run, DagsterEventType.STEP_FAILURE)
     assert "worker-1's session died" in failure.step_failure_data.error.message
     assert "ended as failed" in failure.step_failure_data.error.message
+    assert list(server.adjudicated) == [(run.run_id, failure.step_key, 0)]
 
 
 @pytest.mark.parametrize("where", ["config", "tag"])
@@ -190,7 +194,7 @@ def handler_of(step: str, attempt: int) -> StepfleetStepHandler:
     """A handler in the middle of a run, with one step in flight."""
     handler = StepfleetStepHandler()
     handler.client = Client("http://127.0.0.1:9", "run")
-    handler.submitted = True
+    handler.adjudicator._granted = {(step, attempt)}
     handler.open[step] = Open(attempt, Placement("default", 0, 1), launched_after=0, rewound=True)
     return handler
 

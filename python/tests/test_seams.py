@@ -14,6 +14,8 @@ import pytest
 from dagster._cli import api, utils
 from dagster._core.code_pointer import FileCodePointer
 from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
+from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.executor.base import Executor
 from dagster._core.executor.step_delegating.step_delegating_executor import (
     StepDelegatingExecutor,
@@ -44,6 +46,10 @@ def drifted(self, other):
         (seams.check_crash_helper, Executor, seams.crash_helper_name(), drifted),
         (seams.check_step_args, ExecuteStepArgs, "__new__", drifted),
         (seams.check_interrupts, interrupts, "check_captured_interrupt", None),
+        (seams.check_replay, ActiveExecution, "rebuild_from_events", drifted),
+        (seams.check_replay, ActiveExecution, "__init__", drifted),
+        (seams.check_replay, StepDelegatingExecutor, "execute", drifted),
+        (seams.check_slots, InstanceConcurrencyContext, "__init__", drifted),
         (seams.check_step_body, api, "_execute_step_command_body", drifted),
         (seams.check_cli_instance, utils, "get_instance_for_cli", drifted),
         (seams.check_run_bodies, api, "_execute_run_command_body", drifted),
@@ -202,3 +208,9 @@ def test_seams_are_imported_before_what_they_check(path):
         elif (node.module or "").startswith("dagster._"):
             private.append(node.lineno)
     assert not private or (ours and min(ours) < min(private))
+
+
+def test_resumes_are_announced_in_these_words():
+    from dagster._daemon.monitoring.run_monitoring import RESUME_RUN_LOG_MESSAGE
+
+    assert seams.RESUME_MESSAGE == RESUME_RUN_LOG_MESSAGE

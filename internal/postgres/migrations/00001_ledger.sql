@@ -12,7 +12,7 @@ CREATE TABLE stepfleet.run (
     run_id       text PRIMARY KEY,
     identity     text,                      -- what the run executes; the first submit fixes it
     state        text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed')),
-    epoch        bigint NOT NULL DEFAULT 0, -- who speaks for the run; not used yet
+    epoch        bigint NOT NULL DEFAULT 0, -- who speaks for the run
     last_turn    bigint NOT NULL DEFAULT 0,
     notify_url   text NOT NULL DEFAULT '',
     created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
