@@ -205,7 +205,7 @@ func (t *task) revoke(reason string) {
 	running := !t.startedAt.IsZero()
 	t.mu.Unlock()
 	if running {
-		t.raiseFence(t.l.over, reason)
+		t.raiseFence(reason)
 	}
 	t.kill()
 }

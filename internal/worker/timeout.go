@@ -55,7 +55,7 @@ func (t *task) timeOut() {
 		return
 	}
 	t.log.Warn("ran over its timeout: ending its process", "timeout", t.timeout())
-	t.raiseFence(t.l.over, t.timeoutText())
+	t.raiseFence(t.timeoutText())
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.terminate()
@@ -87,8 +87,8 @@ func (t *task) timeoutText() string {
 
 // raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does
 // not answer, the gates of this worker refuse the process all the same, and the old fence settles.
-func (t *task) raiseFence(ctx context.Context, reason string) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func (t *task) raiseFence(reason string) {
+	ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
 	defer cancel()
 	t.mu.Lock()
 	ref := t.job.Ref

@@ -646,12 +646,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
         leaving = False
         budget_seconds = GOODBYE_BUDGET_SECONDS
         try:
-            # A run that is resumed has steps under way, which a refusal would end.
-            if not self._shared_filesystem and not plan_context.resume_from_failure:
-                assert handler.client is not None
-                iocheck.refuse_unshared(
-                    plan_context, execution_plan, handler.client, handler.defaults
-                )
+            self._check_io(plan_context, execution_plan)
             yield from self._loop(plan_context, execution_plan)
             handler.await_processes()
             reason = None
@@ -679,6 +674,18 @@ class StepfleetExecutor(StepDelegatingExecutor):
             return super().execute(plan_context, execution_plan)
         loop = seams.loop_with(resume.replaying(self._handler.inherit))
         return loop(self, plan_context, execution_plan)
+
+    def _check_io(self, plan_context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+        """Refuses a run whose values would be looked for on the wrong host. Not one that is
+        resumed: it has steps under way, which a refusal would end."""
+        client = self._handler.client
+        if client is None or self._shared_filesystem or plan_context.resume_from_failure:
+            return
+        try:
+            iocheck.refuse_unshared(plan_context, plan, client, self._handler.defaults)
+        except Interrupted:
+            # The loop's first pass sees the interrupt, before it launches anything.
+            pass
 
     def log_failure_or_retry_event_after_error(
         self,
