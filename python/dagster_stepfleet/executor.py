@@ -681,11 +681,9 @@ class StepfleetExecutor(StepDelegatingExecutor):
         client = self._handler.client
         if client is None or self._shared_filesystem or plan_context.resume_from_failure:
             return
-        try:
+        # The loop's first pass sees an interrupt, before it launches anything.
+        with contextlib.suppress(Interrupted):
             iocheck.refuse_unshared(plan_context, plan, client, self._handler.defaults)
-        except Interrupted:
-            # The loop's first pass sees the interrupt, before it launches anything.
-            pass
 
     def log_failure_or_retry_event_after_error(
         self,

@@ -6,6 +6,7 @@ from dagster import DagsterEventType, DagsterRunStatus
 from dagster._core.execution.api import execute_run_iterator
 from dagster._utils import interrupts
 
+from dagster_stepfleet.client import Client, Interrupted
 from tests.fakes import FakeServer, TemplateProcess, Worker
 from tests.payloads import create_run, recon
 
@@ -39,6 +40,22 @@ def test_interrupted_run_cancels_in_one_call(instance, server, template: Templat
     assert cancel["tasks"] is None and "interrupted" in cancel["reason"]
     assert run.run_id in server.closed
     assert instance.get_run_by_id(run.run_id).status == DagsterRunStatus.FAILURE
+
+
+def test_interrupt_before_the_first_submit_reaches_dagsters_loop(instance, server, monkeypatch):
+    """The server is away when the run asks who serves its queues, and the run is terminated."""
+
+    def away(self):
+        interrupts._received_interrupt["received"] = True
+        raise Interrupted("interrupted while waiting for the stepfleet server")
+
+    monkeypatch.setattr(Client, "sessions", away)
+    run = create_run(instance, "chain")
+    _execute(run, instance)
+    records = instance.get_records_for_run(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    notes = [r.event_log_entry.dagster_event.message for r in records.records]
+    assert any("received termination signal" in note for note in notes)
+    assert server.bodies("/tasks") == []
 
 
 def test_run_that_will_resume_keeps_its_tasks(instance, server, template, monkeypatch):
