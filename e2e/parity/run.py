@@ -22,7 +22,7 @@ from pathlib import Path
 from dagster import DagsterInstance
 
 from parity_jobs import CASES
-from parity_jobs.case import VARIANTS, Case
+from parity_jobs.case import Case
 from paritylib.compare import compare
 from paritylib.dagster_api import DagsterApi, Refused
 from paritylib.drives import DRIVES, Context
@@ -130,9 +130,7 @@ def run_case(context: Context, theme: str, case: Case) -> Result:
     """One case in its variants, one after the other."""
     result = Result(case, theme)
     records: dict[str, list[Record]] = {}
-    for variant in VARIANTS:
-        if variant.name != "stepfleet" and variant.name not in case.references:
-            continue
+    for variant in case.variants:
         began = time.monotonic()
         try:
             ids = DRIVES[case.drive](context, case, variant)

@@ -229,6 +229,7 @@ class StepfleetStepHandler(StepHandler):
                 return
             if reason is not None:
                 client.cancel(None, reason, budget_seconds=budget_seconds)
+                self._await_cancelled(client, budget_seconds)
             client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
         except StepfleetError as err:
             self.place.conclude(err)
@@ -236,6 +237,18 @@ class StepfleetStepHandler(StepHandler):
             _log.warning("stepfleet could not close run %s: %s", client.run_id, err)
         finally:
             client.shutdown()
+
+    def _await_cancelled(self, client: Client, budget_seconds: float) -> None:
+        """Waits until the cancelled processes are gone, as multiprocess does: their last events
+        come before the run's, and the daemon, which has sent the interrupt because the run took
+        too long, gets to call it failed before the run worker calls it cancelled."""
+        completions = client.completions
+        deadline = time.monotonic() + budget_seconds
+        while completions.refused is None and (left := deadline - time.monotonic()) > 0:
+            version = completions.version
+            if all(completions.get(*key) is not None for key in self._going):
+                return
+            completions.wait(version, left)
 
     # Called by the loop.
 

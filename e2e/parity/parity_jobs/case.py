@@ -1,4 +1,4 @@
-"""What a case is, and the three variants in which each is run."""
+"""What a case is, and the variants in which each is run."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +18,8 @@ from dagster import (
     multiprocess_executor,
 )
 from dagster_stepfleet import stepfleet_executor
+
+from parity_jobs.delegating import step_delegating_executor
 
 # Parts of Dagster that are beta are part of what is compared.
 warnings.filterwarnings("ignore", category=BetaWarning)
@@ -59,8 +61,12 @@ MULTIPROCESS = Variant(
         _with_defaults, name="multiprocess_parity", config_schema=Permissive()
     ),
 )
+# For a few cases only: a process that imports everything, for each step, is slow.
+DELEGATING = Variant("step_delegating", "on_delegated", step_delegating_executor)
 STEPFLEET = Variant("stepfleet", "on_stepfleet", stepfleet_executor)
-VARIANTS = (IN_PROCESS, MULTIPROCESS, STEPFLEET)
+VARIANTS = (IN_PROCESS, MULTIPROCESS, DELEGATING, STEPFLEET)
+# Those that every job and asset has.
+USUAL = (IN_PROCESS, MULTIPROCESS, STEPFLEET)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Case:
     """
 
     name: str
-    job: Callable[[Variant], Any] | None
+    job: Callable[[Variant], Any]
     status: str = "SUCCESS"
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -101,6 +107,11 @@ class Case:
     # One of the dozen that `make test` runs.
     quick: bool = False
     timeout_seconds: float = 120.0
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Those that it is run in."""
+        return tuple(v for v in VARIANTS if v is STEPFLEET or v.name in self.references)
 
     def __post_init__(self) -> None:
         if len(self.references) < 2 and not self.why:
@@ -145,6 +156,6 @@ def asset_case(
 
 
 def jobs_of(cases: Iterable[Case], **kwargs: Any) -> Definitions:
-    """The jobs of all cases in all variants."""
-    jobs = [case.job(variant) for case in cases if case.job for variant in VARIANTS]
+    """The jobs of the cases, each in its variants."""
+    jobs = [case.job(variant) for case in cases for variant in case.variants]
     return Definitions(jobs=jobs, **kwargs)

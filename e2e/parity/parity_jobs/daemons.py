@@ -20,10 +20,11 @@ from dagster import (
     op,
 )
 
-from parity_jobs.case import VARIANTS, Case, Variant, graph_case, job_name, jobs_of
+from parity_jobs.case import USUAL, Case, Variant, graph_case, job_name, jobs_of
 from parity_jobs.say import first_time, say
 
 POOL = "parity_pool"
+KEY = "parity_key"
 BUSY_SECONDS = 0.3
 
 
@@ -39,7 +40,7 @@ def pooled() -> int:
     return 1
 
 
-@op(tags={"dagster/concurrency_key": POOL})
+@op(tags={"dagster/concurrency_key": KEY})
 def pooled_by_tag() -> int:
     time.sleep(BUSY_SECONDS)
     return 1
@@ -228,7 +229,7 @@ _LIMIT = {
 
 CASES: tuple[Case, ...] = (
     graph_case(pools, drive="in_pool", options={"pool": POOL, "slots": 1}, at_most=1),
-    graph_case(concurrency_key, drive="in_pool", options={"pool": POOL, "slots": 2}, at_most=2),
+    graph_case(concurrency_key, drive="in_pool", options={"pool": KEY, "slots": 2}, at_most=2),
     graph_case(max_concurrent, config_of=at_once(2), at_most=2, quick=True),
     graph_case(
         tag_concurrency_limits,
@@ -240,8 +241,8 @@ CASES: tuple[Case, ...] = (
     graph_case(
         max_runtime,
         status="FAILURE",
-        tags={"dagster/max_runtime": "3"},
-        counts={"STEP_START": 1},
+        tags={"dagster/max_runtime": "15"},
+        counts={"STEP_START": 1, "STEP_FAILURE": 1},
         masks=frozenset({"interrupt"}),
         options={"quiet_seconds": 3.0},
     ),
@@ -266,6 +267,6 @@ CASES: tuple[Case, ...] = (
 def definitions() -> Definitions:
     return jobs_of(
         CASES,
-        sensors=[sensor_of(variant) for variant in VARIANTS],
-        schedules=[schedule_of(variant) for variant in VARIANTS],
+        sensors=[sensor_of(variant) for variant in USUAL],
+        schedules=[schedule_of(variant) for variant in USUAL],
     )

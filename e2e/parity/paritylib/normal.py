@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"on_(?:inprocess|multiproc|stepfleet)"), "on_VARIANT"),
+    (re.compile(r"on_(?:inprocess|multiproc|delegated|stepfleet)"), "on_VARIANT"),
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UUID"),
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?[+-]\d\d:?\d\d|Z)?"), "TIME"),
     (re.compile(r"\b\d+(?:\.\d+)?(?:ms|s|µs)\b"), "DURATION"),
+    # A retry's delay is in its event.
+    (re.compile(r"in \d+\.\d+ seconds"), "in DURATION"),
     (re.compile(r"\b0x[0-9a-f]+\b"), "ADDRESS"),
     (re.compile(r"\bpid:? \d+"), "pid PID"),
     (re.compile(r" - (RUN\d*) - \d+ - "), r" - \1 - PID - "),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,9 @@ _OTHER_TAGS = frozenset(
 )
 # Marks of other events in an event: ids that are new in every run.
 _POINTER_TAGS = ("dagster/input_event_pointer/", "dagster/data_version_is_user_provided/")
+
+_RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
@@ -173,7 +177,18 @@ def _metadata(metadata: Any) -> dict[str, Any]:
 
 
 def _tags(tags: Any) -> dict[str, str]:
-    return {k: v for k, v in (tags or {}).items() if not k.startswith(_POINTER_TAGS)}
+    """Without ids of other events. An asset without a code version has the run's id for one, and
+    data versions are hashes that have it in them."""
+    of_run = _RUN_ID.fullmatch((tags or {}).get("dagster/code_version", "")) is not None
+    result: dict[str, str] = {}
+    for key, value in (tags or {}).items():
+        if key.startswith(_POINTER_TAGS):
+            continue
+        hashed = key.startswith("dagster/input_data_version/") or (
+            key == "dagster/data_version" and of_run
+        )
+        result[key] = "HASH" if hashed and _HASH.fullmatch(value) else value
+    return result
 
 
 def _error(error: Any) -> Any:
