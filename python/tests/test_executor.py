@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 from dagster._core.execution.api import execute_run
 
 from dagster_stepfleet import seams
-from dagster_stepfleet.client import Client, Ended
+from dagster_stepfleet.client import Client, Completions, Ended
 from dagster_stepfleet.executor import Launch, Open, StepfleetStepHandler
 from dagster_stepfleet.tags import Placement
 from tests.fakes import FakeServer, TemplateProcess, Worker
@@ -159,6 +162,29 @@ def test_hooks_of_the_last_step_are_not_cut_off(instance, server, worker):
     assert run.status == DagsterRunStatus.SUCCESS
     assert steps(instance, run, DagsterEventType.HOOK_COMPLETED) == ["quick"]
     assert [task["state"] for task in server.tasks.values()] == ["succeeded"]
+
+
+def test_a_cancelled_run_ends_after_its_steps():
+    """The daemon's word on a run that took too long must come before the run worker's."""
+    handler = StepfleetStepHandler()
+    told: list[str] = []
+    completions = Completions()
+    client: Any = SimpleNamespace(
+        completions=completions,
+        cancel=lambda *_, **__: told.append("cancel"),
+        close_run=lambda *_, **__: told.append("close"),
+        shutdown=lambda: None,
+    )
+    handler.client, handler._tried, handler._going = client, True, {("slow", 0)}
+    end = functools.partial(handler.end, reason="interrupted", resuming=False, budget_seconds=30)
+    ending = threading.Thread(target=end)
+    ending.start()
+    ending.join(0.3)
+    assert ending.is_alive()
+    assert told == ["cancel"]
+    completions.add(Ended("slow", 0, "cancelled", 1))
+    ending.join(10)
+    assert told == ["cancel", "close"]
 
 
 def test_closed_run_fails_clearly(instance, server, worker):
