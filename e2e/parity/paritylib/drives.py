@@ -225,7 +225,8 @@ def held_writer(context: Context, case: Case, variant: Variant) -> list[str]:
     if variant.name != "stepfleet":
         return launch(context, case, variant)
     instance = context.instance
-    with held_inserts(context.stack, case.options["held"]) as release:
+    dsn = context.stack.dagster_environment()["DAGSTER_DATABASE_URL"]
+    with held_inserts(dsn, case.options["held"]) as release:
         run_id = start(context, case, variant)
 
         def passed() -> bool:

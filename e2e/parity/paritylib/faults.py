@@ -15,12 +15,12 @@ _LOCK = 734_001
 
 
 @contextmanager
-def held_inserts(stack: Stack, step_key: str) -> Generator[Callable[[], None], None, None]:
+def held_inserts(dsn: str, step_key: str) -> Generator[Callable[[], None], None, None]:
     """Holds whoever inserts the step's success, its id already drawn, until release is called.
 
     A trigger of ours on Dagster's table waits for a lock that this session has.
     """
-    connection = psycopg2.connect(stack.dagster_environment()["DAGSTER_DATABASE_URL"])
+    connection = psycopg2.connect(dsn)
     connection.autocommit = True
     held = True
 
