@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dagster import (
     Backoff,
+    Config,
     DagsterType,
     Definitions,
     DynamicOut,
@@ -31,6 +32,7 @@ from dagster import (
     resource,
     success_hook,
 )
+from pydantic import field_validator
 
 from parity_jobs.case import Case, graph_case, jobs_of
 from parity_jobs.say import first_time, say
@@ -349,9 +351,27 @@ def wants_config(context: OpExecutionContext) -> str:
     return context.op_config["secret"]
 
 
+class Picky(Config):
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def is_odd(cls, number: int) -> int:
+        if number % 2 == 0:
+            raise ValueError("only odd numbers")
+        return number
+
+
+@op
+def is_picky(config: Picky) -> int:
+    say("never printed")
+    return config.number
+
+
 @graph
 def config_fails():
-    wants_config()
+    """The schema takes the value; the op's own validation does not."""
+    total([is_picky(), untouched()])
 
 
 @graph
@@ -428,8 +448,8 @@ CASES: tuple[Case, ...] = (
     graph_case(
         config_fails,
         status="FAILURE",
-        config={"ops": {"wants_config": {"config": {"secret": {"env": "PARITY_NOT_SET"}}}}},
-        counts={"STEP_START": 0},
+        config={"ops": {"is_picky": {"config": {"number": 2}}}},
+        counts={"STEP_FAILURE": 1, "STEP_SUCCESS": 1},
     ),
     graph_case(
         config_is_refused,
