@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from dagster_stepfleet import pages
+from tests.fakes import TemplateProcess
 from tests.payloads import create_run, step
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -104,17 +106,19 @@ def _private_bytes(pid: int) -> int:
 
 
 @linux
-def test_children_begin_with_what_steps_have_copied(instance, template):
+def test_children_begin_with_what_steps_have_copied(instance):
     run = create_run(instance, "chain")
-    small = []
-    for _ in range(2):
+    # A template of its own: the one that tests share has had its lessons.
+    with contextlib.closing(TemplateProcess([{"module": "tests.defs"}])) as template:
+        small = []
+        for _ in range(2):
+            child = template.fork()
+            child.ready()
+            small.append(_private_bytes(child.pid))
+            child.run(*step(instance, run, "one"))
+            template.exited(child.pid)
         child = template.fork()
         child.ready()
-        small.append(_private_bytes(child.pid))
-        child.run(*step(instance, run, "one"))
-        template.exited(child.pid)
-    child = template.fork()
-    child.ready()
-    assert _private_bytes(child.pid) > max(small) + (2 << 20)
-    result = child.run(*step(instance, run, "one"))
-    assert result["outcome"] == "succeeded"
+        assert _private_bytes(child.pid) > max(small) + (2 << 20)
+        result = child.run(*step(instance, run, "one"))
+        assert result["outcome"] == "succeeded"
