@@ -38,6 +38,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "DagsterEventType",
         "EngineEventData",
     ),
+    "dagster._core.events.log": ("EventLogEntry",),
     "dagster._core.execution.api": ("create_execution_plan",),
     "dagster._core.execution.plan.objects": ("StepFailureData", "StepRetryData"),
     "dagster._core.execution.plan.state": ("KnownExecutionState",),
@@ -519,7 +520,10 @@ def check_event_ids() -> None:
     _expect_attributes(
         "SqlEventLogStorageTable",
         SqlEventLogStorageTable.c,
-        ["id", "run_id", "step_key", "dagster_event_type"],
+        [
+            *("id", "run_id", "event", "dagster_event_type", "timestamp"),
+            *("step_key", "asset_key", "partition"),
+        ],
     )
 
 
@@ -528,7 +532,12 @@ def check_postgres() -> None:
     from dagster_postgres.event_log.event_log import PostgresEventLogStorage
 
     seam = "PostgresEventLogStorage"
-    _expect_attributes(seam, PostgresEventLogStorage, ["prepare_insert_event", "_connect"])
+    _expect_attributes(
+        seam, PostgresEventLogStorage, ["prepare_insert_event", "_connect", "_event_to_row"]
+    )
+    insert = inspect.getsource(PostgresEventLogStorage.prepare_insert_event)
+    if ".values(**self._event_to_row(event))" not in insert:
+        raise SeamError(f"{seam}.prepare_insert_event", "it inserts other than the event's row")
     writer = inspect.getsource(PostgresEventLogStorage.store_event)
     if "prepare_insert_event(event)" not in writer or "NOTIFY" not in writer:
         raise SeamError(f"{seam}.store_event", "it does not insert and notify any more")

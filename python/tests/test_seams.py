@@ -62,6 +62,8 @@ def drifted(self, other):
         (seams.check_load_context, DefinitionsLoadContext, "_instance", None),
         (seams.check_event_ids, SqlEventLogStorage, "run_connection", drifted),
         (seams.check_postgres, PostgresEventLogStorage, "store_event", drifted),
+        (seams.check_postgres, SqlEventLogStorage, "prepare_insert_event", drifted),
+        (seams.check_postgres, SqlEventLogStorage, "_event_to_row", None),
     ],
 )
 def test_drift_is_named(check, owner, name, value, monkeypatch):
