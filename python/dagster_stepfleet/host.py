@@ -134,8 +134,9 @@ class Template:
 
     def _load(self) -> tuple[list[dict[str, Any]], str]:
         """Imports and primes. Returns how the locations went, and what makes forking unsafe."""
-        from dagster_stepfleet import preload, priming
+        from dagster_stepfleet import plans, preload, priming
 
+        plans.install()
         importlib.import_module("dagster_stepfleet.child")
         importlib.import_module("dagster_stepfleet.run_worker")
         for name in ("dagster_postgres", "psycopg2", "sqlalchemy.dialects.postgresql"):

@@ -18,12 +18,13 @@ from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 # isort: split
 from dagster._core.code_pointer import CodePointer, FileCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.execution.api import create_execution_plan
 from dagster._core.workspace.autodiscovery import (
     loadable_targets_from_python_file,
     loadable_targets_from_python_module,
 )
 from dagster._utils.error import serializable_error_info_from_exc_info
+
+from dagster_stepfleet import plans
 
 # Building a job's config schema and plan is what the first step of each would pay for. Beyond
 # this many jobs the template would take too long to start.
@@ -92,7 +93,7 @@ def _load(module: str | None, file: str | None, attribute: str | None, directory
                 _ = job.run_config_schema
                 # A config mapping is the user's function; without one a plan is Dagster's work.
                 if job.config_mapping is None and time.monotonic() < plans_until:
-                    create_execution_plan(repository.get_reconstructable_job(job.name))
+                    plans.learn(repository.get_reconstructable_job(job.name))
 
 
 def _pointers(

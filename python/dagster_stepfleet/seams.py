@@ -492,6 +492,27 @@ def check_load_context() -> None:
     _expect_attributes("DefinitionsLoadContext", DefinitionsLoadContext, ["_instance", "is_set"])
 
 
+def replace_plan_maker(make: Callable[..., Any]) -> None:
+    """Has the body of `dagster api execute_step` call `make` for create_execution_plan."""
+    from dagster._cli import api
+
+    setattr(api, "create_execution_plan", make)  # noqa: B010
+
+
+def check_plans() -> None:
+    from dagster._cli import api
+    from dagster._core.execution.plan.plan import ExecutionPlan
+
+    made = ["job", "run_config", "step_keys_to_execute", "known_state"]
+    seam = "dagster._cli.api.create_execution_plan"
+    _expect_parameters(seam, getattr(api, "create_execution_plan", None), made)
+    _expect_parameters(
+        "ExecutionPlan.build_subset_plan",
+        getattr(ExecutionPlan, "build_subset_plan", None),
+        ["self", "step_keys_to_execute", "job_def", "resolved_run_config"],
+    )
+
+
 def check_event_storage() -> None:
     from dagster._core.storage.event_log.base import EventLogStorage
 
@@ -800,6 +821,9 @@ CHILD_CHECKS: tuple[Callable[[], None], ...] = (
 RUN_WORKER_CHECKS: tuple[Callable[[], None], ...] = (check_run_bodies, check_run_args)
 
 LAUNCHER_CHECKS: tuple[Callable[[], None], ...] = (check_run_launcher, check_run_args)
+
+
+PLAN_CHECKS: tuple[Callable[[], None], ...] = (check_plans,)
 
 
 def verify(checks: tuple[Callable[[], None], ...]) -> None:
