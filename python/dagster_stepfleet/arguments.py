@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dagster_stepfleet import seams  # noqa: F401 - first: it says what of Dagster is missing
+
+# isort: split
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
 

@@ -15,6 +15,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster import DagsterInstance, DagsterRun, Field, IntSource, StringSource
 from dagster._core.events import EngineEventData
 from dagster._core.launcher import (
@@ -27,7 +30,7 @@ from dagster._core.launcher import (
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, serialize_value
 
-from dagster_stepfleet import seams, tags
+from dagster_stepfleet import tags
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,

@@ -21,6 +21,9 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster._core.storage.cloud_storage_compute_log_manager import CloudStorageComputeLogManager
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import (
@@ -29,7 +32,7 @@ from dagster._core.storage.local_compute_log_manager import (
 )
 from dagster._serdes import serialize_value
 
-from dagster_stepfleet import seams, spool
+from dagster_stepfleet import spool
 
 seams.verify(seams.LOG_CHECKS)
 

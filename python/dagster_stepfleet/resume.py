@@ -12,12 +12,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster import DagsterEvent
 from dagster._core.events import DagsterEventType
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.objects import StepRetryData
-
-from dagster_stepfleet import seams
 
 if TYPE_CHECKING:
     from dagster import EventLogRecord

@@ -15,12 +15,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stepfleet import child, gate, process, seams
+from dagster_stepfleet import child, gate, process
 from dagster_stepfleet.gate import Parent
 
 seams.verify(seams.RUN_WORKER_CHECKS)

@@ -29,7 +29,7 @@ SUPPORTED = "dagster >= 1.11.10, tested up to 1.13"
 NAMES: dict[str, tuple[str, ...]] = {
     "dagster._core.code_pointer": ("CodePointer", "FileCodePointer"),
     "dagster._core.definitions.definitions_load_context": ("DefinitionsLoadContext",),
-    "dagster._core.definitions.reconstruct": ("ReconstructableRepository",),
+    "dagster._core.definitions.reconstruct": ("ReconstructableJob", "ReconstructableRepository"),
     "dagster._core.errors": ("DagsterExecutionInterruptedError",),
     "dagster._core.event_api": ("EventLogCursor",),
     "dagster._core.events": (
@@ -40,7 +40,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "dagster._core.events.log": ("EventLogEntry",),
     "dagster._core.execution.api": ("create_execution_plan",),
+    "dagster._core.execution.plan.active": ("ActiveExecution",),
     "dagster._core.execution.plan.objects": ("StepFailureData", "StepRetryData"),
+    "dagster._core.execution.plan.plan": ("ExecutionPlan",),
     "dagster._core.execution.plan.state": ("KnownExecutionState",),
     "dagster._core.execution.retries": ("RetryMode", "get_retries_config"),
     "dagster._core.execution.step_dependency_config": (
@@ -56,8 +58,20 @@ NAMES: dict[str, tuple[str, ...]] = {
         "StepHandlerContext",
     ),
     "dagster._core.instance": ("InstanceRef",),
+    "dagster._core.launcher": (
+        "CheckRunHealthResult",
+        "LaunchRunContext",
+        "ResumeRunContext",
+        "RunLauncher",
+        "WorkerStatus",
+    ),
     "dagster._core.storage.base_storage": ("DagsterStorage",),
-    "dagster._core.storage.compute_log_manager": ("CapturedLogContext", "ComputeIOType"),
+    "dagster._core.storage.cloud_storage_compute_log_manager": ("CloudStorageComputeLogManager",),
+    "dagster._core.storage.compute_log_manager": (
+        "CapturedLogContext",
+        "ComputeIOType",
+        "ComputeLogManager",
+    ),
     "dagster._core.storage.event_log": ("SqlEventLogStorage", "SqlEventLogStorageTable"),
     "dagster._core.storage.event_log.base": ("EventLogStorage",),
     "dagster._core.storage.local_compute_log_manager": (
@@ -65,12 +79,18 @@ NAMES: dict[str, tuple[str, ...]] = {
         "LocalComputeLogManager",
     ),
     "dagster._core.storage.sql": ("create_engine",),
+    "dagster._core.system_config.objects": ("ResolvedRunConfig",),
     "dagster._core.workspace.autodiscovery": (
         "loadable_targets_from_python_file",
         "loadable_targets_from_python_module",
     ),
-    "dagster._grpc.types": ("ExecuteStepArgs",),
-    "dagster._serdes": ("deserialize_value", "serialize_value"),
+    "dagster._grpc.types": ("ExecuteRunArgs", "ExecuteStepArgs", "ResumeRunArgs"),
+    "dagster._serdes": (
+        "ConfigurableClass",
+        "ConfigurableClassData",
+        "deserialize_value",
+        "serialize_value",
+    ),
     "dagster._utils": ("interrupts",),
     "dagster._utils.error": ("serializable_error_info_from_exc_info",),
     "dagster._utils.interrupts": ("capture_interrupts", "check_captured_interrupt"),

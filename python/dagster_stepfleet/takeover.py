@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import DagsterEventType
 
-from dagster_stepfleet import process, seams
+from dagster_stepfleet import process
 from dagster_stepfleet.client import Client, ServerUnreachable, Superseded
 
 if TYPE_CHECKING:

@@ -17,11 +17,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster._core.storage.compute_log_manager import ComputeIOType, ComputeLogManager
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION
 from dagster._serdes import ConfigurableClassData, deserialize_value
 
-from dagster_stepfleet import seams, spool
+from dagster_stepfleet import spool
 from dagster_stepfleet.frames import FrameSocket
 
 # Between uploads of a step that prints, where dagster.yaml has no upload_interval.

@@ -16,10 +16,13 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
+
+# isort: split
 from dagster._core.events import DagsterEventType
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
 
-from dagster_stepfleet import seams, storage
+from dagster_stepfleet import storage
 from dagster_stepfleet.client import Client, Interrupted, ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
