@@ -245,7 +245,7 @@ CASES: tuple[Case, ...] = (
         step_keys,
         drive="reexecute_steps",
         options={"step_keys": ["double", "show", "piece[k1]", "gather"]},
-        counts={"STEP_SUCCESS": 13},
+        counts={"STEP_SUCCESS": 14},
     ),
 )
 
