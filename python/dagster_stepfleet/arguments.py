@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dagster_stepfleet import seams  # noqa: F401 - first: it says what of Dagster is missing
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 
 # isort: split
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import serialize_value
 
 from dagster_stepfleet.client import StepfleetError
+
+seams.verify((seams.check_step_args,))
 
 
 def step_key_of(args: ExecuteStepArgs) -> str:

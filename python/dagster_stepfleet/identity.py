@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from dagster_stepfleet import seams  # noqa: F401 - first: it says what of Dagster is missing
+from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 
 # isort: split
 from dagster._serdes import serialize_value
+
+seams.verify((seams.check_names,))
 
 # The step key of run workers. Dagster allows no @ in the name of an op.
 RUN_STEP_KEY = "@run"
