@@ -154,7 +154,7 @@ func (r *ownRun) executors(t *testing.T) []string {
 // Steps that wait and steps that run go on without a run worker: the run is not over. The next one
 // adopts what there is.
 func TestARunIsTakenOnWhereItsKilledRunWorkerLeftIt(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t) // nobody else resumes its runs
 	file, give := release(t)
 	run := s.create(t, "eight_then_after", config{
 		executor: map[string]any{"queue": "small"},
@@ -182,7 +182,7 @@ func TestARunIsTakenOnWhereItsKilledRunWorkerLeftIt(t *testing.T) {
 
 // The last step ends, and nobody is there to say that the run has.
 func TestARunIsTakenOnWhenAllItsStepsHaveEnded(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t) // nobody else resumes its runs
 	file, give := release(t)
 	run := s.create(t, "one", config{ops: numbered("work", 1, behaviour{"release": file}, nil)})
 	first := run.work(t, false)
@@ -202,7 +202,7 @@ func TestARunIsTakenOnWhenAllItsStepsHaveEnded(t *testing.T) {
 // The worker dies while nobody speaks for the run; who takes it on says once, in Dagster's log,
 // that the attempt was lost.
 func TestAStepThatIsLostWithoutARunWorkerIsRetriedOnce(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t) // nobody else resumes its runs
 	file, give := release(t)
 	run := s.create(t, "one", config{
 		executor: map[string]any{"lost_step_retries": 1}, ops: numbered("work", 1, behaviour{"release": file}, nil),
@@ -237,7 +237,7 @@ func TestAStepThatIsLostWithoutARunWorkerIsRetriedOnce(t *testing.T) {
 
 // The old run worker was stopped, as behind a partition, and wakes while the new one works.
 func TestAnOldRunWorkerThatWakesLeavesTheRunAlone(t *testing.T) {
-	s := shared(t)
+	s := defaultLauncher(t) // nobody else resumes its runs
 	file, give := release(t)
 	run := s.create(t, "chain", config{ops: map[string]any{
 		"begin": behaviour{}, "step_1": behaviour{"release": file}, "step_2": behaviour{}, "step_3": behaviour{},

@@ -141,11 +141,14 @@ class FakeServer:
                 self.on_submit(task, body["payloads"][task["payload"]])
         return 200, {"v": 1, "receipts": receipts}
 
-    def _cancel(self, run_id: str, keys: list | None, reason: str) -> None:
+    def _cancel(self, run_id: str, keys: list | None, body: dict) -> None:
+        """Of an executor, which names its epoch, the steps alone."""
+        reason, epoch = body["reason"], body.get("epoch", 0)
         wanted = None if keys is None else {(k["step_key"], k["attempt"]) for k in keys}
         with self.lock:
             for (run, step, attempt), task in self.tasks.items():
                 mine = run == run_id and (wanted is None or (step, attempt) in wanted)
+                mine = mine and not (epoch and task["kind"] == "run")
                 if mine and task["state"] == "running":
                     task["cancel_requested"] = True
                 elif mine and task["state"] not in TERMINAL:
@@ -201,9 +204,9 @@ class FakeServer:
                 if verb == "close":
                     with server.lock:
                         server.closed[run_id] = body["reason"]
-                    server._cancel(run_id, None, body["reason"])
+                    server._cancel(run_id, None, body)
                 else:
-                    server._cancel(run_id, body["tasks"], body["reason"])
+                    server._cancel(run_id, body["tasks"], body)
                 self.answer(200, {"v": 1, "changes": []})
 
             def do_GET(self) -> None:

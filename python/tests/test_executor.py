@@ -169,6 +169,7 @@ def test_a_cancelled_run_ends_after_its_steps():
     handler = StepfleetStepHandler()
     told: list[str] = []
     completions = Completions()
+    completions.epoch = 1
     client: Any = SimpleNamespace(
         completions=completions,
         cancel=lambda *_, **__: told.append("cancel"),
@@ -176,7 +177,7 @@ def test_a_cancelled_run_ends_after_its_steps():
         shutdown=lambda: None,
     )
     handler.client, handler._tried, handler._going = client, True, {("slow", 0)}
-    end = functools.partial(handler.end, reason="interrupted", resuming=False, budget_seconds=30)
+    end = functools.partial(handler.end, reason="interrupted", leaving=False, budget_seconds=30)
     ending = threading.Thread(target=end)
     ending.start()
     ending.join(0.3)
