@@ -50,7 +50,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.origin import get_python_environment_entry_point
 from dagster._grpc.types import ExecuteRunArgs
 
-from benchlib import postgres, process, report, settings, shapes, stack
+from benchlib import phases, postgres, process, report, settings, shapes, stack
 from benchlib.report import Sample
 
 BENCH = Path(__file__).resolve().parent
@@ -128,6 +128,10 @@ class Bench:
 
     def _measure(self, job: str, mode: str, rep: int, running: stack.Stack | None) -> Sample:
         env = self._env | (running.run_env() if running else {})
+        trace = self.directory / "trace.json"
+        trace.unlink(missing_ok=True)
+        if mode == report.OURS:
+            env[phases.TRACE_VARIABLE] = str(trace)
         run_id, arguments = self._create_run(job, mode)
         log = self.directory / "run-worker.log"
         log.unlink(missing_ok=True)
@@ -146,6 +150,10 @@ class Bench:
         self._wait_for_lingerers()
 
         cpu_after = self._cpu()
+        own: dict[str, Any] = {}
+        if isinstance(running, stack.StepfleetStack) and trace.exists():
+            own["phases"] = phases.read(running.url, run_id, trace)
+            own["idle_memory_share"] = running.idle_memory_share()
         if running:
             running.stop()
         self._wait_for_backends()
@@ -169,6 +177,7 @@ class Bench:
             pg_commits=pg_after.commits - pg_before.commits,
             load1=round(load1, 2),
             **log_facts,
+            **own,
         )
 
     def _create_run(self, job: str, mode: str) -> tuple[str, Sequence[str]]:
@@ -385,7 +394,10 @@ def show(result: dict[str, Any], out: Path) -> int:
     or a bound was missed."""
     measured = report.cells(report.from_json(result["samples"]))
     verdicts = report.verdicts(measured)
-    tables = [report.table(measured)] + ([report.verdict_table(verdicts)] if verdicts else [])
+    tables = [report.table(measured), report.phase_table(measured)]
+    tables = [table for table in tables if table]
+    if verdicts:
+        tables.append(report.verdict_table(verdicts))
     print()
     print(*tables, sep="\n\n", end="\n\n")
     page, picture = out.with_suffix(".md"), out.with_suffix(".svg")

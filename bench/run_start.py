@@ -106,7 +106,7 @@ class Bench:
         )
         closing.callback(process.stop, server, meter)
         wait_for_code(port, directory / "code-server.log")
-        fleet = stack.Stack(
+        fleet = stack.StepfleetStack(
             binary,
             ledger_dsn=self.postgres.dsn("stepfleet"),
             directory=directory,

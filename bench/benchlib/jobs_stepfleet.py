@@ -3,6 +3,8 @@
 from dagster import Definitions
 from dagster_stepfleet import stepfleet_executor
 
+from benchlib.phases import trace_executor
 from benchlib.shapes import jobs
 
+trace_executor()
 defs = Definitions(jobs=jobs(stepfleet_executor))

@@ -76,6 +76,15 @@ def processes() -> dict[int, tuple[int, str, float]]:
     return table
 
 
+def private_bytes(pid: int) -> int:
+    """Memory that is the process's alone; 0 when it has gone."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+            return sum(int(line.split()[1]) << 10 for line in rollup if line.startswith("Private_"))
+    except OSError:
+        return 0
+
+
 def descendants(table: Mapping[int, tuple[int, str, float]], roots: Sequence[int]) -> set[int]:
     """The roots and everything below them."""
     children: dict[int, list[int]] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchlib import phases
 from benchlib.settings import JOBS, MODES
 
 OURS = "stepfleet"
@@ -73,6 +74,10 @@ class Sample:
     pg_connections: int
     pg_commits: int
     load1: float
+    # Of stepfleet: the seconds of each phase of each step (phases.py), and the private memory of
+    # an idle child as a share of a fresh interpreter's with the project imported.
+    phases: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    idle_memory_share: float | None = None
 
 
 @dataclass
@@ -112,7 +117,43 @@ def verdicts(measured: Sequence[Cell]) -> list[Verdict]:
             value = ours.median(bound.name) / theirs.median(bound.name)
             quantity = f"{bound.job}: {bound.name}, {OURS} / {bound.mode}"
             judged.append(Verdict(quantity, value, bound.must, bound.aim))
+    return judged + _own_verdicts(good.get((CHAIN, OURS)))
+
+
+# In a chain no step waits for a slot, so what lies between submit and process is all ours.
+CHAIN = "chain50"
+
+
+def _own_verdicts(ours: Cell | None) -> list[Verdict]:
+    """What is measured of stepfleet alone."""
+    counted = [s for s in ours.samples if s.rep > 0] if ours else []
+    own = sorted(1000 * seconds for s in counted if s.phases for seconds in phases.own(s.phases))
+    judged: list[Verdict] = []
+    if len(own) >= 2:
+        name = f"{CHAIN}: our own part of a step, ms"
+        judged.append(Verdict(f"{name}, p50", statistics.median(own), 15.0, 8.0))
+        p99 = own[min(len(own) - 1, int(0.99 * len(own)))]
+        judged.append(Verdict(f"{name}, p99", p99, 50.0, 25.0))
+    shares = [s.idle_memory_share for s in counted if s.idle_memory_share is not None]
+    if shares:
+        name = "private memory, idle child / fresh interpreter"
+        judged.append(Verdict(name, statistics.median(shares), 0.25, 0.12))
     return judged
+
+
+def phase_table(measured: Sequence[Cell]) -> str:
+    """Medians of the phases of a chain's step under stepfleet; nothing where there are none."""
+    cell = next((c for c in measured if (c.job, c.mode) == (CHAIN, OURS) and not c.void), None)
+    counted = [s.phases for s in cell.samples if s.rep > 0 and s.phases] if cell else []
+    if not counted:
+        return ""
+    rows = [["phase of a step of the chain", "whose", "p50 ms", "p99 ms"]]
+    for name, _, _ in phases.PHASES:
+        values = sorted(1000 * seconds for sample in counted for seconds in sample[name])
+        p99 = values[min(len(values) - 1, int(0.99 * len(values)))]
+        whose = "stepfleet" if name in phases.OURS else "Dagster"
+        rows.append([name, whose, f"{statistics.median(values):.1f}", f"{p99:.1f}"])
+    return _align(rows, left=2)
 
 
 def verdict_table(judged: Sequence[Verdict]) -> str:
@@ -194,6 +235,9 @@ def page(meta: dict[str, Any], measured: Sequence[Cell], picture: str) -> str:
     if judged:
         bounds = verdict_table(judged)
         parts += ["## Bounds", f"```\n{bounds}\n```"]
+    table_of_phases = phase_table(measured)
+    if table_of_phases:
+        parts += ["## Phases", f"```\n{table_of_phases}\n```"]
     facts = [
         f"{versions}; Linux {meta['kernel']}",
         f"{meta['cpu_count']} CPUs ({meta['cpu_model']}); {load}; fsync of 8 KiB: {probe};"

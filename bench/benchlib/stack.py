@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -119,6 +120,7 @@ class StepfleetStack(Stack):
     ) -> None:
         super().__init__(directory=directory, modules_path=modules_path, env=env, meter=meter)
         self._binary = str(binary)
+        self._module = module
         aws, server, probes = (process.free_port() for _ in range(3))
         self.url = f"http://127.0.0.1:{server}"
         self._env |= {
@@ -156,6 +158,33 @@ class StepfleetStack(Stack):
     def run_env(self) -> dict[str, str]:
         return {"STEPFLEET_URL": self.url}
 
+    def idle_memory_share(self) -> float | None:
+        """Private memory of a child that waits, as a share of what a fresh interpreter needs that
+        has imported the project. None when no child waits."""
+        table = process.processes()
+        templates = {
+            pid
+            for pid in self._meter.pids()
+            if _command(pid)[1:] == ["-m", "dagster_stepfleet.host", "template"]
+        }
+        children = [pid for pid, (parent, _, _) in table.items() if parent in templates - {pid}]
+        sizes = [size for pid in children if (size := process.private_bytes(pid))]
+        if not sizes:
+            return None
+        code = (
+            f"import {self._module}, dagster_postgres, psycopg2\n"
+            "from benchlib import process\nimport os\nprint(process.private_bytes(os.getpid()))"
+        )
+        fresh = subprocess.run(
+            [sys.executable, "-c", code],
+            env=self._env,
+            cwd=self._modules_path,
+            capture_output=True,
+            check=True,
+            timeout=READY_TIMEOUT_SECONDS,
+        )
+        return round(statistics.median(sizes) / int(fresh.stdout), 4)
+
     def _start_part(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         return self._start(f"stepfleet-{name}", self._binary, name, *arguments)
 
@@ -164,6 +193,13 @@ class StepfleetStack(Stack):
         self._processes.remove(done)
         if process.wait(done, self._meter, READY_TIMEOUT_SECONDS) != 0:
             raise RuntimeError(f"stepfleet {name}: {process.tail(self._log(f'stepfleet-{name}'))}")
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 # Redis as a broker that loses its queue when it dies: the fastest setting.

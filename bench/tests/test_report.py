@@ -2,22 +2,25 @@
 what a mode starts, on real processes."""
 
 import importlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dagster_bench
-from benchlib import process, report, settings
+from benchlib import phases, process, report, settings
 from benchlib.report import Sample
 
 
@@ -281,3 +284,42 @@ def test_redis_and_celery_die_with_the_benchmark(tmp_path: Path) -> None:
     while alive(redis | workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(redis | workers)
+
+
+def test_our_own_part_is_what_is_not_dagsters() -> None:
+    steps = {name: [0.5, 0.5, 0.5] for name, _, _ in phases.PHASES}
+    for name, seconds in zip(sorted(phases.OURS), (0.001, 0.002, 0.004), strict=True):
+        steps[name] = [seconds, seconds, 10 * seconds]
+    assert phases.own(steps) == pytest.approx([0.007, 0.007, 0.07])
+    ours = [replace(sample("stepfleet", rep, 1.0), phases=steps) for rep in range(2)]
+    ours[1] = replace(ours[1], idle_memory_share=0.3)
+    judged = {v.quantity: v for v in report.verdicts(report.cells(ours))}
+    p50, p99, memory = judged.values()
+    assert (p50.value, p50.ok) == (pytest.approx(7.0), True)
+    assert (p99.value, p99.ok) == (pytest.approx(70.0), False)
+    assert (memory.value, memory.ok) == (0.3, False)
+    table = report.phase_table(report.cells(ours))
+    assert "settle, notify" in table and "500.0" in table
+    assert report.phase_table(report.cells([sample("stepfleet", 1, 1.0)])) == ""
+
+
+def test_an_executor_is_traced_and_its_steps_read(tmp_path: Path) -> None:
+    """On a server that answers as ours does."""
+    at = {"process": 2.0, "prepared": 2.5, "started": 3.0, "plan": 3.5, "user_code": 4.0}
+    at |= {"outputs": 4.5, "ended": 5.0}
+    told = {"tasks": [{"step_key": "a", "result": {"phases": at}}]}
+    told["tasks"].append({"step_key": "b", "result": {"phases": {}}})
+    trace = tmp_path / "trace.json"
+    trace.write_text('{"submitted": {"a": 1.0, "b": 1.0}, "noticed": {"a": 5.25}}')
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/v1/runs/run-1/tasks"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(told).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        found = phases.read(f"http://127.0.0.1:{server.server_port}", "run-1", trace)
+    assert list(found.values()) == [[1.0], [0.5], [0.5], [0.5], [0.5], [0.5], [0.5], [0.25]]
