@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/stepfleet/stepfleet"
 )
 
@@ -110,8 +112,17 @@ func (v views) String() string {
 func (s *server) checkAudit(t *testing.T, run string) []stepfleet.AuditRow {
 	t.Helper()
 	var answer struct{ Audit []stepfleet.AuditRow }
-	if err := s.get("/v1/runs/"+run+"/audit", &answer); err != nil {
-		t.Fatalf("audit of run %s: %v", run, err)
+	tasks := s.allTasks(t, run)
+	for {
+		if err := s.get("/v1/runs/"+run+"/audit", &answer); err != nil {
+			t.Fatalf("audit of run %s: %v", run, err)
+		}
+		// A run worker may end in between: its run has ended before.
+		now := s.allTasks(t, run)
+		if cmp.Equal(tasks, now) {
+			break
+		}
+		tasks, answer.Audit = now, nil
 	}
 	slices.SortFunc(answer.Audit, func(a, b stepfleet.AuditRow) int { return int(a.ID - b.ID) })
 	state := map[stepfleet.TaskID]stepfleet.State{}
@@ -136,7 +147,7 @@ func (s *server) checkAudit(t *testing.T, run string) []stepfleet.AuditRow {
 		}
 		state[row.TaskID], fence[row.TaskID] = row.To, row.Fence
 	}
-	for _, view := range s.allTasks(t, run) {
+	for _, view := range tasks {
 		if state[view.ID] != view.State {
 			t.Errorf("task %s is %s, its audit ends at %q", view.Key, view.State, state[view.ID])
 		}
