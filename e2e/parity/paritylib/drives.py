@@ -8,6 +8,7 @@ from typing import Any
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, RunsFilter
 from dagster._core.execution.stats import StepEventStatus
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
+from sqlalchemy.engine import make_url
 
 from parity_jobs.case import USUAL, Case, Variant, job_name
 from paritylib.dagster_api import DagsterApi
@@ -225,7 +226,9 @@ def held_writer(context: Context, case: Case, variant: Variant) -> list[str]:
     if variant.name != "stepfleet":
         return launch(context, case, variant)
     instance = context.instance
-    dsn = context.stack.dagster_environment()["DAGSTER_DATABASE_URL"]
+    # SQLAlchemy's URL names the driver, which the driver itself does not take.
+    url = make_url(context.stack.dagster_environment()["DAGSTER_DATABASE_URL"])
+    dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     with held_inserts(dsn, case.options["held"]) as release:
         run_id = start(context, case, variant)
 
