@@ -21,7 +21,7 @@ from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import deserialize_value, serialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stepfleet import gate, logs, storage
+from dagster_stepfleet import gate, logs, pages, storage
 from dagster_stepfleet.events import ENDING_TYPES
 from dagster_stepfleet.gate import Parent
 
@@ -41,8 +41,8 @@ class Warm:
 
     instances: dict[str, DagsterInstance] = field(default_factory=dict[str, DagsterInstance])
     teach: Teach | None = None
-    # Tells the template what memory this process has copied since it was idle.
-    tell_pages: Callable[[], None] | None = None
+    # Set where the template wants to know what memory a step copies.
+    lesson: pages.Lesson | None = None
 
 
 @dataclass
@@ -126,11 +126,13 @@ def serve(parent: Parent, warm: Warm) -> NoReturn:
         if frame["task"].get("kind") == "run":
             from dagster_stepfleet import run_worker
 
+            if warm.lesson is not None:
+                warm.lesson.decline()
             result = run_worker.run(parent, frame, warm)
         else:
             result = run(parent, frame, warm)
-            if warm.tell_pages is not None:
-                warm.tell_pages()
+            if warm.lesson is not None:
+                warm.lesson.tell()
         logs.flush()  # the result is the last word: the parent kills who has told it
         parent.send({"op": "result", "result": result})
     except BaseException:

@@ -292,8 +292,7 @@ class Template:
         if telling < 0:
             pages.populate(self._hot)
         else:
-            shared = pages.shared()
-            warm.tell_pages = lambda: _tell_pages(telling, shared)
+            warm.lesson = pages.Lesson(telling)
         child.serve(gate.Parent(FrameSocket(socket.socket(fileno=fd))), warm)
 
     # Pages: the first children tell which ones their steps have copied, those to come begin with
@@ -408,11 +407,6 @@ class Template:
         for pid in self._children:
             process.kill_group(pid)
         os._exit(1)
-
-
-def _tell_pages(telling: int, shared: set[int]) -> None:
-    with contextlib.suppress(OSError), os.fdopen(telling, "wb") as pipe:
-        pipe.write(pages.pack(shared - pages.shared()))
 
 
 def _note_signal(number: int, frame: object) -> None:

@@ -122,3 +122,24 @@ def test_children_begin_with_what_steps_have_copied(instance):
         assert _private_bytes(child.pid) > max(small) + (2 << 20)
         result = child.run(*step(instance, run, "one"))
         assert result["outcome"] == "succeeded"
+
+
+@linux
+def test_a_child_tells_once_or_lets_another_tell(memory):
+    area, first = memory
+    read, write = os.pipe()
+
+    def question() -> bytes:
+        lesson = pages.Lesson(write)
+        area[2 * PAGE] = 2
+        lesson.tell()
+        return b""
+
+    in_fork(question)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        assert first + 2 in pages.unpack(pipe.read())
+    read, write = os.pipe()
+    pages.Lesson(write).decline()
+    with os.fdopen(read, "rb") as pipe:
+        assert pages.unpack(pipe.read()) == set()
