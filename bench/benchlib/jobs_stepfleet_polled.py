@@ -12,7 +12,8 @@ from dagster import (
     multiple_process_executor_requirements,
 )
 from dagster._core.execution.retries import RetryMode
-from dagster_stepfleet.executor import StepfleetExecutor, StepfleetStepHandler
+from dagster_stepfleet.executor import StepfleetExecutor
+from dagster_stepfleet.handler import StepfleetStepHandler
 
 from benchlib.shapes import jobs
 

@@ -35,7 +35,7 @@ def trace_executor() -> None:
     path = os.environ.get(TRACE_VARIABLE)
     if not path:
         return
-    from dagster_stepfleet.executor import StepfleetStepHandler as Handler
+    from dagster_stepfleet.handler import StepfleetStepHandler as Handler
 
     submitted: dict[str, float] = {}
     noticed: dict[str, float] = {}

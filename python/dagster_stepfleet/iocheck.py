@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dagster_stepfleet import seams, tags
+from dagster_stepfleet import seams, seams_io, tags
 from dagster_stepfleet.client import StepfleetError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dagster_stepfleet.client import Client
 
-seams.verify(seams.IO_CHECKS)
+seams.verify(seams_io.IO_CHECKS)
 
 # How many workers a refusal names.
 _SHOWN_WORKERS = 5
@@ -41,7 +41,9 @@ def refuse_unshared(
 ) -> None:
     """Asks the server who serves the queues, and only where a filesystem IO manager is used."""
     job = plan_context.reconstructable_job.get_definition()
-    loads = [load for load in seams.loads(plan, job) if seams.is_filesystem(job, load.manager_key)]
+    loads = [
+        load for load in seams_io.loads(plan, job) if seams_io.is_filesystem(job, load.manager_key)
+    ]
     if not loads:
         return
     run = plan_context.dagster_run
@@ -58,7 +60,7 @@ def refuse_unshared(
     local = [
         (load, base)
         for load in loads
-        if _is_local(base := seams.base_directory(job, run.run_config, load.manager_key))
+        if _is_local(base := seams_io.base_directory(job, run.run_config, load.manager_key))
     ]
     if local:
         raise UnsharedFilesystem(_refusal(*local[0], elsewhere))
@@ -81,7 +83,7 @@ def _is_local(base: str | None) -> bool:
     return base is None or "://" not in base or base.startswith("file://")
 
 
-def _refusal(load: seams.Load, base: str | None, elsewhere: Sequence[Mapping[str, Any]]) -> str:
+def _refusal(load: seams_io.Load, base: str | None, elsewhere: Sequence[Mapping[str, Any]]) -> str:
     workers = [f"{s['worker']} on {s['host']}" for s in elsewhere[:_SHOWN_WORKERS]]
     if len(elsewhere) > _SHOWN_WORKERS:
         workers.append(f"{len(elsewhere) - _SHOWN_WORKERS} more")

@@ -15,7 +15,7 @@ import contextlib
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -160,7 +160,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def _expect_parameters(seam: str, function: Any, expected: list[str]) -> None:
+def expect_parameters(seam: str, function: Any, expected: list[str]) -> None:
     if function is None:
         raise SeamError(seam, "it is gone")
     found = parameters(function)
@@ -168,7 +168,7 @@ def _expect_parameters(seam: str, function: Any, expected: list[str]) -> None:
         raise SeamError(seam, f"parameters are {found}, expected {expected}")
 
 
-def _expect_attributes(seam: str, owner: Any, names: list[str]) -> None:
+def expect_attributes(seam: str, owner: Any, names: list[str]) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         raise SeamError(seam, f"it has no {', '.join(missing)}")
@@ -189,7 +189,7 @@ class Shape:
             missing = [name for name in self.takes if name not in parameters(found)]
             if missing:
                 raise SeamError(seam, f"it takes no {', '.join(missing)}")
-        _expect_attributes(seam, found, list(self.has))
+        expect_attributes(seam, found, list(self.has))
 
 
 SHAPES = (
@@ -375,7 +375,7 @@ def check_constructor() -> None:
 
 
 def check_pop_events() -> None:
-    _expect_parameters(
+    expect_parameters(
         "StepDelegatingExecutor._pop_events",
         getattr(StepDelegatingExecutor, "_pop_events", None),
         ["self", "instance", "run_id", "seen_storage_ids"],
@@ -409,7 +409,7 @@ def check_step_handler() -> None:
 
 def check_crash_helper() -> None:
     name = crash_helper_name()
-    _expect_parameters(
+    expect_parameters(
         f"Executor.{name}",
         getattr(Executor, name),
         ["self", "step_context", "err_info", "known_state"],
@@ -437,7 +437,7 @@ def check_step_args() -> None:
 def check_interrupts() -> None:
     from dagster._utils import interrupts
 
-    _expect_attributes(
+    expect_attributes(
         "dagster._utils.interrupts", interrupts, ["check_captured_interrupt", "capture_interrupts"]
     )
 
@@ -445,7 +445,7 @@ def check_interrupts() -> None:
 def check_step_body() -> None:
     from dagster._cli import api
 
-    _expect_parameters(
+    expect_parameters(
         "dagster._cli.api._execute_step_command_body",
         getattr(api, "_execute_step_command_body", None),
         ["args", "instance", "dagster_run"],
@@ -455,7 +455,7 @@ def check_step_body() -> None:
 def check_cli_instance() -> None:
     from dagster._cli import utils
 
-    _expect_parameters(
+    expect_parameters(
         "dagster._cli.utils.get_instance_for_cli",
         getattr(utils, "get_instance_for_cli", None),
         ["instance_ref"],
@@ -466,7 +466,7 @@ def check_run_bodies() -> None:
     from dagster._cli import api
 
     for name in ("_execute_run_command_body", "_resume_run_command_body"):
-        _expect_parameters(
+        expect_parameters(
             f"dagster._cli.api.{name}",
             getattr(api, name, None),
             ["run_id", "instance", "write_stream_fn", "set_exit_code_on_failure"],
@@ -490,7 +490,7 @@ def check_run_launcher() -> None:
     found = set(RunLauncher.__abstractmethods__)
     if found != {"launch_run", "terminate"}:
         raise SeamError("RunLauncher", f"abstract members are {sorted(found)}")
-    _expect_attributes(
+    expect_attributes(
         "RunLauncher",
         RunLauncher,
         [
@@ -501,15 +501,15 @@ def check_run_launcher() -> None:
             "resume_run",
         ],
     )
-    _expect_attributes("WorkerStatus", WorkerStatus, ["RUNNING", "NOT_FOUND", "FAILED", "SUCCESS"])
-    _expect_attributes("CheckRunHealthResult", CheckRunHealthResult, ["status", "msg"])
-    _expect_attributes("ResumeRunContext", ResumeRunContext, ["resume_attempt_number"])
+    expect_attributes("WorkerStatus", WorkerStatus, ["RUNNING", "NOT_FOUND", "FAILED", "SUCCESS"])
+    expect_attributes("CheckRunHealthResult", CheckRunHealthResult, ["status", "msg"])
+    expect_attributes("ResumeRunContext", ResumeRunContext, ["resume_attempt_number"])
 
 
 def check_load_context() -> None:
     from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
 
-    _expect_attributes("DefinitionsLoadContext", DefinitionsLoadContext, ["_instance", "is_set"])
+    expect_attributes("DefinitionsLoadContext", DefinitionsLoadContext, ["_instance", "is_set"])
 
 
 def replace_plan_maker(make: Callable[..., Any]) -> None:
@@ -525,8 +525,8 @@ def check_plans() -> None:
 
     made = ["job", "run_config", "step_keys_to_execute", "known_state"]
     seam = "dagster._cli.api.create_execution_plan"
-    _expect_parameters(seam, getattr(api, "create_execution_plan", None), made)
-    _expect_parameters(
+    expect_parameters(seam, getattr(api, "create_execution_plan", None), made)
+    expect_parameters(
         "ExecutionPlan.build_subset_plan",
         getattr(ExecutionPlan, "build_subset_plan", None),
         ["self", "step_keys_to_execute", "job_def", "resolved_run_config"],
@@ -537,15 +537,13 @@ def check_event_storage() -> None:
     from dagster._core.storage.event_log.base import EventLogStorage
 
     for name, expected in (("store_event", ["self", "event"]), ("store_event_batch", ["self"])):
-        _expect_parameters(
-            f"EventLogStorage.{name}", getattr(EventLogStorage, name, None), expected
-        )
+        expect_parameters(f"EventLogStorage.{name}", getattr(EventLogStorage, name, None), expected)
 
 
 def check_file_pointer() -> None:
     from dagster._core.code_pointer import FileCodePointer
 
-    _expect_parameters(
+    expect_parameters(
         "FileCodePointer.load_target", getattr(FileCodePointer, "load_target", None), ["self"]
     )
 
@@ -553,12 +551,12 @@ def check_file_pointer() -> None:
 def check_event_ids() -> None:
     from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
 
-    _expect_parameters(
+    expect_parameters(
         "SqlEventLogStorage.run_connection",
         getattr(SqlEventLogStorage, "run_connection", None),
         ["self", "run_id"],
     )
-    _expect_attributes(
+    expect_attributes(
         "SqlEventLogStorageTable",
         SqlEventLogStorageTable.c,
         [
@@ -573,7 +571,7 @@ def check_postgres() -> None:
     from dagster_postgres.event_log.event_log import PostgresEventLogStorage
 
     seam = "PostgresEventLogStorage"
-    _expect_attributes(
+    expect_attributes(
         seam, PostgresEventLogStorage, ["prepare_insert_event", "_connect", "_event_to_row"]
     )
     insert = inspect.getsource(PostgresEventLogStorage.prepare_insert_event)
@@ -585,140 +583,6 @@ def check_postgres() -> None:
     source = inspect.getsource(PostgresEventLogStorage.__init__)
     if "self._engine = " not in source or "self.postgres_url = " not in source:
         raise SeamError(seam, "its constructor sets no _engine or no postgres_url")
-
-
-@dataclass(frozen=True)
-class Load:
-    """An input that a step of a plan loads through an IO manager."""
-
-    step_key: str
-    input_name: str
-    manager_key: str
-    step_tags: Mapping[str, str]
-    # Of the step of the same plan that stores the value, if there is one.
-    stored_by_tags: Mapping[str, str] | None
-
-
-def loads(plan: Any, job: Any) -> Iterator[Load]:
-    """The values that the steps of an ExecutionPlan load. It goes as Dagster's own
-    get_required_resource_keys_for_step does."""
-    for handle in plan.step_handles_to_execute:
-        step = plan.get_step(handle)
-        node = job.get_node(step.node_handle).definition
-        for step_input in step.step_inputs:
-            definition = node.input_def_named(step_input.name)
-            if definition.dagster_type.is_nothing:
-                continue
-            for key, stored_by in _managers(plan, job, step, step_input, definition):
-                yield Load(
-                    step_key=step.key,
-                    input_name=step_input.name,
-                    manager_key=key,
-                    step_tags=step.tags,
-                    stored_by_tags=stored_by.tags if stored_by is not None else None,
-                )
-
-
-def _managers(
-    plan: Any, job: Any, step: Any, step_input: Any, definition: Any
-) -> Iterator[tuple[str, Any]]:
-    """The keys of what loads an input, each with the step that stores the value or None."""
-    for key in step_input.source.required_resource_keys(job, step.node_handle, step_input.name):
-        yield key, None
-    if hasattr(step_input, "get_step_output_handle_dependencies"):
-        handles = step_input.get_step_output_handle_dependencies()
-    else:
-        handles = step_input.get_step_output_handle_deps_with_placeholders()
-    for handle in handles:
-        stored_by = plan.step_dict_by_key.get(handle.step_key)
-        if stored_by is not None:
-            key = definition.input_manager_key or plan.get_manager_key(handle, job)
-            yield key, stored_by
-
-
-def is_filesystem(job: Any, manager_key: str) -> bool:
-    """Whether the resource is Dagster's own filesystem IO manager, in one of its four forms."""
-    from dagster import FilesystemIOManager, fs_io_manager
-    from dagster._core.definitions import job_definition
-
-    definition: Any = job.resource_defs.get(manager_key)
-    made_by = getattr(definition, "configurable_resource_cls", None)
-    if isinstance(made_by, type):
-        return issubclass(made_by, FilesystemIOManager)
-    function = getattr(definition, "resource_fn", None)
-    if function is fs_io_manager.resource_fn:
-        return True
-    defaults = (
-        job_definition.default_job_io_manager,
-        job_definition.default_job_io_manager_with_fs_io_manager_schema,
-    )
-    # The default can be another one altogether, by the environment of the processes.
-    replaced = os.environ.get("DAGSTER_DEFAULT_IO_MANAGER_MODULE")
-    return not replaced and any(function is default.resource_fn for default in defaults)
-
-
-def base_directory(job: Any, run_config: Mapping[str, Any], manager_key: str) -> str | None:
-    """The base_dir that a filesystem IO manager is configured with, None for its default."""
-    from dagster._core.system_config.objects import ResolvedRunConfig
-
-    config = ResolvedRunConfig.build(job, run_config).resources[manager_key].config
-    base = config.get("base_dir") if isinstance(config, Mapping) else None
-    return str(base) if base else None
-
-
-def check_plan() -> None:
-    from dagster._core.execution.plan.inputs import StepInput, UnresolvedMappedStepInput
-    from dagster._core.execution.plan.plan import ExecutionPlan
-    from dagster._core.execution.plan.step import ExecutionStep
-
-    _expect_attributes(
-        "ExecutionPlan",
-        ExecutionPlan,
-        ["step_handles_to_execute", "get_step", "step_dict_by_key", "get_manager_key"],
-    )
-    _expect_parameters(
-        "ExecutionPlan.get_manager_key",
-        ExecutionPlan.get_manager_key,
-        ["self", "step_output_handle", "job_def"],
-    )
-    _expect_attributes("ExecutionStep", ExecutionStep, ["tags", "step_inputs", "node_handle"])
-    _expect_attributes("StepInput", StepInput, ["get_step_output_handle_dependencies"])
-    _expect_attributes(
-        "UnresolvedMappedStepInput",
-        UnresolvedMappedStepInput,
-        ["get_step_output_handle_deps_with_placeholders"],
-    )
-
-
-def check_default_io_managers() -> None:
-    from dagster._config.pythonic_config.io_manager import (
-        ConfigurableIOManagerFactoryResourceDefinition,
-    )
-    from dagster._core.definitions import job_definition
-
-    _expect_attributes(
-        "dagster._core.definitions.job_definition",
-        job_definition,
-        ["default_job_io_manager", "default_job_io_manager_with_fs_io_manager_schema"],
-    )
-    _expect_attributes(
-        "ConfigurableIOManagerFactoryResourceDefinition",
-        ConfigurableIOManagerFactoryResourceDefinition,
-        ["configurable_resource_cls"],
-    )
-
-
-def check_run_config() -> None:
-    from dagster._core.system_config.objects import ResolvedRunConfig
-
-    _expect_parameters("ResolvedRunConfig.build", ResolvedRunConfig.build, ["job_def"])
-
-
-IO_CHECKS: tuple[Callable[[], None], ...] = (
-    check_plan,
-    check_default_io_managers,
-    check_run_config,
-)
 
 
 def upload_limit() -> int:
@@ -749,15 +613,15 @@ def check_log_managers() -> None:
     from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
     local = LocalComputeLogManager
-    _expect_parameters(
+    expect_parameters(
         "LocalComputeLogManager.capture_logs", local.capture_logs, ["self", "log_key"]
     )
-    _expect_attributes(
+    expect_attributes(
         "LocalComputeLogManager", local, ["get_captured_local_path", "complete_artifact_path"]
     )
     seam = "CloudStorageComputeLogManager"
     capture = getattr(cloud.CloudStorageComputeLogManager, "capture_logs", None)
-    _expect_parameters(f"{seam}.capture_logs", capture, ["self", "log_key"])
+    expect_parameters(f"{seam}.capture_logs", capture, ["self", "log_key"])
     source = inspect.getsource(cloud.CloudStorageComputeLogManager.capture_logs)
     for part in (
         "self._poll_for_local_upload(log_key)",
@@ -766,7 +630,7 @@ def check_log_managers() -> None:
         if part not in source:
             raise SeamError(f"{seam}.capture_logs", f"it does not call {part} any more")
     truncating = cloud.TruncatingCloudStorageComputeLogManager
-    _expect_attributes(truncating.__name__, truncating, ["_upload_file_obj", "_truncate_file"])
+    expect_attributes(truncating.__name__, truncating, ["_upload_file_obj", "_truncate_file"])
 
 
 def check_replay() -> None:
@@ -777,15 +641,15 @@ def check_replay() -> None:
         raise SeamError("StepDelegatingExecutor.execute", "it makes no ActiveExecution of its own")
     kind = active.ActiveExecution
     seam = "ActiveExecution"
-    _expect_parameters(
+    expect_parameters(
         f"{seam}.rebuild_from_events",
         getattr(kind, "rebuild_from_events", None),
         ["self", "dagster_events"],
     )
-    _expect_attributes(
+    expect_attributes(
         seam, kind, ["_prep_for_dynamic_outputs", "_skip_for_dynamic_outputs", "_update"]
     )
-    _expect_attributes("dagster._core.execution.plan.active", active, ["_pool_key_for_step"])
+    expect_attributes("dagster._core.execution.plan.active", active, ["_pool_key_for_step"])
     source = inspect.getsource(kind.__init__)
     for name in (
         "_pending",

@@ -14,7 +14,7 @@ from dagster._core.execution.api import execute_run
 
 from dagster_stepfleet import seams
 from dagster_stepfleet.client import Client, Completions, Ended
-from dagster_stepfleet.executor import Launch, Open, StepfleetStepHandler
+from dagster_stepfleet.handler import Launch, Open, StepfleetStepHandler
 from dagster_stepfleet.tags import Placement
 from tests.fakes import FakeServer, TemplateProcess, Worker
 from tests.payloads import create_run as create
