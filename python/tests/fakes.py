@@ -282,7 +282,8 @@ def _error(code: str, message: str) -> dict:
 
 
 def _clean_environ(**more: str) -> dict[str, str]:
-    return {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", **more}
+    # Unbuffered, as a worker starts its processes: a killed step must not take its last words along.
+    return {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **more}
 
 
 class Child:
