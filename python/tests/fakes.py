@@ -282,7 +282,7 @@ def _error(code: str, message: str) -> dict:
 
 
 def _clean_environ(**more: str) -> dict[str, str]:
-    # Unbuffered, as a worker starts its processes: a killed step must not take its last words along.
+    # Unbuffered, as a worker starts its processes: a killed step loses none of its words.
     return {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **more}
 
 
