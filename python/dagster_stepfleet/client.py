@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -509,6 +509,12 @@ class Completions:
             self.version += 1
             self._condition.notify_all()
 
+    def add_ended(self, views: Iterable[Mapping[str, Any]]) -> None:
+        """Notes those of the run's tasks that have ended."""
+        for view in views:
+            if view["state"] in TERMINAL_STATES:
+                self.add(Ended.of(view))
+
     def take(self, epoch: int) -> None:
         with self._condition:
             self.epoch = epoch
@@ -601,9 +607,7 @@ class _Stream(threading.Thread):
                 response = connection.getresponse()
                 if response.status != 200:
                     return
-                for view in json.loads(response.read()).get("tasks", []):
-                    if view["state"] in TERMINAL_STATES:
-                        self._completions.add(Ended.of(view))
+                self._completions.add_ended(json.loads(response.read()).get("tasks", []))
         except (OSError, http.client.HTTPException, ValueError, KeyError) as err:
             _log.debug("stepfleet look: %s", err)
 

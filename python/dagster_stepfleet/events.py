@@ -83,7 +83,7 @@ class EventReader:
     def read_steps(self, step_keys: Iterable[str]) -> list[EventLogRecord]:
         """Returns the unseen events of the steps, wherever they are in the log."""
         keys = set(step_keys)
-        ids = self._ids(0, step_keys=keys)
+        ids = self._ids(keys)
         if ids is None:
             return [
                 r
@@ -96,7 +96,7 @@ class EventReader:
 
     def has_unseen_ending(self, step_key: str) -> bool:
         """Reads the whole log for an ending event of the step that was not handed on yet."""
-        ids = self._ids(0, step_keys={step_key}, types=ENDING_TYPES)
+        ids = self._ids({step_key}, ENDING_TYPES)
         if ids is not None:
             return bool(ids - self.seen)
         return any(
@@ -138,13 +138,9 @@ class EventReader:
         return storage if isinstance(storage, SqlEventLogStorage) else None
 
     def _ids(
-        self,
-        after: int,
-        *,
-        step_keys: set[str] | None = None,
-        types: frozenset[DagsterEventType] | None = None,
+        self, step_keys: set[str], types: frozenset[DagsterEventType] | None = None
     ) -> set[int] | None:
-        """Returns the ids of the run's events, or None where the storage is not SQL."""
+        """Returns the ids of the steps' events, or None where the storage is not SQL."""
         storage = self._sql_storage()
         if storage is None:
             return None
@@ -153,11 +149,9 @@ class EventReader:
         columns: Any = SqlEventLogStorageTable.c
         query = sqlalchemy.select(columns.id).where(
             columns.run_id == self._run_id,
-            columns.id > after,
             columns.dagster_event_type.is_not(None),
+            columns.step_key.in_(sorted(step_keys)),
         )
-        if step_keys is not None:
-            query = query.where(columns.step_key.in_(sorted(step_keys)))
         if types is not None:
             query = query.where(columns.dagster_event_type.in_(sorted(t.value for t in types)))
         connect: Any = storage.run_connection

@@ -164,8 +164,7 @@ class StepfleetStepHandler(StepHandler):
             raise DagsterExecutionInterruptedError(str(err)) from err
         for view in views:
             self.inherited[view["step_key"], view["attempt"]] = view
-            if view["state"] in TERMINAL_STATES:
-                self.client.completions.add(Ended.of(view))
+        self.client.completions.add_ended(views)
         self._tried = bool(views)  # so that `end` closes what the earlier run worker has begun
         return views
 
@@ -351,9 +350,7 @@ class StepfleetStepHandler(StepHandler):
             # The stream may be down, or behind.
             looked = time.monotonic()
             try:
-                for view in client.tasks():
-                    if view.get("state") in TERMINAL_STATES:
-                        client.completions.add(Ended.of(view))
+                client.completions.add_ended(client.tasks())
             except StepfleetError as err:
                 _log.warning("stepfleet does not wait for the hooks of %s: %s", self._going, err)
                 return
@@ -530,9 +527,7 @@ class StepfleetStepHandler(StepHandler):
         assert self.client is not None
         completions = self.client.completions
         try:
-            for view in self.client.tasks():
-                if view.get("state") in TERMINAL_STATES:
-                    completions.add(Ended.of(view))
+            completions.add_ended(self.client.tasks())
         except StepfleetError as err:
             _log.warning("stepfleet could not read how step %s ended: %s", launch.step_key, err)
         task_id = int(receipt.get("task_id") or 0)
