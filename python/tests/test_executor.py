@@ -62,6 +62,25 @@ def test_chain(instance, server, worker):
     assert list(first["payloads"]) == [task["payload"]]
 
 
+def test_the_end_of_the_last_step_is_not_waited_upon(instance, server, worker, monkeypatch):
+    waits: list[int] = []
+    stock = StepfleetStepHandler.wait
+
+    def wait(handler: StepfleetStepHandler) -> None:
+        assert handler.client is not None
+        inner = handler.client.wait
+        monkeypatch.setattr(
+            handler.client, "wait", lambda *args: waits.append(len(handler.open)) or inner(*args)
+        )
+        stock(handler)
+        monkeypatch.setattr(handler.client, "wait", inner)
+
+    monkeypatch.setattr(StepfleetStepHandler, "wait", wait)
+    run = execute(instance, "chain")
+    assert run.status == DagsterRunStatus.SUCCESS
+    assert waits and 0 not in waits, "the loop's pass after the last step has nothing to wait for"
+
+
 def test_dynamic_steps_share_one_payload_and_one_submit(instance, server, worker):
     run = execute(instance, "dynamic")
     assert run.status == DagsterRunStatus.SUCCESS
