@@ -102,7 +102,7 @@ class Template:
         self._lessons: list[set[int]] = []  # pages that steps have copied
         self._lesson_read = -1  # the end of the pipe of the child that will tell of its pages
         self._lesson = b""
-        self._hot: list[tuple[int, int]] = []
+        self._hot = pages.Hot()
         self._wake_read, self._wake_write = _pipe()
         self._teach_read, self._teach_write = _pipe()
 
@@ -263,6 +263,11 @@ class Template:
     def _become_child(self, template: int, fd: int, telling: int) -> NoReturn:
         process.lead_group()
         process.die_with_parent(template)
+        lesson = None
+        if telling < 0:
+            self._hot.populate()
+        else:
+            lesson = pages.Lesson(telling)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -288,11 +293,7 @@ class Template:
             with contextlib.suppress(Exception):  # the task will meet it, and say so
                 storage.warm(instance)
                 logs.install(instance)
-        warm = child.Warm(dict(self._instances), self._teach)
-        if telling < 0:
-            pages.populate(self._hot)
-        else:
-            warm.lesson = pages.Lesson(telling)
+        warm = child.Warm(dict(self._instances), self._teach, lesson)
         child.serve(gate.Parent(FrameSocket(socket.socket(fileno=fd))), warm)
 
     # Pages: the first children tell which ones their steps have copied, those to come begin with
@@ -318,7 +319,7 @@ class Template:
         self._lesson_read, self._lesson = -1, b""
         if told:
             self._lessons.append(told)
-            self._hot = pages.ranges(set.intersection(*self._lessons))
+            self._hot = pages.Hot(set.intersection(*self._lessons))
 
     # Instances: a child that met a new one tells, the template builds it for those to come.
 

@@ -15,9 +15,14 @@ import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from typing import Any
 
 _MADV_POPULATE_WRITE = 23
+# Of every architecture that Python runs on under Linux. It serves the caller's own process with any
+# advice since Linux 6.13.
+_SYS_PROCESS_MADVISE = 440
+_MAX_VECTORS = 1024  # UIO_MAXIOV
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Bits of an entry of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst).
 _PRESENT = 1 << 63
@@ -98,11 +103,69 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return joined
 
 
-def populate(wanted: list[tuple[int, int]]) -> None:
-    """Has the kernel copy the pages of the ranges now. One that is not to be had is passed over."""
-    if not wanted:
+class _Vector(ctypes.Structure):
+    """A range of addresses, as `struct iovec`."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class Hot:
+    """Pages that each process forked from here copies at its start."""
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        self._libc = ctypes.CDLL(None)  # loaded here, for all that are forked
+        joined = ranges(numbers)
+        self._batches = [
+            _Batch(joined[i : i + _MAX_VECTORS]) for i in range(0, len(joined), _MAX_VECTORS)
+        ]
+
+    def populate(self) -> None:
+        """Has the kernel copy the pages now. One that is not to be had is passed over."""
+        if not self._batches:
+            return
+        with _own_pidfd() as pidfd:
+            for batch in self._batches:
+                # One call for all: to enter the kernel costs as much as a page.
+                if pidfd < 0 or self._advise_all(pidfd, batch.vectors) != batch.bytes:
+                    self._advise_each(batch)
+
+    def _advise_all(self, pidfd: int, vectors: Any) -> int:
+        """Returns how many bytes were populated, negative where the system cannot."""
+        count: int = self._libc.syscall(
+            ctypes.c_long(_SYS_PROCESS_MADVISE),
+            ctypes.c_int(pidfd),
+            vectors,
+            ctypes.c_size_t(len(vectors)),
+            ctypes.c_int(_MADV_POPULATE_WRITE),
+            ctypes.c_uint(0),
+        )
+        return count
+
+    def _advise_each(self, batch: _Batch) -> None:
+        for start, end in batch.ranges:
+            self._libc.madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE
+            )
+
+
+class _Batch:
+    """Ranges for one call, in the kernel's form."""
+
+    def __init__(self, joined: list[tuple[int, int]]) -> None:
+        self.ranges = joined
+        self.bytes = sum(end - start for start, end in joined)
+        self.vectors = (_Vector * len(joined))(*((start, end - start) for start, end in joined))
+
+
+@contextlib.contextmanager
+def _own_pidfd() -> Generator[int, None, None]:
+    """This process's descriptor of itself, -1 where there is none."""
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+    except (AttributeError, OSError):
+        yield -1
         return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for start, end in wanted:
-        madvise(start, end - start, _MADV_POPULATE_WRITE)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)

@@ -70,9 +70,10 @@ def test_a_fork_shares_pages_until_it_writes(memory):
 def test_populated_pages_are_the_forks_own_and_as_they_were(memory):
     area, first = memory
     mine = {*range(first, first + 8)}
+    hot = pages.Hot([first + 1, first + 2, first + 5])
 
     def question() -> bytes:
-        pages.populate(pages.ranges([first + 1, first + 2, first + 5]))
+        hot.populate()
         return bytes(
             [*sorted(n - first for n in mine & pages.shared()), area[PAGE], area[5 * PAGE]]
         )
@@ -80,8 +81,29 @@ def test_populated_pages_are_the_forks_own_and_as_they_were(memory):
     assert in_fork(question) == bytes([0, 3, 4, 6, 7, 1, 1])
 
 
-def test_what_is_not_to_be_had_is_passed_over():
-    pages.populate([(PAGE, 2 * PAGE)])
+@linux
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_what_is_not_to_be_had_is_passed_over(memory, monkeypatch, pidfd):
+    """By one call, and by a call for each range, which older systems need."""
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open")
+    _, first = memory
+    hot = pages.Hot([1, first + 1, 3, first + 3])
+    answer = in_fork(lambda: hot.populate() or bytes(first + n in pages.shared() for n in range(4)))
+    assert answer == bytes([1, 0, 1, 0])
+
+
+@linux
+def test_one_call_does_for_more_ranges_than_the_kernel_takes():
+    import ctypes
+
+    area = mmap.mmap(-1, 4400 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(area)) // PAGE
+    for n in range(4400):
+        area[n * PAGE] = 1
+    wanted = {*range(first, first + 4400, 2)}
+    hot = pages.Hot(wanted)
+    assert in_fork(lambda: hot.populate() or bytes([bool(wanted & pages.shared())])) == b"\0"
 
 
 def test_ranges_join_neighbours():
