@@ -15,6 +15,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/pgrelay"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 	"github.com/stepfleet/stepfleet/internal/pyhost"
 	"github.com/stepfleet/stepfleet/internal/sqs"
@@ -36,6 +37,7 @@ type workerCmd struct {
 	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
 	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
 	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
+	Relay    bool     `name:"database-relay" help:"Keep PostgreSQL connections of Dagster's storage open from one step to the next: steps then do not connect anew." env:"STEPFLEET_DATABASE_RELAY"`
 
 	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGKILL." default:"2s" env:"STEPFLEET_KILL_GRACE"`
@@ -68,11 +70,14 @@ func (c *workerCmd) Run(g *globals) error {
 		return err
 	}
 	defer closeLedger()
+	var w *worker.Worker // which the relay asks once it runs
+	relay := c.relay(g, func() bool { return w.HoldsLeases() })
 	host := pyhost.New(pyhost.Config{
-		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec), Spool: c.spool(), Logger: g.log,
+		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec),
+		Spool: c.spool(), DatabaseSocket: relay.Dir(), Logger: g.log,
 	})
 	ports.Host = host
-	w, err := worker.New(worker.Config{
+	w, err = worker.New(worker.Config{
 		Spec: spec, Lifetimes: lifetimes, DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
 		RunKillGrace: c.RunKillGrace, RunEnv: map[string]string{"STEPFLEET_TOKEN": secret},
 		Now: suspendClock(), Logger: g.log,
@@ -81,23 +86,25 @@ func (c *workerCmd) Run(g *globals) error {
 		return err
 	}
 	g.log.Info("worker begins", "worker", spec.Worker, "slots", spec.Slots, "probes", "http://"+probes.Addr().String())
-	return runWorker(g.ctx, w, host, func(ctx context.Context) error {
+	return runWorker(g.ctx, w, host, relay.Run, func(ctx context.Context) error {
 		return serve(ctx, probes, api.Probes(func(ctx context.Context) []string {
 			return append(w.Ready(ctx), host.Ready()...)
 		}))
 	})
 }
 
-// runWorker runs the role until ctx ends and it has drained. The host and the probes outlive it:
-// a draining worker still needs its template, and its supervisor its answers.
-func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, probes func(context.Context) error) error {
+// runWorker runs the role until ctx ends and it has drained. The host and the others outlive it:
+// a draining worker still needs its template, and its supervisor the probes' answers.
+func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, others ...func(context.Context) error) error {
 	outlive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	around, aroundCtx := errgroup.WithContext(outlive)
 	around.Go(func() error { return host.Run(aroundCtx) })
-	around.Go(func() error { return probes(aroundCtx) })
+	for _, run := range others {
+		around.Go(func() error { return run(aroundCtx) })
+	}
 	work, cancel := context.WithCancel(ctx)
-	context.AfterFunc(aroundCtx, cancel) // without its host or probes a worker drains
+	context.AfterFunc(aroundCtx, cancel) // without one of them a worker drains
 	select {
 	case <-host.Available(): // a worker that can run nothing offers no slots
 	case <-work.Done():
@@ -168,6 +175,20 @@ func (c *workerCmd) spool() string {
 		return c.Spool
 	}
 	return filepath.Join(os.TempDir(), fmt.Sprintf("stepfleet-%d", os.Getuid()))
+}
+
+// relay returns the relay of database connections, nil where there is none to be had: the steps then
+// connect by themselves.
+func (c *workerCmd) relay(g *globals, mayWrite func() bool) *pgrelay.Relay {
+	if !c.Relay {
+		return nil
+	}
+	relay, err := pgrelay.Listen(pgrelay.Config{Parent: c.spool(), MayWrite: mayWrite, Logger: g.log})
+	if err != nil {
+		g.log.Warn("no relay: every step connects to Dagster's database anew", "err", err)
+		return nil
+	}
+	return relay
 }
 
 func (c *workerCmd) preload() []pyhost.Preload {

@@ -52,8 +52,10 @@ type Config struct {
 	Idle int
 	// Spool is a directory of this user's alone, for notes on logs to finish. Without one, logs that
 	// a killed process leaves stay as they are.
-	Spool  string
-	Logger *slog.Logger
+	Spool string
+	// DatabaseSocket is the directory of a socket that lends database connections, if there is one.
+	DatabaseSocket string
+	Logger         *slog.Logger
 }
 
 const (
@@ -321,6 +323,9 @@ func environment(cfg Config) ([]string, error) {
 	}
 	if cfg.Spool != "" {
 		env = append(env, spoolVariable+"="+cfg.Spool)
+	}
+	if cfg.DatabaseSocket != "" {
+		env = append(env, "STEPFLEET_DATABASE_SOCKET="+cfg.DatabaseSocket)
 	}
 	return append(env, "STEPFLEET_HOST_FD=3", "STEPFLEET_PRELOAD="+string(preload), "PYTHONUNBUFFERED=1"), nil
 }

@@ -96,7 +96,7 @@ func (l *life) keepSession() {
 			return
 		}
 		now := l.w.cfg.Now()
-		if age := l.age(now); age >= lt.RunLease-lt.Margin {
+		if age := l.age(now); l.leaseOver(age) {
 			l.log.Error("run lease runs out: killing what runs", "since_renewal", age)
 			l.killAll()
 			l.endLife(errDead)
@@ -211,6 +211,11 @@ func (l *life) age(now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return now.Sub(l.renewed)
+}
+
+// leaseOver says whether what runs must not go on, age after the last renewal.
+func (l *life) leaseOver(age time.Duration) bool {
+	return age >= l.w.cfg.Lifetimes.RunLease-l.w.cfg.Lifetimes.Margin
 }
 
 // waitOpen waits until the gates are open: the session is renewed well within its TTL.
@@ -345,6 +350,13 @@ func (s *status) begin(l *life) { s.mu.Lock(); defer s.mu.Unlock(); s.l = l }
 func (s *status) end()          { s.mu.Lock(); defer s.mu.Unlock(); s.l = nil }
 
 func (s *status) registering(err error) { s.mu.Lock(); defer s.mu.Unlock(); s.why = err }
+
+func (s *status) holdsLeases() bool {
+	s.mu.Lock()
+	l := s.l
+	s.mu.Unlock()
+	return l == nil || !l.leaseOver(l.age(l.w.cfg.Now()))
+}
 
 func (s *status) reasons() []string {
 	s.mu.Lock()

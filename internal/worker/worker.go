@@ -139,6 +139,11 @@ func (w *Worker) register(ctx context.Context) (stepfleet.Session, time.Time, er
 // Ready says why this worker does no work; nothing when it does.
 func (w *Worker) Ready(context.Context) []string { return w.status.reasons() }
 
+// HoldsLeases says whether what runs here is still this worker's: not once the run lease is over,
+// also when the worker itself was stopped meanwhile and has not yet killed what it has to. Between
+// two sessions nothing runs.
+func (w *Worker) HoldsLeases() bool { return w.status.holdsLeases() }
+
 // retry calls f until it succeeds, is refused for good, or ctx ends, whose error it then
 // returns. It logs the first failure and the recovery.
 func retry(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {

@@ -154,7 +154,9 @@ class _Batch:
     def __init__(self, joined: list[tuple[int, int]]) -> None:
         self.ranges = joined
         self.bytes = sum(end - start for start, end in joined)
-        self.vectors = (_Vector * len(joined))(*((start, end - start) for start, end in joined))
+        self.vectors = (_Vector * len(joined))(
+            *(_Vector(start, end - start) for start, end in joined)
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dagster_stepfleet import seams
+from dagster_stepfleet import relay, seams
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -173,6 +173,7 @@ def _engine(storage: Any, url: str) -> Any:
         from dagster._core.storage.sql import create_engine
 
         engine = create_engine(url, **options)
+        relay.use(engine)
     _ping_when_stale(engine)
     _connect_patiently(engine)
     return engine

@@ -1,0 +1,146 @@
+package pgrelay
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// take returns a connection that was left behind and still lives, or a new one.
+func (r *Relay) take(ctx context.Context, who *login) (*backend, error) {
+	key := who.key()
+	for b := r.pop(key); b != nil; b = r.pop(key) {
+		if b.ask("", resetTimeout) == nil {
+			return b, nil
+		}
+		r.drop(b)
+	}
+	b, err := connect(ctx, who)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		b.close()
+		return nil, net.ErrClosed
+	}
+	r.used[b] = struct{}{}
+	return b, nil
+}
+
+// pop takes the connection that was used last, nil when none waits.
+func (r *Relay) pop(key string) *backend {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	waiting := r.idle[key]
+	if len(waiting) == 0 {
+		return nil
+	}
+	b := waiting[len(waiting)-1]
+	r.idle[key] = waiting[:len(waiting)-1]
+	r.used[b] = struct{}{}
+	return b
+}
+
+func (r *Relay) drop(b *backend) {
+	b.close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.used, b)
+}
+
+// give keeps a connection for the next client, its session reset, when the last one has left it
+// between two statements and outside a transaction.
+func (r *Relay) give(key string, b *backend, clean bool) {
+	if !clean || time.Since(b.born) > maxAge || b.ask("DISCARD ALL", resetTimeout) != nil {
+		r.drop(b)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.used, b)
+	if r.closed {
+		b.close()
+		return
+	}
+	b.since = time.Now()
+	r.idle[key] = append(r.idle[key], b)
+}
+
+func (r *Relay) using(pid uint32, secret []byte) *backend {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for b := range r.used {
+		if b.hijacked.PID == pid && slices.Equal(b.hijacked.SecretKey, secret) {
+			return b
+		}
+	}
+	return nil
+}
+
+// keep closes what has waited for too long.
+func (r *Relay) keep(ctx context.Context) {
+	tick := time.NewTicker(r.cfg.KeepIdle / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			r.expire(now.Add(-r.cfg.KeepIdle))
+		}
+	}
+}
+
+func (r *Relay) expire(before time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key, waiting := range r.idle {
+		waiting = slices.DeleteFunc(waiting, func(b *backend) bool {
+			old := b.since.Before(before)
+			if old {
+				b.close()
+			}
+			return old
+		})
+		if r.idle[key] = waiting; len(waiting) == 0 {
+			delete(r.idle, key)
+		}
+	}
+}
+
+// connect makes a connection as the client would have made it.
+func connect(ctx context.Context, who *login) (*backend, error) {
+	cfg, err := pgconn.ParseConfig(who.dsn)
+	if err != nil {
+		return nil, fmt.Errorf("the connection string: %w", err)
+	}
+	cfg.RuntimeParams = map[string]string{}
+	for name, value := range who.params {
+		switch name {
+		case "user":
+			cfg.User = value
+		case "database":
+			cfg.Database = value
+		default:
+			cfg.RuntimeParams[name] = value
+		}
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = connectTimeout
+	}
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	hijacked, err := conn.Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("take the connection: %w", err)
+	}
+	return newBackend(hijacked), nil
+}
