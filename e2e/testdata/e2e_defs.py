@@ -52,11 +52,7 @@ def behave(context: OpExecutionContext, config: Behaviour) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with effect(context):
         print(f"stdout of {key}, attempt {context.retry_number}", flush=True)
-        print(
-            f"stderr of {key}, attempt {context.retry_number}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"stderr of {key}, attempt {context.retry_number}", file=sys.stderr, flush=True)
         if config.exit_status >= 0:
             os._exit(config.exit_status)
         if config.crash:
@@ -132,9 +128,7 @@ def guarded(context: OpExecutionContext, config: Behaviour, flaky: Flaky) -> Non
 
 
 @op(retry_policy=RetryPolicy(max_retries=1))
-def guarded_retried(
-    context: OpExecutionContext, config: Behaviour, flaky: Flaky
-) -> None:
+def guarded_retried(context: OpExecutionContext, config: Behaviour, flaky: Flaky) -> None:
     behave(context, config)
 
 

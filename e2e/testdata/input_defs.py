@@ -4,15 +4,7 @@ its config, if there is one."""
 import os
 import time
 
-from dagster import (
-    Config,
-    Definitions,
-    DynamicOut,
-    DynamicOutput,
-    OpExecutionContext,
-    job,
-    op,
-)
+from dagster import Config, Definitions, DynamicOut, DynamicOutput, OpExecutionContext, job, op
 from dagster_stepfleet import stepfleet_executor
 from stepfleet_examples.effects import effect
 
@@ -45,9 +37,7 @@ def on_gpu(context: OpExecutionContext, config: Wait) -> None:
 @op(out=DynamicOut(int))
 def split(context: OpExecutionContext) -> list[DynamicOutput[int]]:
     with effect(context):
-        return [
-            DynamicOutput(i, mapping_key=f"{i:0{KEY_LENGTH}d}") for i in range(PIECES)
-        ]
+        return [DynamicOutput(i, mapping_key=f"{i:0{KEY_LENGTH}d}") for i in range(PIECES)]
 
 
 @op
@@ -78,6 +68,4 @@ def growing() -> None:
     split().map(piece)
 
 
-defs = Definitions(
-    jobs=[one, four, unknown_queue, growing], executor=stepfleet_executor
-)
+defs = Definitions(jobs=[one, four, unknown_queue, growing], executor=stepfleet_executor)

@@ -29,10 +29,10 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// SocketName is the socket's file name: libpq's, for Port.
+// Port is what to name to libpq beside the directory; it looks for a file of that port's name there.
 const (
-	SocketName = ".s.PGSQL.5432"
 	Port       = 5432
+	socketName = ".s.PGSQL.5432"
 )
 
 // Config is what a Relay needs to know.
@@ -89,7 +89,7 @@ func Listen(cfg Config) (*Relay, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the relay's directory: %w", err)
 	}
-	listener, err := net.Listen("unix", filepath.Join(dir, SocketName))
+	listener, err := net.Listen("unix", filepath.Join(dir, socketName))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for step processes: %w", err), os.Remove(dir))
 	}
@@ -107,7 +107,7 @@ func sweep(parent string) {
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), dirPrefix))
 		if err == nil && (pid == os.Getpid() || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)) {
-			_ = os.Remove(filepath.Join(dir, SocketName)) // another worker may be at it, too
+			_ = os.Remove(filepath.Join(dir, socketName)) // another worker may be at it, too
 			_ = os.Remove(dir)
 		}
 	}
@@ -200,7 +200,6 @@ func (r *Relay) serve(ctx context.Context, client net.Conn) {
 		return
 	}
 	clean := b.welcome(client) == nil && carry(client, b, r.cfg.MayWrite)
-	r.dismiss(client)
 	r.give(who.key(), b, clean)
 }
 

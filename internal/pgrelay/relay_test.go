@@ -85,6 +85,35 @@ func hangUp(t *testing.T, conn *pgx.Conn) {
 	}
 }
 
+// direct connects without the relay.
+func direct(t *testing.T, dsn string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+// await looks until as many server processes as wanted have the pid and are as the condition says.
+func await(t *testing.T, watcher *pgx.Conn, pid int, condition string, wanted int) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		var found int
+		err := watcher.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND "+condition, pid).Scan(&found)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found == wanted {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d server processes %d with %s, want %d", found, pid, condition, wanted)
+		}
+	}
+}
+
 // next connects until the connection that was given back is on hand: that follows the goodbye.
 func next(t *testing.T, r *pgrelay.Relay, dsn string, wanted int) *pgx.Conn {
 	t.Helper()
@@ -175,16 +204,25 @@ func TestAConnectionThatHasDiedIsNotHandedOn(t *testing.T) {
 	hangUp(t, first)
 	first = next(t, r, dsn, dead)
 	hangUp(t, first)
-	other := mustDial(t, r, dsn)
-	if _, err := other.Exec(t.Context(), fmt.Sprintf("SELECT pg_terminate_backend(%d) WHERE %[1]d <> pg_backend_pid()", dead)); err != nil {
+	watcher := direct(t, dsn)
+	await(t, watcher, dead, "query = 'DISCARD ALL' AND state = 'idle'", 1)
+	if _, err := watcher.Exec(t.Context(), "SELECT pg_terminate_backend($1, 20000)", dead); err != nil {
 		t.Fatal(err)
 	}
-	third := mustDial(t, r, dsn)
-	defer hangUp(t, third)
-	defer hangUp(t, other)
-	if got := pid(t, third); got == dead && pid(t, other) != dead {
+	second := mustDial(t, r, dsn)
+	defer hangUp(t, second)
+	if pid(t, second) == dead {
 		t.Error("a dead connection answers")
 	}
+}
+
+func TestAConnectionThatNobodyUsesIsClosedInTheEnd(t *testing.T) {
+	dsn := testenv.Postgres(t)
+	r := relay(t, always, 100*time.Millisecond)
+	conn := mustDial(t, r, dsn)
+	backend := pid(t, conn)
+	hangUp(t, conn)
+	await(t, direct(t, dsn), backend, "true", 0)
 }
 
 func TestAnUnknownDatabaseIsRefusedInPostgresWords(t *testing.T) {

@@ -124,8 +124,8 @@ class StepfleetStepHandler(StepHandler):
         self._tried = False
         # An event of our own waits in the log: the loop must pop it without waiting.
         self.nudged = False
-        # The loop has had the end of the last open step, and may be complete.
-        self._drained = False
+        # The loop has had the end of a step since it waited: if none is open, it may be complete.
+        self._heard_end = False
         self._identity = ""
         self._job_name = ""
         self._retry_at: list[float] = []
@@ -244,7 +244,6 @@ class StepfleetStepHandler(StepHandler):
             placement=placement,
             launched_after=self.reader.highest if self.reader else 0,
         )
-        self._drained = False
         return
         yield  # a generator without events: the child writes them
 
@@ -325,8 +324,9 @@ class StepfleetStepHandler(StepHandler):
         refused = self.client.completions.refused
         if refused is not None and (self.open or isinstance(refused, Superseded)):
             raise refused
-        if self.nudged or self._drained:
-            self.nudged = self._drained = False
+        heard_end, self._heard_end = self._heard_end, False
+        if self.nudged or (heard_end and not self.open):
+            self.nudged = False
             return
         now = time.time()
         self._retry_at = [at for at in self._retry_at if at > now]
@@ -465,7 +465,7 @@ class StepfleetStepHandler(StepHandler):
             if delay:
                 self._retry_at.append(time.time() + float(delay) + 0.001)
         del self.open[event.step_key]
-        self._drained = not self.open
+        self._heard_end = True
         return True
 
     def _submit(self, batch: Sequence[Launch]) -> list[dict[str, Any]]:

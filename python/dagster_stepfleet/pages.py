@@ -127,7 +127,7 @@ class Hot:
             for batch in self._batches:
                 # One call for all: to enter the kernel costs as much as a page.
                 if pidfd < 0 or self._advise_all(pidfd, batch.vectors) != batch.bytes:
-                    self._advise_each(batch)
+                    self._advise_each(batch.vectors)
 
     def _advise_all(self, pidfd: int, vectors: Any) -> int:
         """Returns how many bytes were populated, negative where the system cannot."""
@@ -141,10 +141,10 @@ class Hot:
         )
         return count
 
-    def _advise_each(self, batch: _Batch) -> None:
-        for start, end in batch.ranges:
+    def _advise_each(self, vectors: Any) -> None:
+        for vector in vectors:
             self._libc.madvise(
-                ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE
+                ctypes.c_void_p(vector.base), ctypes.c_size_t(vector.length), _MADV_POPULATE_WRITE
             )
 
 
@@ -152,7 +152,6 @@ class _Batch:
     """Ranges for one call, in the kernel's form."""
 
     def __init__(self, joined: list[tuple[int, int]]) -> None:
-        self.ranges = joined
         self.bytes = sum(end - start for start, end in joined)
         self.vectors = (_Vector * len(joined))(
             *(_Vector(start, end - start) for start, end in joined)

@@ -26,15 +26,15 @@ _OWN = frozenset({"application_name", "options", "client_encoding"})
 
 def use(engine: Any) -> None:
     """Has the SQLAlchemy engine ask the relay of this process's worker, if there is one, first."""
-    if engine.dialect.driver != "psycopg2":
+    directory = os.environ.get(DIRECTORY_VARIABLE)
+    if not directory or engine.dialect.driver != "psycopg2":
         return
     import sqlalchemy.event
 
     @sqlalchemy.event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, args: Sequence[Any], params: Mapping[str, Any]) -> Any:
-        directory = os.environ.get(DIRECTORY_VARIABLE)
         told = connection_string(args, params)
-        if not directory or not told:
+        if told is None:
             return None  # SQLAlchemy then connects as ever
         own = {name: value for name, value in params.items() if name in _OWN}
         try:
