@@ -46,16 +46,13 @@ class Stack:
     def _log(self, name: str) -> Path:
         return self._directory / f"stack-{name}.log"
 
-    def _start(
-        self, name: str, *command: str, death_signal: int = signal.SIGKILL
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         started = process.start(
             command,
             meter=self._meter,
             log=self._log(name),
             env=self._env,
             cwd=self._modules_path,
-            death_signal=death_signal,
         )
         self._processes.append(started)
         return started
@@ -213,7 +210,8 @@ class CeleryStack(Stack):
     """redis-server and one Celery worker, as `dagster-celery worker start` starts it.
 
     That command is itself only a parent that waits: the worker is started without it, so that it
-    dies with the benchmark.
+    dies with the benchmark. Its own processes ask to be killed when it dies. (SIGQUIT, on which
+    it should end with them, now and then leaves it waiting for itself.)
     """
 
     def __init__(
@@ -248,7 +246,6 @@ class CeleryStack(Stack):
                 "celery",
                 *(sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker"),
                 *(*CELERY_OPTIONS, "-I", module, "-n", "w1@%h", "--loglevel", "INFO"),
-                death_signal=signal.SIGQUIT,  # on which it ends at once, with its processes
             )
             self._wait(
                 "the Celery worker",
