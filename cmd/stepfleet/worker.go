@@ -37,7 +37,7 @@ type workerCmd struct {
 	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
 	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
 	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
-	Relay    bool     `name:"database-relay" help:"Keep PostgreSQL connections of Dagster's storage open from one step to the next: steps then do not connect anew." env:"STEPFLEET_DATABASE_RELAY"`
+	Relay    bool     `name:"database-relay" help:"Keep PostgreSQL connections of Dagster's storage open from one step to the next: steps then do not connect anew." default:"true" negatable:"" env:"STEPFLEET_DATABASE_RELAY"`
 
 	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGKILL." default:"2s" env:"STEPFLEET_KILL_GRACE"`
