@@ -73,8 +73,8 @@ parity: setup build ## run every job under three executors and compare, under 20
 	$(PY) e2e/parity/run.py
 
 .PHONY: bench-dagster
-bench-dagster: setup build ## measure steps through Dagster
-	$(PY) bench/dagster_bench.py
+bench-dagster: setup build ## measure steps and starts of runs through Dagster
+	status=0; $(PY) bench/dagster_bench.py || status=1; $(PY) bench/run_start.py || status=1; exit $$status
 
 # One lock for each list: the newest Dagster, and the older ones of the matrix.
 LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in))

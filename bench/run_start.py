@@ -12,7 +12,8 @@ workers, and stepfleet's stack run side by side; a run is launched when the one 
 - start_seconds: from Dagster's RUN_STARTING event to its RUN_START event, by their timestamps.
 - launch_seconds: what the call of the launcher took, for which the daemon waits.
 
-A run that does not succeed voids its sample, and the command exits with 1.
+A run that does not succeed voids its sample; then, or when the bound is missed, the command exits
+with 1.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._grpc.client import DagsterGrpcClient
 from dagster_stepfleet import StepfleetRunLauncher
 
-from benchlib import postgres, process, stack
+from benchlib import postgres, process, report, stack
 from benchlib.settings import READY_TIMEOUT_SECONDS
 
 BENCH = Path(__file__).resolve().parent
@@ -241,28 +242,61 @@ def measure(bench: Bench, options: argparse.Namespace) -> list[Sample]:
     return samples
 
 
-def show(samples: Sequence[Sample]) -> int:
-    """Prints the medians. 1 when a sample is void or the bound was missed."""
-    counted = [s for s in samples if s.rep > 0]
-    void = [s for s in counted if s.void]
-    medians: dict[str, float] = {}
-    print("\nlauncher    start, median (least to most)   launch, median")
+def table(counted: Sequence[Sample]) -> str:
+    """Medians of each launcher, and the bound."""
+    rows = [["launcher", "runs", "start, ms", "least", "most", "launch, ms"]]
     for launcher in LAUNCHERS:
         starts = [s.start_seconds * 1000 for s in counted if s.launcher == launcher]
         calls = [s.launch_seconds * 1000 for s in counted if s.launcher == launcher]
-        medians[launcher] = statistics.median(starts)
-        spread = f"({min(starts):.0f} to {max(starts):.0f})"
-        print(
-            f"{launcher:<10}  {medians[launcher]:6.0f} ms {spread:<20}"
-            f" {statistics.median(calls):6.0f} ms"
-        )
-    ratio = medians["stepfleet"] / medians["default"]
-    print(f"\nstepfleet / default: 1/{1 / ratio:.1f}, the bound is 1/{1 / BOUND:.0f}")
+        figures = (statistics.median(starts), min(starts), max(starts), statistics.median(calls))
+        rows.append([launcher, str(len(starts)), *(f"{figure:.0f}" for figure in figures)])
+    return report.align(rows, left=1)
+
+
+def verdict(counted: Sequence[Sample]) -> report.Verdict:
+    ours, theirs = (
+        statistics.median(s.start_seconds for s in counted if s.launcher == launcher)
+        for launcher in ("stepfleet", "default")
+    )
+    return report.Verdict("run start, stepfleet / default launcher", ours / theirs, BOUND, None)
+
+
+def page(about: dict[str, Any], tables: Sequence[str]) -> str:
+    """The result as a page, with the versions and settings that it was measured with."""
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    load = f"load before {about['load_before'][0]:.2f}, after {about['load_after'][0]:.2f}"
+    fsync = about["fsync_us"]["data_directory"]
+    facts = [
+        f"{versions}; Linux {about['kernel']}",
+        f"{about['cpu_count']} CPUs; {load}; fsync of 8 KiB: {fsync} us",
+        *about["notes"],
+    ]
+    changed = " with changes" if about["dirty"] else ""
+    parts = [
+        "# The start of a run: from RUN_STARTING to RUN_START",
+        "Written by `bench/run_start.py`; every sample is in the JSON file beside it."
+        f" Begun {about['begun_at']}, commit {about['commit'][:10]}{changed}. Medians.",
+        *(f"```\n{text}\n```" for text in tables),
+        "## Measured with",
+        "\n".join(f"- {fact}" for fact in facts),
+        "```json\n" + json.dumps(about["settings"], indent=1) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(about: dict[str, Any], samples: Sequence[Sample], out: Path) -> int:
+    """Prints the medians, and writes them as a page. 1 when a sample is void or the bound was
+    missed."""
+    counted = [s for s in samples if s.rep > 0]
+    judged = verdict(counted)
+    tables = [table(counted), report.verdict_table([judged])]
+    print("", *tables, sep="\n\n", end="\n\n")
+    out.with_suffix(".md").write_text(page(about, tables))
+    print(f"{out}\n{out.with_suffix('.md')}")
+    void = [s for s in counted if s.void]
     for sample in void:
         print(f"VOID {sample}")
-    if ratio > BOUND:
-        print(f"MISSED run start is {ratio:.3f} of the default launcher's, want {BOUND:.3f}")
-    return 1 if void or ratio > BOUND else 0
+    return 0 if judged.ok and not void else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about["load_after"] = os.getloadavg()
     result = {"meta": about, "samples": [asdict(sample) for sample in samples]}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return show(samples)
+    return show(about, samples, options.out)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def phase_table(measured: Sequence[Cell]) -> str:
         p99 = values[min(len(values) - 1, int(0.99 * len(values)))]
         whose = "stepfleet" if name in phases.OURS else "Dagster"
         rows.append([name, whose, f"{statistics.median(values):.1f}", f"{p99:.1f}"])
-    return _align(rows, left=2)
+    return align(rows, left=2)
 
 
 def verdict_table(judged: Sequence[Verdict]) -> str:
@@ -162,7 +162,7 @@ def verdict_table(judged: Sequence[Verdict]) -> str:
         aim = "-" if verdict.aim is None else f"{verdict.aim:.3f}"
         word = "PASS" if verdict.ok else "FAIL"
         rows.append([word, verdict.quantity, f"{verdict.value:.3f}", f"{verdict.must:.3f}", aim])
-    return _align(rows, left=2)
+    return align(rows, left=2)
 
 
 def _rows(measured: Sequence[Cell]) -> list[list[str]]:
@@ -197,10 +197,10 @@ def _rows(measured: Sequence[Cell]) -> list[list[str]]:
 
 
 def table(measured: Sequence[Cell]) -> str:
-    return _align(_rows(measured), left=2)
+    return align(_rows(measured), left=2)
 
 
-def _align(rows: Sequence[Sequence[str]], left: int) -> str:
+def align(rows: Sequence[Sequence[str]], left: int) -> str:
     """Columns of one width, the first ones to the left. A row that is too short, a void one, may
     run over."""
     columns = len(rows[0])
