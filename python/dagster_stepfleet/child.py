@@ -164,9 +164,11 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
         started = time.monotonic()
         try:
             flush = storage.join_events(instance)
-            for event in seams.step_body()(args, instance, dagster_run):
-                outcome.note(event)
-            flush()
+            try:
+                for event in seams.step_body()(args, instance, dagster_run):
+                    outcome.note(event)
+            finally:
+                flush()
         except BaseException as err:  # Dagster's interrupt is no Exception
             traceback.print_exc()
             outcome.note_exception(err)
@@ -181,6 +183,7 @@ def _prepare(
 ) -> tuple[ExecuteStepArgs, DagsterInstance, DagsterRun]:
     args = _with_step(deserialize_value(frame["payload"], ExecuteStepArgs), frame["task"])
     instance = open_instance(args, warm, stack)
+    parent.survive_forks()
     gate.guard(instance.event_log_storage, parent)
     logs.install(instance)
     dagster_run = instance.get_run_by_id(args.run_id)

@@ -8,6 +8,7 @@ writes nothing more: an exception would be caught by Dagster, or by user code, a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -44,48 +45,69 @@ RUN_EVENTS = GATED_EVENTS | {
 
 
 class Parent:
-    """The Go worker at the other end of the socket. Safe for use by several threads."""
+    """The Go worker at the other end of the socket. Safe for use by several threads, and by the
+    processes that the step forks."""
 
     def __init__(self, frames: FrameSocket) -> None:
         self._frames = frames
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        # Held by a thread for a question and its answer. One that forks takes it, too.
+        self._lock = threading.RLock()
+        # From the first fork on, a file whose lock a process holds for a question and its answer.
+        self._turns: int | None = None
 
     def receive(self) -> Frame | None:
         return self._frames.receive()
 
     def send(self, frame: Frame) -> None:
-        with self._lock:
-            try:
-                self._frames.send(frame)
-            except OSError:
-                _leave()
+        with self._turn():
+            self._question(frame)
 
     def ask(self, frame: Frame) -> None:
-        """Returns when the parent has granted it; otherwise the process ends."""
-        self._may_ask()
-        with self._lock:
-            self._question(frame)
-            self._answer()
+        """Returns when the parent has granted it; otherwise the process ends. A step of whose
+        processes another one was refused is refused itself at its next question."""
+        with self.asking(frame):
+            pass
 
     @contextlib.contextmanager
     def asking(self, frame: Frame) -> Generator[None, None, None]:
         """Asks, and has the answer at the end of the block, which ends the process if it is no."""
-        self._may_ask()
-        with self._lock:
+        with self._turn():
             self._question(frame)
             try:
                 yield
             finally:
                 self._answer()
 
-    def _may_ask(self) -> None:
-        if os.getpid() != self._pid:
-            # Frames of two processes on one socket would mix. os._exit would only end this one.
-            raise RuntimeError(
-                "Only the step's own process may report outputs and results to Dagster; "
-                "this is a process that the step has forked."
-            )
+    def survive_forks(self) -> None:
+        """Lets processes that this one forks from now on ask for themselves."""
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=self._renew_lock,
+        )
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()
+        if self._turns is None:
+            self._turns = os.memfd_create("stepfleet-turns")
+
+    def _after_fork(self) -> None:
+        self._lock.release()
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Generator[None, None, None]:
+        with self._lock:
+            turns = self._turns
+            if turns is not None:
+                fcntl.lockf(turns, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                if turns is not None:
+                    fcntl.lockf(turns, fcntl.LOCK_UN)
 
     def _question(self, frame: Frame) -> None:
         try:

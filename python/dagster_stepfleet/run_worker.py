@@ -72,6 +72,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: child.Warm) -> dict[str, An
         if args.run_id != task["run_id"]:
             raise ValueError(f"the payload is of run {args.run_id}, the task of {task['run_id']}")
         instance = child.open_instance(args, warm, stack)
+        parent.survive_forks()
         gate.guard(instance.event_log_storage, parent, gate.RUN_EVENTS)
     except Exception as err:
         problem = f"before the run began: {type(err).__name__}: {err}"

@@ -13,8 +13,10 @@ Anything unexpected leaves the storages as Dagster made them.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dagster.stepfleet")
 
 # User code may log from threads of its own: those beyond the first connect, and are closed again.
-_MAX_OVERFLOW = 20
+# There is no limit to them, as there is none without a pool.
+_MAX_OVERFLOW = -1
 # A connection that was used this recently is not asked whether it still lives.
 _FRESH_SECONDS = 1.0
 # A step that writes nothing for longer gets a new connection, before a NAT gateway or a proxy has
@@ -49,6 +52,22 @@ _NO_RUN = "00000000-0000-0000-0000-000000000000"
 _POOLED = "_stepfleet_pooled"
 
 _patience_seconds = 0.0
+
+# Engines and writers of this process, of which a process that it forks must not use what is open.
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+_writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
+
+
+def _forget_inherited() -> None:
+    """In a forked process: leaves the connections to the other, and makes its own when needed."""
+    for engine in _engines:
+        if engine.pool.checkedin() or engine.pool.checkedout():
+            engine.dispose(close=False)
+    for writer in _writers:
+        writer.begin_anew()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def wait_out_outages() -> None:
@@ -176,6 +195,7 @@ def _engine(storage: Any, url: str) -> Any:
         relay.use(engine)
     _ping_when_stale(engine)
     _connect_patiently(engine)
+    _engines.add(engine)
     return engine
 
 
@@ -261,9 +281,14 @@ class _Writer:
         # In a step, only Dagster's own code runs between one of these and the next event. So they
         # may go with it: a step that is killed in between has not got to user code.
         self._companions = {DagsterEventType.RESOURCE_INIT_SUCCESS, DagsterEventType.LOGS_CAPTURED}
+        self.joins = False  # whether events may wait for the next one
+        self.begin_anew()
+        _writers.add(self)
+
+    def begin_anew(self) -> None:
+        """With nothing that waits, and a lock that nobody holds."""
         self._waiting: list[tuple[Any, ...]] = []
         self._lock = threading.Lock()
-        self.joins = False  # whether events may wait for the next one
 
     def __call__(self, event: Any) -> None:
         kind = event.dagster_event_type if event.is_dagster_event else None
@@ -277,20 +302,27 @@ class _Writer:
             with self._lock:
                 self._waiting.append(row)
             return
-        self._insert([*self._taken(), row])
+        self._write(row)
 
     def flush(self) -> None:
         """Writes what waits for a next event."""
-        rows = self._taken()
-        if rows:
-            self._insert(rows)
+        if self._waiting:
+            self._write()
 
-    def _taken(self) -> list[tuple[Any, ...]]:
+    def _write(self, *last: tuple[Any, ...]) -> None:
+        """Writes what waits and the last row, in this order."""
         with self._lock:
-            rows, self._waiting = self._waiting, []
-        return rows
+            waiting, self._waiting = self._waiting, []
+        try:
+            self._insert([*waiting, *last])
+        except BaseException:
+            with self._lock:
+                self._waiting = waiting + self._waiting
+            raise
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        if not rows:
+            return  # another thread was faster
         statement = _INSERT + ", ".join([_ROW] * len(rows))
         values = tuple(value for row in rows for value in row)
         with self._storage._connect() as connection:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dagster import (
     AssetCheckResult,
+    AssetMaterialization,
     Definitions,
     DynamicOut,
     DynamicOutput,
@@ -146,6 +147,31 @@ def printing():
 
 
 @op(out=Out(Nothing))
+def forker(context):
+    """Logs and reports from four processes of its own, and from itself meanwhile."""
+    import multiprocessing
+
+    def work(number):
+        for n in range(25):
+            context.log.info(f"process {number} says {n}")
+            context.log_event(AssetMaterialization(f"of_{number}"))
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=work, args=(number,)) for number in range(4)]
+    for process in processes:
+        process.start()
+    work(4)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+@job(executor_def=stepfleet_executor)
+def forking():
+    forker()
+
+
+@op(out=Out(Nothing))
 def sleeper(context):
     mark = Path(os.environ["MARK"])
     child = subprocess.Popen(["sleep", "300"])
@@ -277,6 +303,7 @@ defs = Definitions(
         warned,
         sleeping,
         environment,
+        forking,
         printing,
         broken_resource,
         skipping,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy
@@ -76,6 +79,24 @@ def test_template_holds_no_connection(postgres, template):
     child.close()
 
 
+def test_processes_that_a_step_forks_report_for_themselves(postgres, template):
+    run = create_run(postgres, "forking")
+    child = template.fork()
+    child.ready()
+    assert child.run(*step(postgres, run, "forker"))["success"]
+    entries = postgres.all_logs(run.run_id)
+    said = Counter(entry.user_message for entry in entries if " says " in entry.user_message)
+    assert said == {f"process {p} says {n}": 1 for p in range(5) for n in range(25)}
+    reported = Counter(
+        entry.dagster_event.asset_key.to_user_string()
+        for entry in entries
+        if entry.is_dagster_event
+        and entry.dagster_event.event_type == DagsterEventType.ASSET_MATERIALIZATION
+    )
+    assert reported == {f"of_{p}": 25 for p in range(5)}
+    assert child.asked.count("ASSET_MATERIALIZATION") == 125
+
+
 class Away:
     """An engine whose PostgreSQL comes back after some tries."""
 
@@ -145,3 +166,33 @@ def test_events_before_any_user_code_go_with_the_next(postgres):
     store(postgres, run, DagsterEventType.RESOURCE_INIT_FAILURE, "one")
     assert parent.asked == ["RESOURCE_INIT_FAILURE"]
     assert _types(postgres, run) == [*joined, "LOGS_CAPTURED", "RESOURCE_INIT_FAILURE"]
+
+
+def test_events_that_wait_outlast_a_write_that_fails(postgres, monkeypatch):
+    storage.pool(postgres)
+    run = create_run(postgres, "chain")
+    before = _types(postgres, run)
+    storage.join_events(postgres)
+    store(postgres, run, DagsterEventType.LOGS_CAPTURED, "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "_INSERT", "INSERT INTO nowhere VALUES ")
+        with pytest.raises(sqlalchemy.exc.ProgrammingError):
+            store(postgres, run, DagsterEventType.STEP_START, "one")
+    store(postgres, run, DagsterEventType.STEP_START, "one")
+    assert _types(postgres, run) == [*before, "LOGS_CAPTURED", "STEP_START"]
+
+
+def test_any_number_of_threads_may_write_at_once(postgres):
+    storage.pool(postgres)
+    run = create_run(postgres, "chain")
+    together = threading.Barrier(40)
+    storage.storages(postgres)[0]._engine.connect().close()
+
+    def write(number):
+        with storage.storages(postgres)[0]._connect():
+            together.wait(30)  # each has a connection, and keeps it until all have one
+        store(postgres, run, DagsterEventType.ENGINE_EVENT, f"step {number}")
+
+    with ThreadPoolExecutor(40) as threads:
+        list(threads.map(write, range(40)))
+    assert _types(postgres, run).count("ENGINE_EVENT") == 40
