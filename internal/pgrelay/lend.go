@@ -13,11 +13,14 @@ import (
 // take returns a connection that was left behind and still lives, or a new one.
 func (r *Relay) take(ctx context.Context, who *login) (*backend, error) {
 	key := who.key()
-	for b := r.pop(key); b != nil; b = r.pop(key) {
-		if b.ask("", resetTimeout) == nil {
+	if b := r.pop(key); b != nil {
+		if b.ask("", pingTimeout) == nil {
 			return b, nil
 		}
+		// The others have come from where this one has. To ask them one by one would take as long
+		// as there are, when the server has gone without a word.
 		r.drop(b)
+		r.forget(key)
 	}
 	b, err := connect(ctx, who)
 	if err != nil {
@@ -52,6 +55,16 @@ func (r *Relay) drop(b *backend) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.used, b)
+}
+
+// forget closes what waits.
+func (r *Relay) forget(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range r.idle[key] {
+		b.close()
+	}
+	delete(r.idle, key)
 }
 
 // give keeps a connection for the next client, its session reset, when the last one has left it

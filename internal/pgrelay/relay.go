@@ -17,12 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -30,14 +25,12 @@ import (
 )
 
 // Port is what to name to libpq beside the directory; it looks for a file of that port's name there.
-const (
-	Port       = 5432
-	socketName = ".s.PGSQL.5432"
-)
+const Port = 5432
 
 // Config is what a Relay needs to know.
 type Config struct {
-	// Parent is a directory of this user's alone, in which the relay makes one of its own.
+	// Parent is a directory of this user's alone, in which the relay makes one of its own. Where
+	// that makes too long a path for a socket, the relay is in the directory for temporary files.
 	Parent string
 	// MayWrite says whether the processes may still send something to the database: not once what
 	// they work on belongs to somebody else.
@@ -54,17 +47,18 @@ const (
 	maxAge = time.Hour
 	// connectTimeout is for connection strings that name none.
 	connectTimeout = 30 * time.Second
-	// greetTimeout bounds what a client takes to say who it is, and resetTimeout what the server
-	// takes to forget a session.
+	// greetTimeout bounds what a client takes to say who it is, resetTimeout what the server takes
+	// to forget a session, and pingTimeout what it takes to say that it is there: a client waits.
 	greetTimeout = 10 * time.Second
 	resetTimeout = 10 * time.Second
+	pingTimeout  = time.Second
 )
 
 // Relay accepts clients on its socket.
 type Relay struct {
 	cfg      Config
 	log      *slog.Logger
-	dir      string
+	home     *home
 	listener net.Listener
 
 	mu      sync.Mutex
@@ -81,36 +75,18 @@ func Listen(cfg Config) (*Relay, error) {
 	if cfg.KeepIdle == 0 {
 		cfg.KeepIdle = DefaultKeepIdle
 	}
-	if err := os.MkdirAll(cfg.Parent, 0o700); err != nil {
-		return nil, fmt.Errorf("make the relay's directory: %w", err)
-	}
-	sweep(cfg.Parent)
-	dir := filepath.Join(cfg.Parent, dirPrefix+strconv.Itoa(os.Getpid()))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the relay's directory: %w", err)
-	}
-	listener, err := net.Listen("unix", filepath.Join(dir, socketName))
+	home, err := makeHome(cfg.Parent)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen for step processes: %w", err), os.Remove(dir))
+		return nil, fmt.Errorf("make the relay's directory: %w", err)
+	}
+	listener, err := net.Listen("unix", home.socket())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for step processes: %w", err), home.remove())
 	}
 	return &Relay{
-		cfg: cfg, log: cfg.Logger, dir: dir, listener: listener,
+		cfg: cfg, log: cfg.Logger, home: home, listener: listener,
 		idle: map[string][]*backend{}, used: map[*backend]struct{}{}, clients: map[net.Conn]struct{}{},
 	}, nil
-}
-
-const dirPrefix = "pg-"
-
-// sweep removes what relays that were killed have left.
-func sweep(parent string) {
-	dirs, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
-	for _, dir := range dirs {
-		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), dirPrefix))
-		if err == nil && (pid == os.Getpid() || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)) {
-			_ = os.Remove(filepath.Join(dir, socketName)) // another worker may be at it, too
-			_ = os.Remove(dir)
-		}
-	}
 }
 
 // Dir is the directory of the socket: the host to name to libpq. It is empty for a nil Relay.
@@ -118,7 +94,7 @@ func (r *Relay) Dir() string {
 	if r == nil {
 		return ""
 	}
-	return r.dir
+	return r.home.dir
 }
 
 // Run serves clients until ctx ends, and cuts those that are left off. A nil Relay has none.
@@ -126,7 +102,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r == nil {
 		return nil
 	}
-	defer os.Remove(r.dir)
+	defer r.home.remove()
 	defer r.sessions.Wait()
 	stop := context.AfterFunc(ctx, r.close)
 	defer stop()
@@ -172,6 +148,9 @@ func (r *Relay) close() {
 	r.closed = true
 	for client := range r.clients {
 		client.Close()
+	}
+	for b := range r.used {
+		b.close()
 	}
 	for key, backends := range r.idle {
 		for _, b := range backends {

@@ -19,12 +19,7 @@ import (
 // relay is one that serves until the test ends.
 func relay(t *testing.T, mayWrite func() bool, keepIdle time.Duration) *pgrelay.Relay {
 	t.Helper()
-	parent, err := os.MkdirTemp("", "relay") // a socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(parent) })
-	r, err := pgrelay.Listen(pgrelay.Config{Parent: parent, MayWrite: mayWrite, KeepIdle: keepIdle, Logger: slog.New(slog.DiscardHandler)})
+	r, err := pgrelay.Listen(pgrelay.Config{Parent: shortDir(t), MayWrite: mayWrite, KeepIdle: keepIdle, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
