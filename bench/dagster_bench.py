@@ -23,7 +23,7 @@ stepfleet; Redis and a Celery worker) lives only while its own cells are measure
 
 A run that does not succeed, or whose steps are not each started and ended exactly once, voids its
 cell. The bounds that the medians must keep stand in benchlib/report.py; the exit status is 1 when
-one is missed or a cell is void. A --quick run tells and does not judge.
+one is missed or could not be judged, or a cell is void. A --quick run tells and does not judge.
 """
 
 import argparse
@@ -407,10 +407,15 @@ def show(result: dict[str, Any], out: Path) -> int:
     if any(cell.void for cell in measured):
         return 1
     missed = sum(not verdict.ok for verdict in verdicts)
-    if result["meta"]["settings"]["quick"]:
+    config = result["meta"]["settings"]
+    found = {verdict.quantity for verdict in verdicts}
+    unjudged = [q for q in report.expected(config["modes"], config["jobs"]) if q not in found]
+    for quantity in unjudged:
+        print(f"not measured: {quantity}")
+    if config["quick"]:
         print(f"quick: {missed} of {len(verdicts)} bounds missed, and not judged")
         return 0
-    return 1 if missed else 0
+    return 1 if missed or unjudged else 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -106,6 +106,18 @@ def cells(samples: Iterable[Sample]) -> list[Cell]:
     return [table[job, mode] for job in JOBS for mode in MODES if (job, mode) in table]
 
 
+def expected(modes: Sequence[str], jobs: Sequence[str]) -> list[str]:
+    """The quantities that a run of these modes and jobs must judge."""
+    if OURS not in modes:
+        return []
+    names = [_quantity(b) for b in BOUNDS if b.job in jobs and b.mode in modes]
+    return names + ([OWN_P50, OWN_P99, IDLE_MEMORY] if CHAIN in jobs else [])
+
+
+def _quantity(bound: Bound) -> str:
+    return f"{bound.job}: {bound.name}, {OURS} / {bound.mode}"
+
+
 def verdicts(measured: Sequence[Cell]) -> list[Verdict]:
     """The bounds of which both sides were measured."""
     good = {(cell.job, cell.mode): cell for cell in measured if not cell.void}
@@ -115,13 +127,18 @@ def verdicts(measured: Sequence[Cell]) -> list[Verdict]:
         if ours and theirs:
             # Steps are the same in both, so a ratio of totals is one of figures per step.
             value = ours.median(bound.name) / theirs.median(bound.name)
-            quantity = f"{bound.job}: {bound.name}, {OURS} / {bound.mode}"
-            judged.append(Verdict(quantity, value, bound.must, bound.aim))
+            judged.append(Verdict(_quantity(bound), value, bound.must, bound.aim))
     return judged + _own_verdicts(good.get((CHAIN, OURS)))
 
 
 # In a chain no step waits for a slot, so what lies between submit and process is all ours.
 CHAIN = "chain50"
+OWN_P50 = f"{CHAIN}: our own part of a step, ms, p50"
+OWN_P99 = f"{CHAIN}: our own part of a step, ms, p99"
+IDLE_MEMORY = "private memory, idle child / fresh interpreter"
+# The executor now and then reads a step's end before it hears of it. Of fewer than these the times
+# say nothing of the step.
+TIMED_SHARE = 0.9
 
 
 def _own_verdicts(ours: Cell | None) -> list[Verdict]:
@@ -129,15 +146,13 @@ def _own_verdicts(ours: Cell | None) -> list[Verdict]:
     counted = [s for s in ours.samples if s.rep > 0] if ours else []
     own = sorted(1000 * seconds for s in counted if s.phases for seconds in phases.own(s.phases))
     judged: list[Verdict] = []
-    if len(own) >= 2:
-        name = f"{CHAIN}: our own part of a step, ms"
-        judged.append(Verdict(f"{name}, p50", statistics.median(own), 15.0, 8.0))
+    if own and len(own) >= TIMED_SHARE * sum(s.steps for s in counted):
+        judged.append(Verdict(OWN_P50, statistics.median(own), 15.0, 8.0))
         p99 = own[min(len(own) - 1, int(0.99 * len(own)))]
-        judged.append(Verdict(f"{name}, p99", p99, 50.0, 25.0))
+        judged.append(Verdict(OWN_P99, p99, 50.0, 25.0))
     shares = [s.idle_memory_share for s in counted if s.idle_memory_share is not None]
-    if shares:
-        name = "private memory, idle child / fresh interpreter"
-        judged.append(Verdict(name, statistics.median(shares), 0.25, 0.12))
+    if counted and len(shares) == len(counted):
+        judged.append(Verdict(IDLE_MEMORY, statistics.median(shares), 0.25, 0.12))
     return judged
 
 

@@ -291,7 +291,7 @@ def test_our_own_part_is_what_is_not_dagsters() -> None:
     for name, seconds in zip(sorted(phases.OURS), (0.001, 0.002, 0.004), strict=True):
         steps[name] = [seconds, seconds, 10 * seconds]
     assert phases.own(steps) == pytest.approx([0.007, 0.007, 0.07])
-    ours = [replace(sample("stepfleet", rep, 1.0), phases=steps) for rep in range(2)]
+    ours = [replace(sample("stepfleet", rep, 1.0), steps=3, phases=steps) for rep in range(2)]
     ours[1] = replace(ours[1], idle_memory_share=0.3)
     judged = {v.quantity: v for v in report.verdicts(report.cells(ours))}
     p50, p99, memory = judged.values()
@@ -301,6 +301,23 @@ def test_our_own_part_is_what_is_not_dagsters() -> None:
     table = report.phase_table(report.cells(ours))
     assert "settle, notify" in table and "500.0" in table
     assert report.phase_table(report.cells([sample("stepfleet", 1, 1.0)])) == ""
+
+
+def test_what_a_run_must_judge_is_known_when_it_was_not_measured() -> None:
+    wanted = report.expected(settings.MODES, settings.JOBS)
+    assert len(wanted) == len(set(wanted)) == len(report.BOUNDS) + 3
+    assert report.expected(["in_process", "celery"], settings.JOBS) == []
+    some = report.expected(["in_process", "stepfleet"], ["fanout100"])
+    assert "fanout100: wall_seconds, stepfleet / in_process" in some and len(some) == 4
+    assert set(report.expected(["stepfleet"], ["chain50"])) == {
+        report.OWN_P50,
+        report.OWN_P99,
+        report.IDLE_MEMORY,
+    }
+    # Half of the steps have no times: they say nothing of the others.
+    steps = {name: [0.5] * 25 for name, _, _ in phases.PHASES}
+    half = [replace(sample("stepfleet", rep, 1.0), steps=50, phases=steps) for rep in range(2)]
+    assert report.verdicts(report.cells(half)) == []
 
 
 def test_an_executor_is_traced_and_its_steps_read(tmp_path: Path) -> None:
