@@ -47,7 +47,7 @@ func exampleResult() stepfleet.Result {
 	return stepfleet.Result{
 		V: stepfleet.TaskVersion, Success: true, Outcome: stepfleet.StateSucceeded, Event: "STEP_SUCCESS",
 		Outputs: []string{"result"}, ExecutionSeconds: 1.5, Worker: "worker-1",
-		Phases: map[stepfleet.Phase]float64{stepfleet.PhaseClaimed: 1.5e9, stepfleet.PhaseEnded: 1.5e9 + 1},
+		Phases: map[stepfleet.Phase]float64{stepfleet.PhaseBell: 1.5e9, stepfleet.PhaseClaimed: 1.5e9, stepfleet.PhaseEnded: 1.5e9 + 1},
 	}
 }
 

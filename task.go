@@ -161,7 +161,8 @@ type Result struct {
 	// ExitCode is the step process's exit status, or minus the signal that ended it.
 	ExitCode int `json:"exit_code"`
 	// Phases says when the attempt came to each of its phases, in Unix seconds of its worker's
-	// clock. The ledger's own times, in View, are the database's.
+	// clock. View's times, the database's, stand at both ends: SubmittedAt is when it was queued,
+	// EndedAt when it was settled.
 	Phases map[Phase]float64 `json:"phases,omitempty"`
 }
 
@@ -170,6 +171,7 @@ type Phase string
 
 // The phases, in their order. Those that an attempt did not come to are absent.
 const (
+	PhaseBell     Phase = "bell"      // its worker, having heard of work, asked to claim it
 	PhaseClaimed  Phase = "claimed"   // the claim's answer came
 	PhaseProcess  Phase = "process"   // an idle process has the task
 	PhasePrepared Phase = "prepared"  // the process has all it needs

@@ -1,8 +1,8 @@
 """Where a step's time goes: the phases that the worker keeps, and the executor's two ends of them.
 
-The worker's result says when an attempt came to each of its phases. When its executor submitted it
-and when it noticed its end is known in the run worker alone, which writes it to the file that
-TRACE_VARIABLE names. All are of one machine's clock.
+The ledger says when an attempt was queued and settled, and the worker's result when it came to each
+of its phases. When its executor submitted it and when it noticed its end is known in the run worker
+alone, which writes it to the file that TRACE_VARIABLE names. All are of one machine's clock.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,23 @@ TRACE_VARIABLE = "STEPFLEET_BENCH_TRACE"
 
 # Each phase, from and to which of a step's times it goes.
 PHASES = (
-    ("submit, bell, claim, hand over", "submitted", "process"),
+    ("submit", "submitted", "queued"),
+    ("bell", "queued", "bell"),
+    ("claim", "bell", "claimed"),
+    ("process ready", "claimed", "process"),
     ("preparation", "process", "prepared"),
     ("wait for the start's record", "prepared", "started"),
     ("plan", "started", "plan"),
     ("resources and logs", "plan", "user_code"),
     ("inputs and user code", "user_code", "outputs"),
     ("outputs", "outputs", "ended"),
-    ("settle, notify", "ended", "noticed"),
+    ("settle", "ended", "settled"),
+    ("notify", "settled", "noticed"),
 )
 # What of these is ours; the rest is Dagster's code, or the user's.
-OURS = frozenset({PHASES[0][0], PHASES[2][0], PHASES[7][0]})
+OURS = frozenset(
+    {"submit", "bell", "claim", "process ready", "wait for the start's record", "settle", "notify"}
+)
 
 
 def trace_executor() -> None:
@@ -74,6 +81,8 @@ def read(url: str, run_id: str, trace: Path) -> dict[str, list[float]]:
     for task in tasks:
         key = task["step_key"]
         times: dict[str, float] = dict(task["result"].get("phases") or {})
+        for name, column in (("queued", "submitted_at"), ("settled", "ended_at")):
+            times[name] = datetime.fromisoformat(task[column]).timestamp()
         for name in ("submitted", "noticed"):
             if key in executor[name]:
                 times[name] = executor[name][key]

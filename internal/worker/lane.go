@@ -99,6 +99,7 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 	}
 	req := stepfleet.ClaimRequest{Session: ln.l.session, ID: uuid.NewString(), Queue: ln.queue, Max: free}
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), ln.l.w.cfg.Lifetimes.Renew)
+	asked := time.Now()
 	claimed, err := ln.l.w.ports.Claims.Claim(call, req)
 	cancel()
 	if err != nil {
@@ -107,7 +108,7 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 	}
 	ln.fails = 0
 	for _, lease := range claimed.Leases {
-		ln.launch(ctx, lease, claimed.Payloads[lease.Payload])
+		ln.launch(ctx, lease, claimed.Payloads[lease.Payload], asked)
 	}
 	if claimed.More && len(claimed.Leases) == 0 {
 		// Others hold the rows that wait: they may yet give them up.
@@ -152,8 +153,8 @@ func (ln *lane) refused(ctx context.Context, bells []stepfleet.RungBell, err err
 }
 
 // launch runs one leased task in its own goroutine and slot.
-func (ln *lane) launch(ctx context.Context, lease stepfleet.Lease, payload []byte) {
-	t := newTask(ln.l, stepfleet.Job{Lease: lease, Payload: payload, Env: taskEnv(lease, ln.l.w.cfg)})
+func (ln *lane) launch(ctx context.Context, lease stepfleet.Lease, payload []byte, asked time.Time) {
+	t := newTask(ln.l, stepfleet.Job{Lease: lease, Payload: payload, Env: taskEnv(lease, ln.l.w.cfg)}, asked)
 	ln.l.add(t)
 	ln.slots.take()
 	ln.l.work.Go(func() {

@@ -38,8 +38,12 @@ type task struct {
 	unbegun   bool      // the process was gone before it could be told of its start
 }
 
-func newTask(l *life, job stepfleet.Job) *task {
-	return &task{l: l, job: job, phases: map[stepfleet.Phase]float64{stepfleet.PhaseClaimed: unixSeconds(time.Now())}, log: l.log.With(
+// newTask is a task that has just been claimed, for which the worker asked at that time.
+func newTask(l *life, job stepfleet.Job, asked time.Time) *task {
+	phases := map[stepfleet.Phase]float64{
+		stepfleet.PhaseBell: unixSeconds(asked), stepfleet.PhaseClaimed: unixSeconds(time.Now()),
+	}
+	return &task{l: l, job: job, phases: phases, log: l.log.With(
 		"task_id", job.TaskID, "run_id", job.RunID, "step_key", job.StepKey, "attempt", job.Attempt, "fence", job.Fence)}
 }
 
