@@ -367,8 +367,8 @@ class Client:
             )
         return receipts
 
-    def tasks(self) -> list[dict[str, Any]]:
-        tasks = self._call("GET", "/tasks", None).get("tasks")
+    def tasks(self, *, budget_seconds: float | None = None) -> list[dict[str, Any]]:
+        tasks = self._call("GET", "/tasks", None, budget_seconds=budget_seconds).get("tasks")
         return tasks if isinstance(tasks, list) else []
 
     def sessions(self) -> list[dict[str, Any]]:

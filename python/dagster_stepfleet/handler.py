@@ -55,6 +55,7 @@ from dagster_stepfleet.verdicts import Adjudicator, VerdictGate
 if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
     from dagster._core.execution.context.system import PlanOrchestrationContext
+    from dagster._core.storage.event_log.base import EventLogStorage
 
 seams.verify(seams.EXECUTOR_CHECKS)
 
@@ -91,6 +92,8 @@ class Open:
     placement: tags.Placement
     # The highest event id at its launch: its own events are all above.
     launched_after: int
+    # Whether it has taken a slot of a pool.
+    pooled: bool = False
     refusal: Ended | None = None
     rewound: bool = False
 
@@ -120,6 +123,7 @@ class StepfleetStepHandler(StepHandler):
         self.resuming = False
         self.adjudicator = Adjudicator()
         self._gate: VerdictGate | None = None
+        self._slots: EventLogStorage | None = None
         self.place = Place()
         self._tried = False
         # An event of our own waits in the log: the loop must pop it without waiting.
@@ -151,6 +155,7 @@ class StepfleetStepHandler(StepHandler):
         self._router = tags.Router(run.tags, self.defaults)
         self.client.start()
         self._gate = gate
+        self._slots = plan_context.instance.event_log_storage
         self.resuming = plan_context.resume_from_failure
         self.place.check(None)
         self._job_name = run.job_name
@@ -195,6 +200,8 @@ class StepfleetStepHandler(StepHandler):
                 client.cancel(None, reason, budget_seconds=budget_seconds)
                 self._await_cancelled(client, budget_seconds)
             client.close_run(reason or "the run's steps have ended", budget_seconds=budget_seconds)
+            if reason is not None:
+                self._free_slots(client, budget_seconds)
         except StepfleetError as err:
             self.place.conclude(err)
             # The server closes runs that Dagster shows as ended by itself.
@@ -213,6 +220,22 @@ class StepfleetStepHandler(StepHandler):
             if all(completions.get(*key) is not None for key in self._going):
                 return
             completions.wait(version, left)
+
+    def _free_slots(self, client: Client, budget_seconds: float) -> None:
+        """Gives back the pools' slots of cancelled steps: Dagster's loop, which does so at a step's
+        end, is over. A step whose process is still there keeps its slot."""
+        pooled = [(key, step.attempt) for key, step in self.open.items() if step.pooled]
+        storage = self._slots
+        if not pooled or storage is None or not storage.supports_global_concurrency_limits:
+            return
+        there = {
+            (view["step_key"], view["attempt"])
+            for view in client.tasks(budget_seconds=budget_seconds)
+            if view["state"] not in TERMINAL_STATES
+        }
+        for key, attempt in pooled:
+            if (key, attempt) not in there:
+                storage.free_concurrency_slot_for_step(client.run_id, key)
 
     # Called by the loop.
 
@@ -243,6 +266,7 @@ class StepfleetStepHandler(StepHandler):
             attempt=attempt,
             placement=placement,
             launched_after=self.reader.highest if self.reader else 0,
+            pooled=seams.pool_of(step_context.step) is not None,
         )
         return
         yield  # a generator without events: the child writes them
@@ -282,7 +306,9 @@ class StepfleetStepHandler(StepHandler):
             attempt=attempt,
             placement=tags.place(step_handler_context.step_tags[step_key], run.tags, self.defaults),
             launched_after=0,
+            pooled=seams.pool_of(step_handler_context.get_step_context(step_key).step) is not None,
         )
+        self._going.add((step_key, attempt))  # a run that ends waits for it, too
         return True
 
     def _may_end(self, step_key: str) -> bool:

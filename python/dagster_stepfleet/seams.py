@@ -226,6 +226,10 @@ SHAPES = (
             "STEP_UP_FOR_RETRY",
         ),
     ),
+    Shape(
+        "dagster._core.storage.event_log.base:EventLogStorage",
+        has=("free_concurrency_slot_for_step", "supports_global_concurrency_limits"),
+    ),
     Shape("dagster._core.event_api:EventLogCursor", has=("from_storage_id", "to_string")),
     Shape(
         "dagster._core.execution.context.system:IStepContext",

@@ -207,6 +207,44 @@ def test_a_cancelled_run_ends_after_its_steps():
     assert told == ["cancel", "close"]
 
 
+def ending_with_pool(leaving: bool) -> list[str]:
+    """Ends a run whose steps hold slots of a pool; returns the steps whose slots are freed."""
+    freed: list[str] = []
+    completions = Completions()
+    completions.epoch = 1
+    states = {"ended": "cancelled", "there": "running", "free": "cancelled"}
+    client: Any = SimpleNamespace(
+        run_id="run",
+        completions=completions,
+        cancel=lambda *_, **__: None,
+        close_run=lambda *_, **__: None,
+        shutdown=lambda: None,
+        tasks=lambda **_: [
+            {"step_key": key, "attempt": 0, "state": state} for key, state in states.items()
+        ],
+    )
+    handler = StepfleetStepHandler()
+    handler.client, handler._tried = client, True
+    handler._slots = SimpleNamespace(
+        supports_global_concurrency_limits=True,
+        free_concurrency_slot_for_step=lambda run_id, step_key: freed.append(step_key),
+    )
+    placement = Placement("default", 0, 0)
+    for key in (*states, "buffered"):
+        handler.open[key] = Open(0, placement, launched_after=0, pooled=key != "free")
+    handler.end(reason="the run was interrupted", leaving=leaving, budget_seconds=1)
+    return freed
+
+
+def test_cancelled_steps_give_back_their_slots():
+    """Dagster's loop, which does that at a step's end, is over; another run would wait for ever."""
+    assert ending_with_pool(leaving=False) == ["ended", "buffered"]
+
+
+def test_steps_that_go_on_keep_their_slots():
+    assert ending_with_pool(leaving=True) == []
+
+
 def test_closed_run_fails_clearly(instance, server, worker):
     run = create(instance, "chain")
     server.closed[run.run_id] = "closed before"

@@ -116,6 +116,19 @@ def cancel_leased():
     after([waits_pooled.alias(f"waits_{i}")() for i in range(2)])
 
 
+@op(pool="parity_cancelled")
+def waits_in_pool(context: OpExecutionContext) -> int:
+    """Waits for ever in the first of the case's two runs."""
+    if context.run.tags.get("run") != "second":
+        wait_for_ever()
+    return 1
+
+
+@graph
+def cancel_pooled():
+    after([waits_in_pool.alias(f"waits_{i}")() for i in range(3)])
+
+
 @graph
 def cancel_in_retry_wait():
     after([fails_first(), done()])
@@ -171,6 +184,14 @@ CASES: tuple[Case, ...] = (
         masks=frozenset({"run_events"}),
         counts={"STEP_START": 0},
         options={"pool": "parity_leased", "leased": 2},
+    ),
+    cancelled(
+        cancel_pooled,
+        at={"STEP_START": 2},
+        status="SUCCESS",
+        drive="cancel_pooled",
+        counts={"STEP_FAILURE": 2, "STEP_SUCCESS": 4},
+        options={"pool": "parity_cancelled", "slots": 2},
     ),
     cancelled(cancel_in_retry_wait, at={"STEP_UP_FOR_RETRY": 1, "STEP_SUCCESS": 1}),
     cancelled(cancel_fan_out, at={"STEP_START": 5}),

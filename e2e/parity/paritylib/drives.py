@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, RunsFilter
@@ -195,6 +195,26 @@ def cancel(context: Context, case: Case, variant: Variant) -> list[str]:
     return _terminate(context, run_id, case)
 
 
+def cancel_pooled(context: Context, case: Case, variant: Variant) -> list[str]:
+    """Cancels a run whose steps hold all slots of a pool, with one more waiting for a slot, and
+    launches another, which needs the slots."""
+    pool = case.options["pool"]
+    context.instance.event_log_storage.set_concurrency_slots(pool, case.options["slots"])
+    first = cancel(context, case, variant)
+    _expect_free(context, pool)
+    second = launch(context, replace(case, tags={"run": "second"}), variant)
+    return [*first, *second]
+
+
+def _expect_free(context: Context, pool: str) -> None:
+    """Nobody may hold a slot of the pool, or wait for one."""
+    info = context.instance.event_log_storage.get_concurrency_info(pool)
+    if info.claimed_slots or info.pending_steps:
+        raise RuntimeError(
+            f"pool {pool} is not free: held {info.claimed_slots}, waiting {info.pending_steps}"
+        )
+
+
 def cancel_leased(context: Context, case: Case, variant: Variant) -> list[str]:
     """Cancels the run when its steps are with a worker and have not begun.
 
@@ -209,7 +229,9 @@ def cancel_leased(context: Context, case: Case, variant: Variant) -> list[str]:
     with frozen_children(context.stack):
         run_id = start(context, case, variant)
         context.stack.await_tasks(run_id, "leased", case.options["leased"], case.timeout_seconds)
-        return _terminate(context, run_id, case)
+        ids = _terminate(context, run_id, case)
+    _expect_free(context, case.options["pool"])
+    return ids
 
 
 def _terminate(context: Context, run_id: str, case: Case) -> list[str]:
@@ -260,4 +282,5 @@ DRIVES: dict[str, Callable[[Context, Case, Variant], list[str]]] = {
     "held_writer": held_writer,
     "cancel": cancel,
     "cancel_leased": cancel_leased,
+    "cancel_pooled": cancel_pooled,
 }
