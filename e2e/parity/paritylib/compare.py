@@ -48,8 +48,6 @@ MASKS: dict[str, Mask] = {
     # multiprocess goes through its loop once more when the run is cancelled, and logs that the
     # steps downstream will not run. Nothing else becomes of them.
     "interrupt": Mask(_without_abandoned),
-    # The run of the stock executor has not begun at all; only what became of its steps counts.
-    "run_events": Mask(lambda text: "" if text.startswith("PIPELINE_") else text),
 }
 
 

@@ -1,5 +1,6 @@
 """How the cases are run: each drive makes a case's runs in one variant and returns their ids."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -218,20 +219,35 @@ def _expect_free(context: Context, pool: str) -> None:
 def cancel_leased(context: Context, case: Case, variant: Variant) -> list[str]:
     """Cancels the run when its steps are with a worker and have not begun.
 
-    Ours: the idle step processes stand still, so that the tasks they are given stay leased. Under
-    a stock executor nothing is like that; the nearest is a run that waits for a slot of its pool.
+    Everywhere they wait for a slot of their pool first. Ours get one when the idle processes stand
+    still, so that the tasks they are given stay leased. Under a stock executor nothing is like
+    that; the nearest is a step that still waits for its slot.
     """
+    storage = context.instance.event_log_storage
+    storage.set_concurrency_slots(case.options["pool"], 0)
+    run_id = start(context, case, variant)
+    for kind, number in case.options["at"].items():
+        await_events(context, run_id, DagsterEventType(kind), number, case.timeout_seconds)
     if variant.name != "stepfleet":
-        context.instance.event_log_storage.set_concurrency_slots(case.options["pool"], 0)
-        run_id = start(context, case, variant)
         return _terminate(context, run_id, case)
-    context.instance.event_log_storage.set_concurrency_slots(case.options["pool"], 10)
-    with frozen_children(context.stack):
-        run_id = start(context, case, variant)
+    # The run worker is forked from the same template, and must go on.
+    with frozen_children(context.stack, but=_run_worker(context, run_id)):
+        storage.set_concurrency_slots(case.options["pool"], case.options["leased"])
         context.stack.await_tasks(run_id, "leased", case.options["leased"], case.timeout_seconds)
         ids = _terminate(context, run_id, case)
     _expect_free(context, case.options["pool"])
     return ids
+
+
+def _run_worker(context: Context, run_id: str) -> int:
+    """The process that runs the run's executor, as Dagster tells it."""
+    records = context.instance.get_records_for_run(run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    for record in records.records:
+        if found := re.search(
+            r"Started process for run \(pid: (\d+)\)", record.event_log_entry.message
+        ):
+            return int(found[1])
+    raise RuntimeError(f"Dagster's log does not say which process runs run {run_id}")
 
 
 def _terminate(context: Context, run_id: str, case: Case) -> list[str]:

@@ -52,28 +52,38 @@ def held_inserts(dsn: str, step_key: str) -> Generator[Callable[[], None], None,
 
 
 @contextmanager
-def frozen_children(stack: Stack) -> Generator[None, None, None]:
-    """Stops every idle step process of the worker, and lets go on what is still there."""
-    pids = _idle_children(stack.state["pids"]["worker-1"])
-    if not pids:
-        raise RuntimeError("the worker has no idle step process to stop")
-    try:
+def frozen_children(stack: Stack, *, but: int) -> Generator[None, None, None]:
+    """Stops the worker's processes that wait for a step, and lets go on what is still there.
+
+    The template first: it would fork others in the place of those that are given a step. `but` is
+    not stopped.
+    """
+    stopped: list[int] = []
+
+    def stop(pids: list[int]) -> None:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+
+    try:
+        templates = _children({stack.state["pids"]["worker-1"]})
+        stop(templates)
+        children = _children(set(templates))
+        if but not in children:
+            raise RuntimeError(f"process {but} is no child of the worker's template")
+        stop([pid for pid in children if pid != but])
         yield
     finally:
-        for pid in pids:
+        for pid in stopped:
             try:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 pass
 
 
-def _idle_children(worker: int) -> list[int]:
-    """The children of the worker's template: a grandchild of the worker runs or awaits a step."""
-    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
-    templates = {pid for pid, parent in parents.items() if parent == worker}
-    return [pid for pid, parent in parents.items() if parent in templates]
+def _children(parents: set[int]) -> list[int]:
+    processes = (path for path in Path("/proc").iterdir() if path.name.isdigit())
+    return [int(path.name) for path in processes if _parent(path) in parents]
 
 
 def _parent(process: Path) -> int:
