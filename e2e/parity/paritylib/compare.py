@@ -48,6 +48,10 @@ MASKS: dict[str, Mask] = {
     # multiprocess goes through its loop once more when the run is cancelled, and logs that the
     # steps downstream will not run. Nothing else becomes of them.
     "interrupt": Mask(_without_abandoned),
+    # A run that the daemon has ended: it interrupts the run worker, and writes the run's end itself
+    # while that one is still at it. Whether the run worker then finds the run cancelling, and says
+    # that it is cancelled, or finds it failed, is a race of Dagster's own in every executor.
+    "ended_by_daemon": Mask(lambda text: "" if text.startswith("PIPELINE_CANCELED ") else text),
 }
 
 

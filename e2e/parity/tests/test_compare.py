@@ -200,6 +200,19 @@ def test_a_cancelled_run_need_not_say_what_it_will_not_run() -> None:
     assert differences(lose_event, masks=["interrupt"]) != []
 
 
+def test_a_run_that_the_daemon_ends_need_not_say_that_it_is_cancelled() -> None:
+    def cancel(record: Record) -> None:
+        record.run_events["PIPELINE_CANCELED {}"] += 1
+
+    def fail(record: Record) -> None:
+        record.run_events["PIPELINE_FAILURE {}"] += 1
+
+    assert differences(cancel, masks=["ended_by_daemon"]) == []
+    assert differences(cancel) != []
+    assert differences(fail, masks=["ended_by_daemon"]) != []
+    assert differences(fail_run, masks=["ended_by_daemon"]) != []
+
+
 def test_a_run_that_is_missing_is_told() -> None:
     two = [example(), example()]
     assert compare(two, two[:1], whole_logs=False) == ["number of runs: 2 expected, 1 found"]
