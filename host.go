@@ -35,6 +35,9 @@ type Exit struct {
 type Process interface {
 	// Terminate asks the process to stop, with SIGTERM, as Dagster's own executors do.
 	Terminate()
+	// Interrupt asks once more, with SIGINT, for which a step that ignores SIGTERM may still have
+	// Dagster's handler: the step then ends with an event.
+	Interrupt()
 	// Kill ends the process and everything in its process group.
 	Kill()
 	// Reported is closed when the process has told its result, which is its last word: nothing

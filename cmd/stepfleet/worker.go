@@ -40,7 +40,7 @@ type workerCmd struct {
 	Relay    bool     `name:"database-relay" help:"Keep PostgreSQL connections of Dagster's storage open from one step to the next: steps then do not connect anew." default:"true" negatable:"" env:"STEPFLEET_DATABASE_RELAY"`
 
 	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
-	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGKILL." default:"2s" env:"STEPFLEET_KILL_GRACE"`
+	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGINT. A second later it is killed." default:"2s" env:"STEPFLEET_KILL_GRACE"`
 	RunKillGrace time.Duration `help:"The same for a cancelled run worker, which cancels its steps and ends its run." default:"30s" env:"STEPFLEET_RUN_KILL_GRACE"`
 
 	lifetimeFlags `embed:""`

@@ -207,11 +207,16 @@ func (c *child) killGroup() {
 }
 
 // Terminate implements stepfleet.Process.
-func (c *child) Terminate() {
+func (c *child) Terminate() { c.signal(syscall.SIGTERM) }
+
+// Interrupt implements stepfleet.Process.
+func (c *child) Interrupt() { c.signal(syscall.SIGINT) }
+
+func (c *child) signal(sig syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.pid > 1 && !c.hasExit {
-		_ = syscall.Kill(c.pid, syscall.SIGTERM) // gone already: its exit is on the way
+		_ = syscall.Kill(c.pid, sig) // gone already: its exit is on the way
 	}
 }
 

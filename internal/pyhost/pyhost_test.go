@@ -213,6 +213,24 @@ func TestKillTakesTheWholeGroup(t *testing.T) {
 	})
 }
 
+func TestAStepThatIgnoresSIGTERMEndsWithAnEventWhenInterrupted(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    path = os.path.join(os.path.dirname(__file__), "pid")
+    open(path + ".new", "w").write(str(os.getpid()))
+    os.rename(path + ".new", path)
+    time.sleep(600)`)
+		t.Setenv("DAGSTER_HOME", dir)
+		p := launch(t, startHost(t, mode, dir), run, payload, newGate())
+		waitPID(t, filepath.Join(dir, "pid"))
+		p.Terminate()
+		p.Interrupt()
+		if exit := exitOf(t, p); exit.Result == nil || exit.Result.Event != "STEP_FAILURE" {
+			t.Errorf("exit %+v with result %+v, want STEP_FAILURE", exit, exit.Result)
+		}
+	})
+}
+
 // Dagster waits for the marker before it calls a log complete; a killed step cannot leave it.
 func TestTheLogsOfAKilledStepAreComplete(t *testing.T) {
 	modes(t, func(t *testing.T, mode pyhost.Mode) {

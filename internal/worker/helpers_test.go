@@ -248,7 +248,7 @@ func (h *scriptedHost) Launch(_ context.Context, job stepfleet.Job, gate stepfle
 
 func (h *scriptedHost) setFail(err error) { h.mu.Lock(); defer h.mu.Unlock(); h.fail = err }
 
-// scriptedProcess is a step process. Kill ends it; Terminate is only noted.
+// scriptedProcess is a step process. Kill ends it; Terminate and Interrupt are only noted.
 type scriptedProcess struct {
 	job     stepfleet.Job
 	gate    stepfleet.Gate
@@ -263,6 +263,8 @@ type scriptedProcess struct {
 }
 
 func (p *scriptedProcess) Terminate() { p.signals <- "terminate" }
+
+func (p *scriptedProcess) Interrupt() { p.signals <- "interrupt" }
 
 func (p *scriptedProcess) Kill() {
 	p.mu.Lock()

@@ -137,8 +137,8 @@ func (t *task) Event(ctx context.Context, name string) error {
 	return t.revoked
 }
 
-// requestCancel stops the process as Dagster's own executors do: SIGTERM, and SIGKILL after a
-// grace. A task that has not started is refused its start by the ledger.
+// requestCancel stops the process as Dagster's own executors do: SIGTERM, SIGINT after a grace, and
+// SIGKILL. A task that has not started is refused its start by the ledger.
 func (t *task) requestCancel() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -157,15 +157,27 @@ func (t *task) terminate() {
 	proc := t.proc
 	proc.Terminate()
 	t.l.side.Go(func() {
-		select {
-		case <-proc.Done():
-		case <-time.After(t.grace()):
+		if gone(proc, t.grace()) {
+			return
+		}
+		proc.Interrupt()
+		if !gone(proc, interruptGrace) {
 			proc.Kill()
 		}
 	})
 }
 
-// grace is what the process has between SIGTERM and SIGKILL.
+// gone waits for the end of the process, and says whether it came within the time.
+func gone(proc stepfleet.Process, within time.Duration) bool {
+	select {
+	case <-proc.Done():
+		return true
+	case <-time.After(within):
+		return false
+	}
+}
+
+// grace is what the process has between SIGTERM and SIGINT.
 func (t *task) grace() time.Duration {
 	if t.job.Kind == stepfleet.KindRun {
 		return t.l.w.cfg.RunKillGrace

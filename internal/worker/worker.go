@@ -32,7 +32,7 @@ type Config struct {
 	Lifetimes stepfleet.Lifetimes
 	// DrainTimeout is how long running steps may go on after the worker is asked to stop.
 	DrainTimeout time.Duration
-	// KillGrace is how long a cancelled step has between SIGTERM and SIGKILL.
+	// KillGrace is how long a cancelled step has between SIGTERM and SIGINT, which SIGKILL follows.
 	KillGrace time.Duration
 	// RunKillGrace is the same for a run worker, which cancels its steps and writes how the run ended.
 	RunKillGrace time.Duration
@@ -67,6 +67,8 @@ const (
 	bellSlack    = 2 * time.Second  // what a receive may take beyond its wait
 	bellBatchMax = 10               // what SQS gives at once
 	handOverMax  = 10 * time.Second // of a drain, that run workers whose run will be resumed get to leave
+
+	interruptGrace = time.Second // between SIGINT and SIGKILL, for Dagster to write how the step ended
 )
 
 // Worker runs one life after another.

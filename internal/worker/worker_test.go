@@ -120,7 +120,7 @@ func TestWithoutBellsWorkersLookOften(t *testing.T) {
 	})
 }
 
-func TestCancelTerminatesThenKills(t *testing.T) {
+func TestCancelTerminatesInterruptsThenKills(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
 		p := b.running("a")
@@ -131,11 +131,35 @@ func TestCancelTerminatesThenKills(t *testing.T) {
 		if sig := <-p.signals; sig != "terminate" {
 			t.Errorf("signal %s", sig)
 		}
-		<-p.done // deaf to SIGTERM: killed after the grace
+		terminated := time.Now()
+		if sig := <-p.signals; sig != "interrupt" { // deaf to SIGTERM
+			t.Errorf("second signal %s", sig)
+		}
+		if took := time.Since(terminated); took != b.cfg.KillGrace {
+			t.Errorf("interrupted %s after SIGTERM, want the grace of %s", took, b.cfg.KillGrace)
+		}
+		<-p.done // deaf to SIGINT, too
 		if took := time.Since(before); took > 5*time.Second {
 			t.Errorf("gone after %s", took)
 		}
 		b.expect("a", stepfleet.StateCancelled)
+	})
+}
+
+func TestAnInterruptedStepIsNotKilled(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		p := b.running("a")
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", stepfleet.NoExecutor, nil, "asked"); err != nil {
+			t.Fatal(err)
+		}
+		<-p.signals
+		<-p.signals
+		p.end(stepfleet.Exit{Result: &stepfleet.Result{V: stepfleet.TaskVersion, Outcome: stepfleet.StateFailed, Event: "STEP_FAILURE"}})
+		b.expect("a", stepfleet.StateCancelled)
+		if r := b.view("a").Result; r.Event != "STEP_FAILURE" {
+			t.Errorf("result %+v, want the process's own", r)
+		}
 	})
 }
 
