@@ -266,6 +266,19 @@ func (p *scriptedProcess) Terminate() { p.signals <- "terminate" }
 
 func (p *scriptedProcess) Interrupt() { p.signals <- "interrupt" }
 
+// expectSignal waits for the next signal, which must be this one.
+func (p *scriptedProcess) expectSignal(t *testing.T, want string) {
+	t.Helper()
+	select {
+	case sig := <-p.signals:
+		if sig != want {
+			t.Fatalf("signal %s, want %s", sig, want)
+		}
+	case <-p.done:
+		t.Fatalf("the process is gone, want signal %s", want)
+	}
+}
+
 func (p *scriptedProcess) Kill() {
 	p.mu.Lock()
 	slow := p.slow

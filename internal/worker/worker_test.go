@@ -128,13 +128,9 @@ func TestCancelTerminatesInterruptsThenKills(t *testing.T) {
 		if _, err := b.ledger.Cancel(b.ctx, "run-1", stepfleet.NoExecutor, nil, "asked"); err != nil {
 			t.Fatal(err)
 		}
-		if sig := <-p.signals; sig != "terminate" {
-			t.Errorf("signal %s", sig)
-		}
+		p.expectSignal(b.t, "terminate")
 		terminated := time.Now()
-		if sig := <-p.signals; sig != "interrupt" { // deaf to SIGTERM
-			t.Errorf("second signal %s", sig)
-		}
+		p.expectSignal(b.t, "interrupt") // deaf to SIGTERM
 		if took := time.Since(terminated); took != b.cfg.KillGrace {
 			t.Errorf("interrupted %s after SIGTERM, want the grace of %s", took, b.cfg.KillGrace)
 		}
@@ -153,8 +149,8 @@ func TestAnInterruptedStepIsNotKilled(t *testing.T) {
 		if _, err := b.ledger.Cancel(b.ctx, "run-1", stepfleet.NoExecutor, nil, "asked"); err != nil {
 			t.Fatal(err)
 		}
-		<-p.signals
-		<-p.signals
+		p.expectSignal(b.t, "terminate")
+		p.expectSignal(b.t, "interrupt")
 		p.end(stepfleet.Exit{Result: &stepfleet.Result{V: stepfleet.TaskVersion, Outcome: stepfleet.StateFailed, Event: "STEP_FAILURE"}})
 		b.expect("a", stepfleet.StateCancelled)
 		if r := b.view("a").Result; r.Event != "STEP_FAILURE" {
