@@ -33,7 +33,7 @@ from dagster import (
     executor,
     multiple_process_executor_requirements,
 )
-from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.errors import DagsterExecutionInterruptedError, DagsterSubprocessError
 from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.retries import RetryMode, get_retries_config
@@ -144,6 +144,7 @@ class StepfleetExecutor(StepDelegatingExecutor):
         try:
             self._handler.begin(plan_context, gate)
             yield from self._speak(plan_context, execution_plan)
+            self._fail_for_resources()
         except Superseded as err:
             raise leave_run(plan_context, err) from err
         finally:
@@ -179,6 +180,17 @@ class StepfleetExecutor(StepDelegatingExecutor):
             raise
         finally:
             handler.end(reason=reason, leaving=leaving, budget_seconds=budget_seconds)
+
+    def _fail_for_resources(self) -> None:
+        """Fails a run in which a step could not make its resources, as multiprocess does: also when
+        a retry of the step has worked. There the step's process raises, and the run worker raises
+        at its end what processes have raised."""
+        errors = self._handler.resource_errors
+        if errors:
+            texts = "\n".join(error.to_string() for error in errors)
+            raise DagsterSubprocessError(
+                f"Steps could not make their resources:\n{texts}", subprocess_error_infos=errors
+            )
 
     def _loop(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
     from dagster._core.execution.context.system import PlanOrchestrationContext
     from dagster._core.storage.event_log.base import EventLogStorage
+    from dagster_shared.error import SerializableErrorInfo
 
 seams.verify(seams.EXECUTOR_CHECKS)
 
@@ -67,6 +68,8 @@ MAX_BATCH_TASKS = 2000
 WAIT_SECONDS = 1.0
 # How often a run whose steps have all ended asks for those whose processes have not.
 LOOK_SECONDS = 15.0
+# A run that fails for resources says of so many attempts why.
+MAX_RESOURCE_ERRORS = 20
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class StepfleetStepHandler(StepHandler):
         # The ledger's tasks when this run worker resumed the run, by step key and attempt.
         self.inherited: dict[tuple[str, int], dict[str, Any]] = {}
         self.resuming = False
+        # Why attempts could not make their resources, also before this run worker resumed the run.
+        self.resource_errors: list[SerializableErrorInfo] = []
         self.adjudicator = Adjudicator()
         self._gate: VerdictGate | None = None
         self._slots: EventLogStorage | None = None
@@ -411,6 +416,8 @@ class StepfleetStepHandler(StepHandler):
             reader.mark(records)
             events, due = resume.history(records, time.time())
             self._retry_at += due
+            for event in events:
+                self._note_resource_failure(event)
             return events
         records = [r for r in records if not self._too_early(r)]
         reader.mark(records)
@@ -426,6 +433,13 @@ class StepfleetStepHandler(StepHandler):
         if seams.resource_init_failure_ends_step() or event.step_key not in self.open:
             return False
         return self.verdict(event.step_key) is None or not self._may_end(event.step_key)
+
+    def _note_resource_failure(self, event: DagsterEvent) -> None:
+        if event.event_type != DagsterEventType.RESOURCE_INIT_FAILURE:
+            return
+        error = event.engine_event_data.error
+        if error is not None and len(self.resource_errors) < MAX_RESOURCE_ERRORS:
+            self.resource_errors.append(error)
 
     def _read_again(self, reader: EventReader, after: int) -> list[EventLogRecord]:
         """Reads, and once more when the connection was lost under it: it makes a new one."""
@@ -481,6 +495,7 @@ class StepfleetStepHandler(StepHandler):
                 event.step_key,
             )
             return False
+        self._note_resource_failure(event)
         if event.event_type == DagsterEventType.RESOURCE_INIT_FAILURE:
             # The loop will write the event that ends the step, and must read it at once.
             self.nudged = True

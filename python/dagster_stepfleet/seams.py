@@ -30,7 +30,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "dagster._core.code_pointer": ("CodePointer", "FileCodePointer"),
     "dagster._core.definitions.definitions_load_context": ("DefinitionsLoadContext",),
     "dagster._core.definitions.reconstruct": ("ReconstructableJob", "ReconstructableRepository"),
-    "dagster._core.errors": ("DagsterExecutionInterruptedError",),
+    "dagster._core.errors": ("DagsterExecutionInterruptedError", "DagsterSubprocessError"),
     "dagster._core.event_api": ("EventLogCursor",),
     "dagster._core.events": (
         "ASSET_CHECK_EVENTS",
@@ -199,6 +199,7 @@ SHAPES = (
     Shape(
         "dagster:DagsterEvent",
         has=(
+            "engine_event_data",
             "event_specific_data",
             "event_type",
             "event_type_value",

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -199,6 +200,27 @@ def broken_resource():
     needs_broken(fine())
 
 
+@resource
+def mended(context):
+    """Works at the run's second try."""
+    mark = Path(tempfile.gettempdir()) / f"stepfleet-mended-{context.run_id}"
+    if mark.exists():
+        mark.unlink()
+        return
+    mark.touch()
+    raise RuntimeError("no such database yet")
+
+
+@op(required_resource_keys={"mended"}, retry_policy=RetryPolicy(max_retries=1))
+def needs_mended() -> int:
+    return 1
+
+
+@job(executor_def=stepfleet_executor, resource_defs={"mended": mended})
+def mended_resource():
+    add(needs_mended())
+
+
 @op(out={"a": Out(int, is_required=False), "b": Out(int, is_required=False)})
 def only_a():
     from dagster import Output
@@ -306,6 +328,7 @@ defs = Definitions(
         forking,
         printing,
         broken_resource,
+        mended_resource,
         skipping,
         slow_hook,
         skip_join,

@@ -128,6 +128,17 @@ def test_resource_failure(instance, server, worker):
         assert server.adjudicated == {(run.run_id, "needs_broken", 0): [1]}
 
 
+def test_a_resource_that_works_at_a_retry_fails_the_run(instance, server, worker):
+    """As under multiprocess, whose run worker raises what the step's process has raised."""
+    run = execute(instance, "mended_resource")
+    assert run.status == DagsterRunStatus.FAILURE
+    (failure,) = events(instance, run, DagsterEventType.RUN_FAILURE)
+    assert "no such database yet" in str(failure.event_specific_data)
+    if not seams.resource_init_failure_ends_step():  # since Dagster 1.12
+        assert steps(instance, run, DagsterEventType.STEP_SUCCESS) == ["add", "needs_mended"]
+        assert server.closed == {run.run_id: "the run's steps have ended"}
+
+
 def test_killed_process_fails_the_step_with_the_ledgers_reason(instance, server, worker):
     run = execute(instance, "dying")
     assert run.status == DagsterRunStatus.FAILURE

@@ -340,6 +340,18 @@ def test_killed_before_its_verdict_on_a_failed_resource(bench):
         assert "no such database" in str(failure.dagster_event.step_failure_data.error)
 
 
+@pytest.mark.skipif(
+    seams.resource_init_failure_ends_step(), reason="before Dagster 1.12 there is no retry"
+)
+def test_killed_after_a_resource_had_failed(bench):
+    bench.create("mended_resource", hold=("add",))
+    bench.kill(bench.start_until_held("add"))
+    second = bench.start(resume=True)
+    bench.release("add")
+    bench.join(second)
+    bench.check(FAILURE, "needs_mended", "needs_mended", "add")
+
+
 def test_killed_while_a_step_is_lost(bench):
     bench.create("chain", hold=("b",))
     bench.kill(bench.start_until_held("b"))

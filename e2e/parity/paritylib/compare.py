@@ -43,8 +43,6 @@ MASKS: dict[str, Mask] = {
     # A process that is gone says nothing itself; each executor words what it has seen, and
     # multiprocess ends its run with that exception.
     "crash": Mask(_without_crash, frozenset({"dagster/failure_reason"})),
-    # The failure of a resource is an exception of the step's process, and so of multiprocess's run.
-    "failure_reason": Mask(tags=frozenset({"dagster/failure_reason"})),
     # multiprocess goes through its loop once more when the run is cancelled, and logs that the
     # steps downstream will not run. Nothing else becomes of them.
     "interrupt": Mask(_without_abandoned),
