@@ -40,7 +40,7 @@ from dagster._core.definitions.assets.definition.cacheable_assets_definition imp
     CacheableAssetsDefinition,
 )
 
-from parity_jobs.case import USUAL, Case, Variant, asset_case, graph_case, jobs_of
+from parity_jobs.case import VARIANTS, Case, Variant, asset_case, graph_case, jobs_of
 from parity_jobs.say import say
 
 COLOURS = StaticPartitionsDefinition(["red", "green", "blue"])
@@ -385,6 +385,6 @@ def assets_of(variant: Variant) -> Iterable[Any]:
 
 
 def definitions() -> Definitions:
-    all_assets = [found for variant in USUAL for found in assets_of(variant)]
+    all_assets = [found for variant in VARIANTS for found in assets_of(variant)]
     checks = [a for a in all_assets if type(a).__name__ == "AssetChecksDefinition"]
     return jobs_of(CASES, assets=[a for a in all_assets if a not in checks], asset_checks=checks)

@@ -19,8 +19,6 @@ from dagster import (
 )
 from dagster_stepfleet import stepfleet_executor
 
-from parity_jobs.delegating import step_delegating_executor
-
 # Parts of Dagster that are beta are part of what is compared.
 warnings.filterwarnings("ignore", category=BetaWarning)
 
@@ -61,12 +59,8 @@ MULTIPROCESS = Variant(
         _with_defaults, name="multiprocess_parity", config_schema=Permissive()
     ),
 )
-# For a few cases only: a process that imports everything, for each step, is slow.
-DELEGATING = Variant("step_delegating", "on_delegated", step_delegating_executor)
 STEPFLEET = Variant("stepfleet", "on_stepfleet", stepfleet_executor)
-VARIANTS = (IN_PROCESS, MULTIPROCESS, DELEGATING, STEPFLEET)
-# Those that every job and asset has.
-USUAL = (IN_PROCESS, MULTIPROCESS, STEPFLEET)
+VARIANTS = (IN_PROCESS, MULTIPROCESS, STEPFLEET)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dagster import (
     op,
 )
 
-from parity_jobs.case import USUAL, Case, Variant, graph_case, job_name, jobs_of
+from parity_jobs.case import VARIANTS, Case, Variant, graph_case, job_name, jobs_of
 from parity_jobs.say import first_time, say
 
 POOL = "parity_pool"
@@ -267,6 +267,6 @@ CASES: tuple[Case, ...] = (
 def definitions() -> Definitions:
     return jobs_of(
         CASES,
-        sensors=[sensor_of(variant) for variant in USUAL],
-        schedules=[schedule_of(variant) for variant in USUAL],
+        sensors=[sensor_of(variant) for variant in VARIANTS],
+        schedules=[schedule_of(variant) for variant in VARIANTS],
     )

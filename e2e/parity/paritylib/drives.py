@@ -11,7 +11,7 @@ from dagster._core.execution.stats import StepEventStatus
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from sqlalchemy.engine import make_url
 
-from parity_jobs.case import USUAL, Case, Variant, job_name
+from parity_jobs.case import VARIANTS, Case, Variant, job_name
 from paritylib.dagster_api import DagsterApi
 from paritylib.faults import frozen_children, held_inserts
 from paritylib.stack import Stack
@@ -165,7 +165,7 @@ def sensed(context: Context, case: Case, variant: Variant) -> list[str]:
 
 def scheduled(context: Context, case: Case, variant: Variant) -> list[str]:
     """Starts the schedules of all variants, so that one minute has all their ticks."""
-    for each in USUAL:
+    for each in VARIANTS:
         context.api.start_schedule(f"schedule_{each.token}")
     tags = {"dagster/schedule_name": f"schedule_{variant.token}"}
     return [run.run_id for run in _await_runs(context, tags, 1, case)]
