@@ -238,9 +238,13 @@ class StepfleetStepHandler(StepHandler):
             for view in client.tasks(budget_seconds=budget_seconds)
             if view["state"] not in TERMINAL_STATES
         }
-        for key, attempt in pooled:
-            if (key, attempt) not in there:
-                storage.free_concurrency_slot_for_step(client.run_id, key)
+        try:
+            for key, attempt in pooled:
+                if (key, attempt) not in there:
+                    storage.free_concurrency_slot_for_step(client.run_id, key)
+        except sqlalchemy.exc.DBAPIError as err:
+            # The run ends as it would have; Dagster's monitoring can free them, too.
+            _log.warning("stepfleet could not free the slots of run %s: %s", client.run_id, err)
 
     # Called by the loop.
 
