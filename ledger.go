@@ -263,8 +263,9 @@ type AuditRow struct {
 
 // Records is the ledger as readers use it.
 type Records interface {
-	// RunTasks returns the run's tasks by id; none when the run is unknown.
-	RunTasks(ctx context.Context, runID string) ([]View, error)
+	// RunTasks returns the run's tasks of these kinds, of all without any, by id; none when the run
+	// is unknown.
+	RunTasks(ctx context.Context, runID string, kinds ...Kind) ([]View, error)
 	// Tasks returns the tasks of these ids that exist, by id.
 	Tasks(ctx context.Context, ids []TaskID) ([]View, error)
 	// Audit returns the audit rows of the run, oldest first.

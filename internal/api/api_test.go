@@ -211,6 +211,10 @@ func TestRefusals(t *testing.T) {
 		{name: "stream of nobody", method: "GET", path: "/v1/runs/r1/stream", status: 400, code: "task_invalid"},
 		{name: "other stream", method: "GET", path: "/v1/runs/taken/stream?epoch=1", status: 409, code: "superseded"},
 		{name: "stream of another ledger's", method: "GET", path: "/v1/runs/r1/stream?epoch=7", status: 404, code: "not_found"},
+		{name: "unknown kind", method: "GET", path: "/v1/runs/r1/tasks?kind=runs", status: 400, code: "task_invalid"},
+		{name: "one unknown kind", method: "GET", path: "/v1/runs/r1/tasks?kind=step&kind=", status: 400, code: "task_invalid"},
+		{name: "unknown filter", method: "GET", path: "/v1/runs/r1/tasks?kinds=run", status: 400, code: "task_invalid"},
+		{name: "broken filter", method: "GET", path: "/v1/runs/r1/tasks?kind=%zz", status: 400, code: "task_invalid"},
 		{name: "other identity", method: "POST", path: "/v1/runs/r1/tasks", body: other, status: 409, code: "conflict"},
 	}
 	for _, c := range cases {
@@ -227,6 +231,20 @@ func TestRefusals(t *testing.T) {
 	}
 	if _, answer := b.call("GET", "/v1/runs/r1/tasks", ""); len(answer["tasks"].([]any)) != 1 {
 		t.Errorf("a refused request has left something: %v", answer)
+	}
+}
+
+func TestTasksAreFilteredByKind(t *testing.T) {
+	b := newBench(t)
+	b.speak("r1")
+	if status, answer := b.call("POST", "/v1/runs/r1/tasks", submission("r1", "a", "b")); status != 200 {
+		t.Fatal(status, answer)
+	}
+	for query, want := range map[string]int{"": 2, "?kind=step": 2, "?kind=run": 0, "?kind=run&kind=step": 2} {
+		status, answer := b.call("GET", "/v1/runs/r1/tasks"+query, "")
+		if tasks, _ := answer["tasks"].([]any); status != 200 || len(tasks) != want {
+			t.Errorf("%q: %d %v, want %d tasks", query, status, answer, want)
+		}
 	}
 }
 

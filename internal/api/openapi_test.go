@@ -120,6 +120,7 @@ func TestAnswersKeepTheContract(t *testing.T) {
 	b.runOne(stepfleet.StateFailed)
 	call("Rulings", "POST", "/v1/runs/r1/adjudicate", `{"v":1,"epoch":1,"tasks":[{"step_key":"b","attempt":0},{"step_key":"z","attempt":0}]}`)
 	call("Tasks", "GET", "/v1/runs/r1/tasks", "")
+	call("Tasks", "GET", "/v1/runs/r1/tasks?kind=run", "")
 	call("Audit", "GET", "/v1/runs/r1/audit", "")
 	call("Queues", "GET", "/v1/queues", "")
 	call("Sessions", "GET", "/v1/sessions", "")

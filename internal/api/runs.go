@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -70,12 +71,39 @@ func (a *API) submit(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *API) runTasks(w http.ResponseWriter, r *http.Request) error {
-	views, err := a.server.Ledger().RunTasks(r.Context(), r.PathValue("run"))
+	kinds, err := kindsOf(r.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	views, err := a.server.Ledger().RunTasks(r.Context(), r.PathValue("run"), kinds...)
 	if err != nil {
 		return err
 	}
 	write(w, http.StatusOK, map[string]any{"v": Version, "tasks": orEmpty(views)})
 	return nil
+}
+
+// kindsOf reads which tasks a query asks for; none named are all. It is as strict as read: a filter
+// that is passed over would answer more than was asked for.
+func kindsOf(raw string) ([]stepfleet.Kind, error) {
+	query, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: query: %w", stepfleet.ErrTaskInvalid, err)
+	}
+	var kinds []stepfleet.Kind
+	for name, values := range query {
+		if name != "kind" {
+			return nil, fmt.Errorf("%w: query parameter %q: tasks are filtered by kind, as in ?kind=run", stepfleet.ErrTaskInvalid, name)
+		}
+		for _, value := range values {
+			kind := stepfleet.Kind(value)
+			if kind != stepfleet.KindStep && kind != stepfleet.KindRun {
+				return nil, fmt.Errorf("%w: query parameter kind=%q is neither step nor run", stepfleet.ErrTaskInvalid, value)
+			}
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds, nil
 }
 
 func (a *API) audit(w http.ResponseWriter, r *http.Request) error {

@@ -194,6 +194,30 @@ var recordExamples = map[string]func(*fixture){
 			f.Fatalf("%+v %v", views, err)
 		}
 	},
+	"a run's tasks are read by kind": func(f *fixture) {
+		runWorkers := f.submitBatch(runWorker("r"))
+		steps := f.submit("r", "a", "b")
+		f.submitBatch(runWorker("other"))
+		for _, c := range []struct {
+			kinds []stepfleet.Kind
+			want  []stepfleet.TaskID
+		}{
+			{[]stepfleet.Kind{stepfleet.KindRun}, []stepfleet.TaskID{runWorkers[0].TaskID}},
+			{[]stepfleet.Kind{stepfleet.KindStep}, steps},
+			{[]stepfleet.Kind{stepfleet.KindStep, stepfleet.KindRun}, append([]stepfleet.TaskID{runWorkers[0].TaskID}, steps...)},
+			{nil, append([]stepfleet.TaskID{runWorkers[0].TaskID}, steps...)},
+		} {
+			views, err := f.Ledger.RunTasks(f.ctx, "r", c.kinds...)
+			f.must(err)
+			var got []stepfleet.TaskID
+			for _, v := range views {
+				got = append(got, v.ID)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				f.Errorf("kinds %v: %s", c.kinds, diff)
+			}
+		}
+	},
 	"the audit tells a task's life": func(f *fixture) {
 		s := f.session()
 		lease := f.running(s)

@@ -122,8 +122,10 @@ func (l *Ledger) sweep(t *task, reason string) stepfleet.Change {
 }
 
 // RunTasks implements stepfleet.Records.
-func (l *Ledger) RunTasks(ctx context.Context, runID string) ([]stepfleet.View, error) {
-	return l.views(ctx, "run tasks", func(t *task) bool { return t.RunID == runID })
+func (l *Ledger) RunTasks(ctx context.Context, runID string, kinds ...stepfleet.Kind) ([]stepfleet.View, error) {
+	return l.views(ctx, "run tasks", func(t *task) bool {
+		return t.RunID == runID && (len(kinds) == 0 || slices.Contains(kinds, t.Kind))
+	})
 }
 
 // Tasks implements stepfleet.Records.

@@ -148,7 +148,7 @@ func TestPlansOfHotStatements(t *testing.T) {
 			[]string{"failed", "failed", "failed"}, []string{"{}", "{}", "{}"}),
 		"release": explain(t, pool, postgres.SQL.Release, 1, ids, fences, "x"),
 		"held":    explain(t, pool, postgres.SQL.Held, 1),
-		"runs":    explain(t, pool, postgres.SQL.RunTasks, "run1"),
+		"runs":    explain(t, pool, postgres.SQL.RunTasks, "run1", []string{"run"}),
 	}
 	for name, plan := range plans {
 		for _, table := range []string{"task", "ready"} {

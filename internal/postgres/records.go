@@ -21,7 +21,7 @@ LEFT JOIN stepfleet.session s ON s.id = t.session_id
 LEFT JOIN stepfleet.outcome o ON o.task_id = t.id `
 
 const (
-	viewsOfRun = views + `WHERE t.run_id = $1 ORDER BY t.id`
+	viewsOfRun = views + `WHERE t.run_id = $1 AND (cardinality($2::text[]) = 0 OR t.kind = ANY ($2::text[])) ORDER BY t.id`
 	viewsOfIDs = views + `WHERE t.id = ANY ($1::bigint[]) ORDER BY t.id`
 )
 
@@ -47,8 +47,12 @@ SELECT queue, coalesce(ready, 0), greatest(coalesce(extract(epoch FROM clock_tim
 FROM waiting FULL JOIN owned USING (queue) FULL JOIN room USING (queue) ORDER BY queue`
 
 // RunTasks implements stepfleet.Records.
-func (l *Ledger) RunTasks(ctx context.Context, runID string) ([]stepfleet.View, error) {
-	return l.views(ctx, "read tasks of run "+runID, viewsOfRun, clean(runID))
+func (l *Ledger) RunTasks(ctx context.Context, runID string, kinds ...stepfleet.Kind) ([]stepfleet.View, error) {
+	raw := make([]string, len(kinds)) // never nil: an array without elements stands for all kinds
+	for i, kind := range kinds {
+		raw[i] = string(kind)
+	}
+	return read(ctx, l, "read tasks of run "+runID, scanView, viewsOfRun, clean(runID), raw)
 }
 
 // Tasks implements stepfleet.Records.
@@ -57,11 +61,7 @@ func (l *Ledger) Tasks(ctx context.Context, ids []stepfleet.TaskID) ([]stepfleet
 	for i, id := range ids {
 		raw[i] = int64(id)
 	}
-	return l.views(ctx, "read tasks", viewsOfIDs, raw)
-}
-
-func (l *Ledger) views(ctx context.Context, op, sql string, arg any) ([]stepfleet.View, error) {
-	return read(ctx, l, op, scanView, sql, arg)
+	return read(ctx, l, "read tasks", scanView, viewsOfIDs, raw)
 }
 
 // read runs one reading statement.

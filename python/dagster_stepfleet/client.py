@@ -367,8 +367,13 @@ class Client:
             )
         return receipts
 
-    def tasks(self, *, budget_seconds: float | None = None) -> list[dict[str, Any]]:
-        tasks = self._call("GET", "/tasks", None, budget_seconds=budget_seconds).get("tasks")
+    def tasks(
+        self, kind: str = "", *, budget_seconds: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The run's tasks, by id: of a kind ("step", "run"), or all."""
+        query = f"?kind={kind}" if kind else ""
+        found = self._call("GET", f"/tasks{query}", None, budget_seconds=budget_seconds)
+        tasks = found.get("tasks")
         return tasks if isinstance(tasks, list) else []
 
     def sessions(self) -> list[dict[str, Any]]:

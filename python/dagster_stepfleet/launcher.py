@@ -319,8 +319,7 @@ def _origin(run: DagsterRun) -> Any:
 
 def _run_workers(client: Client) -> list[dict[str, Any]]:
     """Returns the tasks of the run's run workers, the latest last."""
-    tasks = [task for task in client.tasks() if task.get("kind") == "run"]
-    return sorted(tasks, key=lambda task: int(task["attempt"]))
+    return sorted(client.tasks("run"), key=lambda task: int(task["attempt"]))
 
 
 def _story(task: _Task) -> str:

@@ -230,8 +230,13 @@ class FakeServer:
                     with contextlib.suppress(OSError):
                         self.stream(run_id, epoch)
                     return
+                kind = query.removeprefix("kind=")
+                if kind not in ("", "step", "run"):
+                    self.answer(400, _error("task_invalid", query))
+                    return
                 with server.lock:
                     tasks = [t for (r, _, _), t in server.tasks.items() if r == run_id]
+                    tasks = [t for t in tasks if kind in ("", t["kind"])]
                     body = json.loads(json.dumps({"v": 1, "tasks": tasks}))
                 self.answer(200, body)
 

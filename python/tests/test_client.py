@@ -87,6 +87,15 @@ def test_wrong_token(server):
         client.submit("id", {}, [task("s")])
 
 
+def test_tasks_of_a_kind(client, server):
+    client.submit("id", {"p": "{}"}, [task("a")])
+    server.tasks[(RUN, "@run", 0)] = {**task("@run"), "kind": "run"}
+    names = {kind: [t["step_key"] for t in client.tasks(kind)] for kind in ("", "step", "run")}
+    assert names == {"": ["a", "@run"], "step": ["a"], "run": ["@run"]}
+    with pytest.raises(ServerRefused, match="task_invalid"):
+        client.tasks("runs")
+
+
 def test_budget_ends_an_outage():
     client = Client("http://127.0.0.1:9", RUN, outage_budget_seconds=0.3)
     with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:9.*stepfleet server"):

@@ -204,6 +204,17 @@ def test_health_is_the_latest_run_workers(instance, server, launcher, state, wan
         assert f"ended as {state}: because" in str(health.msg)
 
 
+def test_health_reads_no_steps(instance, server, launcher):
+    """Run monitoring asks for every run at every poll, and a run may have thousands of steps."""
+    run = started(instance)
+    launch(launcher, run)
+    step = {**the_task(server), "kind": "step", "step_key": "a", "attempt": 7, "state": "failed"}
+    server.tasks[(run.run_id, "a", 7)] = step
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+    reads = [path for method, path, _ in server.calls if method == "GET"]
+    assert reads == [f"/v1/runs/{run.run_id}/tasks?kind=run"]
+
+
 def test_the_story_of_a_run_that_does_not_begin(instance, server, launcher):
     run = starting(instance)
     assert "no run worker" in str(launcher.get_run_worker_debug_info(run))
