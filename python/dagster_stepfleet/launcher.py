@@ -260,7 +260,8 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return CheckRunHealthResult(
                 WorkerStatus.NOT_FOUND, "the ledger has no run worker of this run"
             )
-        last = tasks[-1]
+        # Two daemons may resume a run at once, and then any of the run workers may have won it.
+        last = next((task for task in tasks if task["state"] not in TERMINAL_STATES), tasks[-1])
         worker_id = str(last["task_id"])
         if last["state"] not in TERMINAL_STATES:
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=worker_id)
@@ -319,7 +320,9 @@ def _origin(run: DagsterRun) -> Any:
 
 def _run_workers(client: Client) -> list[dict[str, Any]]:
     """Returns the tasks of the run's run workers, the latest last."""
-    return sorted(client.tasks("run"), key=lambda task: int(task["attempt"]))
+    # A server of before the filter answers with all, and a step is no run worker.
+    tasks = [task for task in client.tasks("run") if task.get("kind") == "run"]
+    return sorted(tasks, key=lambda task: int(task["attempt"]))
 
 
 def _story(task: _Task) -> str:

@@ -45,6 +45,7 @@ class FakeServer:
         self.adjudicated: dict[tuple[str, str, int], list[int]] = {}
         self.streams = 0
         self.no_streams = False
+        self.knows_no_kinds = False
         self.sessions: list[dict] = []
         self.ping_seconds = 0.5
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -230,7 +231,7 @@ class FakeServer:
                     with contextlib.suppress(OSError):
                         self.stream(run_id, epoch)
                     return
-                kind = query.removeprefix("kind=")
+                kind = "" if server.knows_no_kinds else query.removeprefix("kind=")
                 if kind not in ("", "step", "run"):
                     self.answer(400, _error("task_invalid", query))
                     return

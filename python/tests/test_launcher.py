@@ -204,15 +204,31 @@ def test_health_is_the_latest_run_workers(instance, server, launcher, state, wan
         assert f"ended as {state}: because" in str(health.msg)
 
 
+def test_health_is_of_a_run_worker_that_goes_on(instance, server, launcher):
+    """Two daemons have resumed the run at once, and the later run worker has lost it."""
+    run = started(instance)
+    launch(launcher, run)
+    server.finish(the_task(server), "lost")
+    for attempt in (1, 2):
+        launcher.resume_run(ResumeRunContext(run, None, attempt))
+    server.finish(server.tasks[(run.run_id, "@run", 2)], "failed")
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+    server.finish(server.tasks[(run.run_id, "@run", 1)], "failed")
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+
+
 def test_health_reads_no_steps(instance, server, launcher):
     """Run monitoring asks for every run at every poll, and a run may have thousands of steps."""
     run = started(instance)
     launch(launcher, run)
-    step = {**the_task(server), "kind": "step", "step_key": "a", "attempt": 7, "state": "failed"}
+    step = {**the_task(server), "kind": "step", "step_key": "a", "attempt": 7, "state": "running"}
+    server.finish(the_task(server), "lost")
     server.tasks[(run.run_id, "a", 7)] = step
-    assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
     reads = [path for method, path, _ in server.calls if method == "GET"]
     assert reads == [f"/v1/runs/{run.run_id}/tasks?kind=run"]
+    server.knows_no_kinds = True  # of an older version
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
 
 
 def test_the_story_of_a_run_that_does_not_begin(instance, server, launcher):
