@@ -285,12 +285,18 @@ with DagsterInstance.get() as instance:
 // launchAgain starts a process that launches the run as a daemon does.
 func (s *stack) launchAgain(t *testing.T, run string) *exec.Cmd {
 	t.Helper()
+	return s.asDaemon(t, launchAgainScript, run)
+}
+
+// asDaemon starts a process that does something to Dagster's instance as a daemon does.
+func (s *stack) asDaemon(t *testing.T, script string, args ...string) *exec.Cmd {
+	t.Helper()
 	state := s.state()
 	dsn, err := os.ReadFile(state.DagsterURL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), python, "-c", launchAgainScript, run)
+	cmd := exec.CommandContext(t.Context(), python, append([]string{"-c", script}, args...)...)
 	cmd.Env = append(os.Environ(),
 		"DAGSTER_HOME="+state.DagsterHome, "DAGSTER_DATABASE_URL="+strings.TrimSpace(string(dsn)),
 		"STEPFLEET_URL="+state.URLs["server"], "STEPFLEET_TOKEN_FILE="+state.TokenFile,

@@ -125,7 +125,7 @@ func (r *ownRun) checkOnce(t *testing.T, want map[string]int) {
 	count, kinds := map[string]int{}, map[string]int{}
 	for _, e := range r.s.dagster.events(t, r.ID) {
 		switch e.Type {
-		case "STEP_SUCCESS", "STEP_FAILURE", "STEP_SKIPPED", "STEP_UP_FOR_RETRY", "RUN_SUCCESS", "RUN_FAILURE", "RUN_CANCELED":
+		case "STEP_SUCCESS", "STEP_FAILURE", "STEP_SKIPPED", "STEP_UP_FOR_RETRY", "RUN_START", "RUN_SUCCESS", "RUN_FAILURE", "RUN_CANCELED":
 			kinds[e.Type]++
 			if count[e.Type+" "+e.Step]++; count[e.Type+" "+e.Step] > 1 {
 				t.Errorf("Dagster's log has %d %s of %q", count[e.Type+" "+e.Step], e.Type, e.Step)

@@ -26,6 +26,7 @@ from dagster import (
     Out,
     Output,
     RetryPolicy,
+    RetryRequested,
     job,
     op,
 )
@@ -42,6 +43,7 @@ class Behaviour(Config):
     exit_status: int = -1  # os._exit with it
     crash: bool = False  # read address 0
     fail_attempts: int = 0  # raise in this many attempts
+    retry_seconds: float = 0.0  # ... a request for a retry after so long
     seconds: float = 0.0  # sleep
     release: str = ""  # wait for this file
 
@@ -58,6 +60,8 @@ def behave(context: OpExecutionContext, config: Behaviour) -> None:
         if config.crash:
             ctypes.string_at(0)
         if context.retry_number < config.fail_attempts:
+            if config.retry_seconds:
+                raise RetryRequested(seconds_to_wait=config.retry_seconds)
             raise RuntimeError(f"attempt {context.retry_number} fails on purpose")
         if config.seconds:
             time.sleep(config.seconds)
@@ -86,6 +90,11 @@ def collect(context: OpExecutionContext, config: Behaviour, numbers: list[int]) 
 
 @op
 def work(context: OpExecutionContext, config: Behaviour) -> None:
+    behave(context, config)
+
+
+@op(tags={"e2e/limited": "yes"})
+def limited(context: OpExecutionContext, config: Behaviour) -> None:
     behave(context, config)
 
 
@@ -189,6 +198,14 @@ def eight_then_after() -> None:
     after([work.alias(f"work_{i}")() for i in range(8)])
 
 
+@job
+def limited_beside_others() -> None:
+    """limited_0 to limited_2 at once, if they may; and work_0, then after."""
+    for i in range(3):
+        limited.alias(f"limited_{i}")()
+    after([work.alias("work_0")()])
+
+
 def parallel(name: str, definition: OpDefinition, count: int) -> JobDefinition:
     """A job of independent ops NAME_0, NAME_1, ..."""
 
@@ -206,6 +223,7 @@ defs = Definitions(
         fan,
         dynamic,
         eight_then_after,
+        limited_beside_others,
         branches,
         mapped,
         one_guarded,
