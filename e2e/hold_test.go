@@ -18,8 +18,9 @@ const writeLock = 734_002
 // heldWrites stops who writes certain events into Dagster's log, before the write: a trigger on
 // Dagster's table has them wait for a lock that the test's session has.
 type heldWrites struct {
-	conn  *pgx.Conn
-	count int
+	conn     *pgx.Conn
+	count    int
+	backends []int32 // PostgreSQL's processes that wait for the writers
 }
 
 func (s *stack) holdWrites(t *testing.T) *heldWrites {
@@ -72,11 +73,9 @@ func (h *heldWrites) add(t *testing.T, run, kind, words string) {
 func (h *heldWrites) await(t *testing.T) {
 	t.Helper()
 	await(t, runTimeout, fmt.Sprintf("%d writers to be held", h.count), func() (bool, string) {
-		var waiting int
-		err := h.conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks
-WHERE locktype = 'advisory' AND objid = $1 AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
-			writeLock).Scan(&waiting)
-		return err == nil && waiting == h.count, fmt.Sprint(waiting, err)
+		err := h.conn.QueryRow(t.Context(), `SELECT coalesce(array_agg(pid), '{}') FROM pg_locks
+WHERE locktype = 'advisory' AND objid = $1 AND NOT granted`, writeLock).Scan(&h.backends)
+		return err == nil && len(h.backends) == h.count, fmt.Sprint(h.backends, err)
 	})
 }
 
@@ -87,14 +86,14 @@ func (h *heldWrites) release(t *testing.T) {
 	h.exec(t, `SELECT pg_advisory_unlock($1)`, writeLock)
 }
 
-// drop ends what writers that are dead have left in the database: it would write for them.
+// drop ends what the writers, which are dead, have left in the database: it would write for them.
 func (h *heldWrites) drop(t *testing.T) {
 	t.Helper()
-	h.exec(t, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted`, writeLock)
+	h.exec(t, `SELECT pg_terminate_backend(pid) FROM unnest($1::integer[]) pid`, h.backends)
 	await(t, runTimeout, "the held writes to be gone", func() (bool, string) {
-		var waiting int
-		err := h.conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted`, writeLock).Scan(&waiting)
-		return err == nil && waiting == 0, fmt.Sprint(waiting, err)
+		var left int
+		err := h.conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1::integer[])`, h.backends).Scan(&left)
+		return err == nil && left == 0, fmt.Sprint(left, err)
 	})
 	h.release(t)
 }

@@ -359,6 +359,30 @@ func TestARunWorkerThatIsKilledBeforeItsStartIsStartedElsewhere(t *testing.T) {
 	}
 }
 
+// It has started, and is about to write its first event. Dagster resumes no run that is STARTING.
+func TestARunWorkerThatIsKilledBeforeItsFirstEventIsStartedAnew(t *testing.T) {
+	s := shared(t)
+	held := s.holdWrites(t)
+	thaw := s.freezeWorkers(t)
+	run := s.dagster.launch(t, "chain", config{})
+	held.add(t, run, "ENGINE_EVENT", "Started process for run")
+	s.awaitRunWorker(t, run, 0, stepfleet.StateQueued)
+	thaw()
+	held.await(t)
+	s.awaitRunWorker(t, run, 0, stepfleet.StateRunning)
+	for _, p := range s.idleProcesses(t) { // and the run worker, which has told nobody its number
+		_ = syscall.Kill(p.pid, syscall.SIGKILL)
+	}
+	held.drop(t)
+	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
+	s.checkEachStepOnce(t, run, 4)
+	s.awaitRunWorker(t, run, 0, stepfleet.StateSucceeded)
+	if workers := s.server.runWorkers(t, run); len(workers) != 1 {
+		t.Errorf("ledger: %s, want the run worker of the launch", workers)
+	}
+	(&ownRun{s: s, ID: run}).checkOnce(t, chainEvents)
+}
+
 func TestARunIsCanceledWhileItsStepsAreLeased(t *testing.T) {
 	s := shared(t)
 	held := s.holdWrites(t)

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,9 +38,7 @@ func (b *bench) runWorker(resumes int) *scriptedProcess {
 		b.t.Fatal(err)
 	}
 	p := b.next()
-	if err := p.gate.Start(b.ctx); err != nil {
-		b.t.Fatal(err)
-	}
+	b.begin(p)
 	return p
 }
 
@@ -76,6 +75,71 @@ func TestACancelledRunWorkerHasAGraceOfItsOwn(t *testing.T) {
 		}
 		b.expect(stepfleet.RunStepKey, stepfleet.StateCancelled)
 	})
+}
+
+// Dagster resumes no run that is STARTING.
+func TestARunWorkerThatIsStruckBeforeItSaysAnythingIsStartedAnew(t *testing.T) {
+	struck, crashed := stepfleet.Exit{Status: -9}, stepfleet.Exit{Status: 1}
+	for name, c := range map[string]struct {
+		exit     stepfleet.Exit
+		launches int
+		end      stepfleet.State
+		before   func(b *bench, p *scriptedProcess)
+	}{
+		"struck once":   {exit: struck, launches: 2, end: stepfleet.StateSucceeded},
+		"struck always": {exit: struck, launches: 3, end: stepfleet.StateFailed},
+		"by itself":     {exit: crashed, launches: 1, end: stepfleet.StateFailed},
+		"after an event": {exit: struck, launches: 1, end: stepfleet.StateFailed, before: func(b *bench, p *scriptedProcess) {
+			if err := p.gate.Event(b.ctx, "PIPELINE_START"); err != nil {
+				t.Error(err)
+			}
+		}},
+		"cancelled": {exit: struck, launches: 1, end: stepfleet.StateCancelled, before: func(b *bench, p *scriptedProcess) {
+			if _, err := b.ledger.Cancel(b.ctx, "run-1", 0, nil, "asked"); err != nil {
+				t.Error(err)
+			}
+			<-p.signals
+		}},
+		"without another process": {exit: struck, launches: 1, end: stepfleet.StateFailed, before: func(b *bench, _ *scriptedProcess) {
+			b.host.setFail(errors.New("no template"))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				b.serveRuns()
+				b.start()
+				p := b.runWorker(3)
+				for range c.launches - 1 {
+					p.end(c.exit)
+					p = b.next()
+					b.begin(p)
+				}
+				if c.before != nil {
+					c.before(b, p)
+				}
+				if c.end == stepfleet.StateSucceeded {
+					p.succeed()
+				} else {
+					p.end(c.exit)
+				}
+				if synctest.Wait(); len(b.host.began) > 0 {
+					t.Errorf("%d more launches than %d", len(b.host.began), c.launches)
+				}
+				b.expect(stepfleet.RunStepKey, c.end)
+				if view := b.view(stepfleet.RunStepKey); view.Fence != 1 {
+					t.Errorf("fence %d, want the one of its claim", view.Fence)
+				}
+			})
+		})
+	}
+}
+
+// begin has a process ask for its start.
+func (b *bench) begin(p *scriptedProcess) {
+	b.t.Helper()
+	if err := p.gate.Start(b.ctx); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 func TestADrainHandsOverTheRunsThatWillBeResumed(t *testing.T) {

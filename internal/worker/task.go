@@ -36,6 +36,7 @@ type task struct {
 	startedAt time.Time // zero until the start is recorded
 	refused   error     // why the start was refused
 	unbegun   bool      // the process was gone before it could be told of its start
+	spoken    bool      // an event was granted: others may know that the process has been there
 }
 
 // newTask is a task that has just been claimed, for which the worker asked at that time.
@@ -60,6 +61,24 @@ func (t *task) run(ctx context.Context) {
 		pause(ctx, retryMax) // the slot rests: the next task would fare no better
 		return
 	}
+	t.follow(proc)
+	for launches := 1; launches < maxLaunches && t.mustStartOver(proc.Exit()); launches++ {
+		t.log.Warn("the run worker died before it said anything: starting it anew", "status", proc.Exit().Status)
+		another, err := t.l.w.ports.Host.Launch(ctx, t.job, t)
+		if err != nil {
+			t.log.Error("no process for the run worker", "err", err)
+			break // it ends as its last process did
+		}
+		proc = another
+		t.follow(proc)
+	}
+	t.settle(proc.Exit())
+	t.l.remove(t) // the ledger no longer lists it
+	<-proc.Done() // its slot is free when its memory is
+}
+
+// follow returns when the process has reported or is gone.
+func (t *task) follow(proc stepfleet.Process) {
 	t.adopt(proc)
 	select {
 	case <-proc.Reported():
@@ -68,9 +87,22 @@ func (t *task) run(ctx context.Context) {
 		proc.Kill()
 	case <-proc.Done():
 	}
-	t.settle(proc.Exit())
-	t.l.remove(t) // the ledger no longer lists it
-	<-proc.Done() // its slot is free when its memory is
+}
+
+// maxLaunches bounds how often a run worker is started that dies before it says anything.
+const maxLaunches = 3
+
+// mustStartOver says that the process of a launch was struck down after its start and before it was
+// granted an event. Its run is STARTING: Dagster resumes only runs that have said RUN_START, and
+// would fail this one in minutes. Nothing of the run has happened, so that starting over repeats
+// nothing. A process that ends by itself would do so again.
+func (t *task) mustStartOver(exit stepfleet.Exit) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	launch := t.job.Kind == stepfleet.KindRun && t.job.Attempt == 0
+	struck := exit.Result == nil && exit.Status < 0 && !t.startedAt.IsZero()
+	wanted := !t.killed && !t.cancelled && !t.leaving && t.revoked == nil && t.refused == nil
+	return launch && struck && wanted && !t.spoken && t.l.over.Err() == nil
 }
 
 func (t *task) adopt(proc stepfleet.Process) {
@@ -131,8 +163,9 @@ func (t *task) Event(ctx context.Context, name string) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.revoked == nil && endingEvents[name] {
-		t.ending = true
+	if t.revoked == nil {
+		t.spoken = true
+		t.ending = t.ending || endingEvents[name]
 	}
 	return t.revoked
 }
