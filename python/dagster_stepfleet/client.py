@@ -367,9 +367,7 @@ class Client:
             )
         return receipts
 
-    def tasks(
-        self, kind: str = "", *, budget_seconds: float | None = None
-    ) -> list[dict[str, Any]]:
+    def tasks(self, kind: str = "", *, budget_seconds: float | None = None) -> list[dict[str, Any]]:
         """The run's tasks, by id: of a kind ("step", "run"), or all."""
         query = f"?kind={kind}" if kind else ""
         found = self._call("GET", f"/tasks{query}", None, budget_seconds=budget_seconds)
