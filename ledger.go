@@ -220,6 +220,9 @@ type Keeper interface {
 	// closed and still have open tasks that the close concerned: a CloseRun was cut short between
 	// its commits, or workers have yet to end what it flagged.
 	OpenRuns(ctx context.Context, after string, max int) ([]OpenRun, error)
+	// CarriedRuns returns, by id, those of the runs that have, or had, a run worker here. Runs that
+	// other launchers carry are not among them, whatever steps of theirs are.
+	CarriedRuns(ctx context.Context, runIDs []string) ([]CarriedRun, error)
 }
 
 // OpenRun is a run that is not over here. Closed says that only its tasks are open, ClosedBy in
@@ -228,6 +231,16 @@ type OpenRun struct {
 	RunID    string
 	Closed   bool
 	ClosedBy Epoch
+}
+
+// CarriedRun is a run whose run worker is a task here. It has nobody left that could end it once no
+// run worker is open: a task ends when its process is gone.
+type CarriedRun struct {
+	RunID string
+	// RunWorkers and Steps count what is open of each kind.
+	RunWorkers, Steps int
+	// Untold are the attempts of the open run workers that nobody has cancelled.
+	Untold []int
 }
 
 // Lane is the state of one queue, for ringing and for people.

@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,6 +54,81 @@ func testCancel(t *testing.T, ignoreSIGTERM bool) {
 	}
 	if ends := firstOf("end", s.readEffects(t, run)); len(ends) > 0 {
 		t.Errorf("%d steps came to their end, want none", len(ends))
+	}
+	s.server.checkAudit(t, run)
+}
+
+// Of a run whose run worker is gone; runKillGrace is that of the stack without run monitoring.
+const (
+	runKillGrace   = 5 * time.Second
+	concludeWithin = 10 * time.Second // of the run worker's end
+)
+
+// Nobody but the server ends these runs: run monitoring is off.
+var unmonitoredStack = sharedBy{options: stackOptions{
+	workers: 1, queues: []string{"default:20", "small:2"}, dagsterYAML: "run_monitoring:\n  enabled: false\n",
+	environ: []string{"STEPFLEET_RUN_KILL_GRACE=" + runKillGrace.String()},
+}}
+
+func TestACancelEndsARunWhoseRunWorkerIsFrozen(t *testing.T) {
+	testBereft(t, runKillGrace+concludeWithin, func(worker process, terminate func()) {
+		if err := syscall.Kill(worker.pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		terminate()
+	})
+}
+
+func TestACancelEndsARunWhoseRunWorkerIsKilledOverIt(t *testing.T) {
+	testBereft(t, concludeWithin, func(worker process, terminate func()) {
+		// It cannot begin to write RUN_CANCELED before it is killed.
+		if err := syscall.Kill(worker.pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		terminate()
+		if err := syscall.Kill(worker.pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// testBereft cancels a run, with steps that run and steps that wait, in a way that leaves it
+// without a run worker that could end it.
+func testBereft(t *testing.T, within time.Duration, cancel func(worker process, terminate func())) {
+	s := unmonitoredStack.use(t)
+	file, _ := release(t)
+	run := s.dagster.launch(t, "eight_then_after", config{
+		executor: map[string]any{"queue": "small"},
+		ops:      numbered("work", 8, behaviour{"release": file}, map[string]any{"after": behaviour{}}),
+	})
+	steps := s.awaitSteps(t, 2, run)
+	worker := s.runWorker(t, run)
+	asked := time.Now()
+	cancel(worker, func() { s.dagster.terminate(t, run) })
+	s.dagster.awaitEnd(t, 3*within, run, dagsterapi.RunCanceled)
+	canceled := time.Since(asked)
+	t.Logf("the run was CANCELED %.1f s after the cancel; promised are %s", canceled.Seconds(), within)
+	if alive := living(append(steps, worker)); len(alive) > 0 {
+		t.Errorf("the run is CANCELED and %+v still live", alive)
+	}
+	tasks := awaitAllEnded(t, s, run)
+	if len(tasks) != 8 || len(tasks.in(stepfleet.StateCancelled)) != 8 {
+		t.Errorf("ledger: %s, want 8 cancelled", tasks)
+	}
+	if after := s.begins(t, run); len(after) != 2 {
+		t.Errorf("%d steps began, want 2", len(after))
+	}
+	ends := 0
+	for _, e := range s.dagster.events(t, run) {
+		switch {
+		case e.Type == "RUN_CANCELED" || e.Type == "PIPELINE_CANCELED":
+			ends++
+		case strings.HasPrefix(e.Type, "STEP_") && ends > 0:
+			t.Errorf("%s of %s after the run's end", e.Type, e.Step)
+		}
+	}
+	if ends != 1 {
+		t.Errorf("Dagster's log has %d ends of the run, want one", ends)
 	}
 	s.server.checkAudit(t, run)
 }

@@ -60,7 +60,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	for _, s := range []*sharedBy{&sharedStack, &defaultLauncherStack} {
+	for _, s := range []*sharedBy{&sharedStack, &defaultLauncherStack, &unmonitoredStack} {
 		if s.stack == nil {
 			continue
 		}

@@ -33,7 +33,9 @@ type stackOptions struct {
 	queues  []string // name:slots, for each worker
 	// launcher is dev's --run-launcher, its default when empty.
 	launcher string
-	environ  []string
+	// dagsterYAML replaces keys of dev's dagster.yaml.
+	dagsterYAML string
+	environ     []string
 }
 
 // stack is a running `stepfleet dev`.
@@ -112,6 +114,13 @@ func (s *stack) launch() error {
 	}
 	if s.options.launcher != "" {
 		args = append(args, "--run-launcher", s.options.launcher)
+	}
+	if s.options.dagsterYAML != "" {
+		path := filepath.Join(s.dir, "dagster.yaml")
+		if err := os.WriteFile(path, []byte(s.options.dagsterYAML), 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--dagster-yaml", path)
 	}
 	s.cmd = exec.Command(binary, args...)
 	s.cmd.Env = append(append(os.Environ(), "STEPFLEET_EFFECT_LOG="+s.effects), s.options.environ...)

@@ -27,7 +27,7 @@ type serverCmd struct {
 	Queue        []string `help:"Queue that tasks may name; repeat for more." default:"default" env:"STEPFLEET_QUEUES"`
 	QueuePrefix  string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
-	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here. Without it that is left to executors." env:"STEPFLEET_DAGSTER_URL"`
+	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here, and cancelled runs whose run worker is gone are ended there. Without it the first is left to executors, the second to Dagster's run monitoring." env:"STEPFLEET_DAGSTER_URL"`
 	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	MaxPayload   int      `help:"Largest payload of a step, in bytes; the default is the most." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
 

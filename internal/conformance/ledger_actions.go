@@ -84,7 +84,7 @@ func (p *pair) submit() {
 	for range rapid.IntRange(1, 5).Draw(p.rt, "tasks") {
 		t := task(b.RunID, p.step())
 		if b.Epoch == stepfleet.NoExecutor {
-			t.Kind, t.StepKey = stepfleet.KindRun, "(run)"
+			t.Kind, t.StepKey = stepfleet.KindRun, stepfleet.RunStepKey
 		}
 		t.Attempt = rapid.IntRange(0, 1).Draw(p.rt, "attempt")
 		t.Queue, t.Priority = p.queue(), rapid.IntRange(-1, 1).Draw(p.rt, "priority")

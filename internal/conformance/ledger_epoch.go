@@ -8,7 +8,7 @@ import (
 
 // runWorker is a submission of the run's run worker.
 func runWorker(runID string) stepfleet.Batch {
-	b := batch(runID, task(runID, "(run)"))
+	b := batch(runID, task(runID, stepfleet.RunStepKey))
 	b.Tasks[0].Kind = stepfleet.KindRun
 	return b
 }

@@ -68,6 +68,41 @@ var keeperExamples = map[string]func(*fixture){
 			f.Fatalf("a page: %s %v", diff, err)
 		}
 	},
+	"carried runs are those that have a run worker, with what is open of them": func(f *fixture) {
+		s := f.session()
+		f.submit("alien", "a")
+		gone := f.submitBatch(runWorker("gone"))[0].TaskID
+		lease := f.claim(s, 2).Leases
+		f.must(f.start(s, lease[1].Ref))
+		f.must(f.settle(s, lease[1].Ref, stepfleet.StateFailed))
+		f.inState(gone, stepfleet.StateFailed, 1)
+		f.submit("gone", "a", "b")
+		if _, err := f.Ledger.Cancel(f.ctx, "gone", stepfleet.NoExecutor, []stepfleet.Key{task("gone", "b").Key}, "x"); err != nil {
+			f.Fatal(err)
+		}
+		again := runWorker("open")
+		again.Tasks[0].Attempt = 1
+		f.submitBatch(runWorker("open"))
+		f.submitBatch(again)
+		f.submitBatch(runWorker("told"))
+		for range 3 {
+			f.must(f.start(s, f.claim(s, 1).Leases[0].Ref))
+		}
+		for _, key := range []stepfleet.Key{runWorker("told").Tasks[0].Key, runWorker("open").Tasks[0].Key} {
+			if _, err := f.Ledger.Cancel(f.ctx, key.RunID, stepfleet.NoExecutor, []stepfleet.Key{key}, "x"); err != nil {
+				f.Fatal(err)
+			}
+		}
+		want := []stepfleet.CarriedRun{
+			{RunID: "gone", Steps: 1},
+			{RunID: "open", RunWorkers: 2, Untold: []int{1}},
+			{RunID: "told", RunWorkers: 1},
+		}
+		got, err := f.Ledger.CarriedRuns(f.ctx, []string{"told", "alien", "nobody", "open", "told", "gone"})
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
+			f.Fatalf("%s %v", diff, err)
+		}
+	},
 	"of a suspect session the sweep takes what has not begun": func(f *fixture) {
 		s := f.session()
 		running, leased := f.running(s), f.lease(s)

@@ -19,6 +19,9 @@ const (
 	RunCanceled RunStatus = "CANCELED"
 )
 
+// RunCanceling is the status of a run that was cancelled and has yet to end.
+const RunCanceling RunStatus = "CANCELING"
+
 // Ended reports whether the status is final.
 func (s RunStatus) Ended() bool { return s == RunSuccess || s == RunFailure || s == RunCanceled }
 
@@ -137,6 +140,47 @@ func (c *Client) EndedRuns(ctx context.Context, runIDs []string) ([]string, erro
 		}
 	}
 	return ended, nil
+}
+
+// CancelingRuns implements stepfleet.Orchestrator.
+func (c *Client) CancelingRuns(ctx context.Context) ([]string, error) {
+	runs, err := c.runs(ctx, map[string]any{"statuses": []RunStatus{RunCanceling}})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", stepfleet.ErrUnavailable, err)
+	}
+	canceling := make([]string, 0, len(runs))
+	for _, run := range runs {
+		if run.Status == RunCanceling {
+			canceling = append(canceling, run.ID)
+		}
+	}
+	return canceling, nil
+}
+
+// Of a run that is CANCELING this policy asks no launcher: Dagster reads the run's status again and
+// writes RUN_CANCELED if the run still has no end.
+const markMutation = `mutation($run: String!) { terminateRun(runId: $run, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { __typename
+  ... on TerminateRunFailure { message run { status } }
+  ... on RunNotFoundError { message }
+  ... on UnauthorizedError { message }
+  ... on PythonError { message } } }`
+
+// MarkCanceled implements stepfleet.Orchestrator.
+func (c *Client) MarkCanceled(ctx context.Context, runID string) error {
+	var data struct {
+		Terminate struct {
+			typed
+			Run Run `json:"run"`
+		} `json:"terminateRun"`
+	}
+	err := c.call(ctx, markMutation, map[string]any{"run": runID}, &data)
+	if err == nil && !data.Terminate.Run.Status.Ended() {
+		err = data.Terminate.want("TerminateRunSuccess")
+	}
+	if err != nil {
+		return fmt.Errorf("%w: mark run %s as canceled: %w", stepfleet.ErrUnavailable, runID, err)
+	}
+	return nil
 }
 
 // Runs returns the runs that carry the tag, newest first.

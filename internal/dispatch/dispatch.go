@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,7 +30,8 @@ type Config struct {
 	Lifetimes stepfleet.Lifetimes
 	// MaxPayloadBytes bounds one payload; 0 means stepfleet.MaxPayloadBytes, which is the most.
 	MaxPayloadBytes int
-	// Dagster is asked which open runs have ended; nil leaves that to executors and launchers.
+	// Dagster is asked which open runs have ended, and told the end of cancelled runs that nobody
+	// else is left to end; nil leaves both to executors, launchers and Dagster's own monitoring.
 	Dagster stepfleet.Orchestrator
 	Logger  *slog.Logger
 }
@@ -50,6 +52,8 @@ type Server struct {
 	bells  *ringer
 	hub    *Hub
 	log    *slog.Logger
+	// canceled is sent to when a run worker was cancelled.
+	canceled chan struct{}
 }
 
 // New returns a server that has not begun to run.
@@ -72,11 +76,12 @@ func New(cfg Config, ledger stepfleet.Ledger, bells stepfleet.Ringer) (*Server, 
 		return nil, fmt.Errorf("--max-payload %d: use at most %d, which the ledger takes", cfg.MaxPayloadBytes, stepfleet.MaxPayloadBytes)
 	}
 	return &Server{
-		cfg:    cfg,
-		ledger: ledger,
-		bells:  newRinger(bells, cfg.Queues, cfg.Logger),
-		hub:    newHub(),
-		log:    cfg.Logger,
+		cfg:      cfg,
+		ledger:   ledger,
+		bells:    newRinger(bells, cfg.Queues, cfg.Logger),
+		hub:      newHub(),
+		log:      cfg.Logger,
+		canceled: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -88,6 +93,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.sweep(ctx) })
 	g.Go(func() error { return s.look(ctx) })
 	g.Go(func() error { return s.reconcile(ctx) })
+	g.Go(func() error { return s.concludeCancels(ctx) })
 	err := g.Wait()
 	s.hub.close()
 	if errors.Is(err, context.Canceled) {
@@ -203,6 +209,12 @@ func (s *Server) Cancel(
 	changes, err := s.ledger.Cancel(ctx, runID, epoch, keys, reason)
 	if err != nil {
 		return nil, fmt.Errorf("cancel tasks of run %s: %w", runID, err)
+	}
+	if slices.ContainsFunc(changes, func(c stepfleet.Change) bool { return c.StepKey == stepfleet.RunStepKey }) {
+		select {
+		case s.canceled <- struct{}{}:
+		default: // one look is due already
+		}
 	}
 	s.publish(ctx, changes)
 	return changes, nil

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -59,30 +57,6 @@ func inBubble(t *testing.T, f func(b *bench)) {
 			t.Errorf("server: %v", err)
 		}
 	})
-}
-
-// dagster knows which runs have ended.
-type dagster struct {
-	mu    sync.Mutex
-	ended []string
-}
-
-func (d *dagster) end(run string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.ended = append(d.ended, run)
-}
-
-func (d *dagster) EndedRuns(_ context.Context, ids []string) ([]string, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var out []string
-	for _, id := range ids {
-		if slices.Contains(d.ended, id) {
-			out = append(out, id)
-		}
-	}
-	return out, nil
 }
 
 func batchOf(run string, steps ...string) stepfleet.Batch {

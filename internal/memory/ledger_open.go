@@ -29,3 +29,37 @@ func (l *Ledger) OpenRuns(ctx context.Context, after string, max int) (out []ste
 	slices.SortFunc(out, func(a, b stepfleet.OpenRun) int { return cmp.Compare(a.RunID, b.RunID) })
 	return out[:min(max, len(out))], nil
 }
+
+// CarriedRuns implements stepfleet.Keeper.
+func (l *Ledger) CarriedRuns(ctx context.Context, runIDs []string) (out []stepfleet.CarriedRun, err error) {
+	leave, err := l.enter(ctx, "carried runs")
+	if err != nil {
+		return nil, err
+	}
+	defer leave(&err)
+	runs := slices.Clone(runIDs)
+	slices.Sort(runs)
+	for _, id := range slices.Compact(runs) {
+		run, carried := stepfleet.CarriedRun{RunID: id}, false
+		for _, t := range l.tasks {
+			switch {
+			case t.RunID != id:
+			case t.Kind == stepfleet.KindStep && !t.State.Terminal():
+				run.Steps++
+			case t.Kind == stepfleet.KindRun:
+				carried = true
+				if !t.State.Terminal() {
+					run.RunWorkers++
+				}
+				if !t.State.Terminal() && !t.CancelRequested {
+					run.Untold = append(run.Untold, t.Attempt)
+				}
+			}
+		}
+		if carried {
+			slices.Sort(run.Untold)
+			out = append(out, run)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,86 @@
+package dispatch_test
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// dagster knows which runs have ended, and which were cancelled and have not.
+type dagster struct {
+	mu        sync.Mutex
+	ended     []string
+	canceling []string
+	marked    []string // as canceled, as often as asked
+	markedAt  time.Time
+	asked     int  // for runs that are being cancelled
+	away      bool // it cannot be asked
+}
+
+func (d *dagster) end(run string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = append(d.ended, run)
+	d.canceling = slices.DeleteFunc(d.canceling, func(r string) bool { return r == run })
+}
+
+// cancel shows the run as CANCELING.
+func (d *dagster) cancel(run string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.canceling = append(d.canceling, run)
+}
+
+func (d *dagster) leave(away bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.away = away
+}
+
+func (d *dagster) marks() ([]string, time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.marked), d.markedAt
+}
+
+func (d *dagster) questions() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.asked
+}
+
+func (d *dagster) EndedRuns(_ context.Context, ids []string) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, id := range ids {
+		if slices.Contains(d.ended, id) {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
+
+func (d *dagster) CancelingRuns(context.Context) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.asked++; d.away {
+		return nil, stepfleet.ErrUnavailable
+	}
+	return slices.Clone(d.canceling), nil
+}
+
+func (d *dagster) MarkCanceled(_ context.Context, run string) error {
+	d.mu.Lock()
+	if d.away {
+		defer d.mu.Unlock()
+		return stepfleet.ErrUnavailable
+	}
+	d.marked, d.markedAt = append(d.marked, run), time.Now()
+	d.mu.Unlock()
+	d.end(run)
+	return nil
+}
