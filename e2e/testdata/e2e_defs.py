@@ -31,6 +31,7 @@ from dagster import (
     op,
 )
 from dagster_stepfleet import stepfleet_executor
+from dagster_stepfleet.storage import storages
 from stepfleet_examples.effects import effect, step_key
 
 POLL_SECONDS = 0.02
@@ -118,6 +119,23 @@ def split(context: OpExecutionContext, config: Pieces) -> list[DynamicOutput[int
         return [DynamicOutput(i, mapping_key=str(i)) for i in range(config.count)]
 
 
+@op
+def connect(context: OpExecutionContext, number: int) -> int:
+    """Returns the PostgreSQL process that serves Dagster's event log in this step."""
+    with effect(context), storages(context.instance)[0]._connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver.info.host.startswith("/"), f"connected to {driver.info.host}, not to a relay"
+        return int(driver.info.backend_pid)
+
+
+@op
+def count_connections(context: OpExecutionContext, found: list[int]) -> None:
+    """Fails unless connections were handed on from step to step."""
+    with effect(context):
+        used = len(set(found))
+        assert used <= len(found) / 2, f"{len(found)} steps had {used} connections"
+
+
 class Flaky(ConfigurableResource):
     """Cannot be set up the first times; the file has a byte for each try."""
 
@@ -159,6 +177,12 @@ def branches() -> None:
 def mapped() -> None:
     """split decides how many steps come next, and collect waits for all of them."""
     collect(split().map(step).collect())
+
+
+@job
+def connections() -> None:
+    """What connections to PostgreSQL the steps of split have."""
+    count_connections(split().map(connect).collect())
 
 
 @job(resource_defs={"flaky": Flaky.configure_at_launch()})
@@ -226,6 +250,7 @@ defs = Definitions(
         limited_beside_others,
         branches,
         mapped,
+        connections,
         one_guarded,
         one_guarded_retried,
         parallel("one", work, 1),
