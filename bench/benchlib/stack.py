@@ -162,7 +162,7 @@ class StepfleetStack(Stack):
         templates = {
             pid
             for pid in self._meter.pids()
-            if _command(pid)[1:] == ["-m", "dagster_stepfleet.host", "template"]
+            if _command(pid)[-2:] == ["dagster_stepfleet.host", "template"]
         }
         children = [pid for pid, (parent, _, _) in table.items() if parent in templates - {pid}]
         sizes = [size for pid in children if (size := process.private_bytes(pid))]

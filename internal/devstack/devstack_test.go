@@ -253,9 +253,10 @@ func TestEnvironmentOfChildren(t *testing.T) {
 	t.Setenv("AWS_PROFILE", "work")
 	t.Setenv("STEPFLEET_DATABASE_URL", "postgres://elsewhere")
 	t.Setenv("MY_SETTING", "kept")
+	t.Setenv("PYTHONUNBUFFERED", "")
 	s := testStack(t)
 	for name, want := range map[string]string{
-		"MY_SETTING": "kept", "AWS_PROFILE": "work", "AWS_ENDPOINT_URL_SQS": "", "STEPFLEET_DATABASE_URL": "", supervise.MarkVariable: "the-id",
+		"MY_SETTING": "kept", "AWS_PROFILE": "work", "AWS_ENDPOINT_URL_SQS": "", "STEPFLEET_DATABASE_URL": "", "PYTHONUNBUFFERED": "", supervise.MarkVariable: "the-id",
 		"STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "postgresql://dagster",
 	} {
 		if got := value(s.plain(), name); got != want {

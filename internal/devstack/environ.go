@@ -18,7 +18,6 @@ func (s *Stack) environ(extra ...string) []string {
 		"STEPFLEET_URL=" + s.serverURL(),
 		"STEPFLEET_TOKEN_FILE=" + s.layout.TokenFile(),
 		"DAGSTER_HOME=" + s.layout.DagsterHome(),
-		"PYTHONUNBUFFERED=1",
 	}
 	if database := s.database(); database != nil { // not up yet for the local AWS, which does not need it
 		own = append(own, dagsterURLVariable+"="+database.DagsterURL)

@@ -26,7 +26,8 @@ func startPython(cfg Config, role string, socket *os.File, more ...*os.File) (*c
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(cfg.Python, "-m", "dagster_stepfleet.host", role)
+	// Unbuffered by the option and not by the variable, which what user code starts would inherit.
+	cmd := exec.Command(cfg.Python, "-u", "-m", "dagster_stepfleet.host", role)
 	cmd.Env = env
 	cmd.ExtraFiles = append([]*os.File{socket}, more...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr

@@ -327,5 +327,5 @@ func environment(cfg Config) ([]string, error) {
 	if cfg.DatabaseSocket != "" {
 		env = append(env, "STEPFLEET_DATABASE_SOCKET="+cfg.DatabaseSocket)
 	}
-	return append(env, "STEPFLEET_HOST_FD=3", "STEPFLEET_PRELOAD="+string(preload), "PYTHONUNBUFFERED=1"), nil
+	return append(env, "STEPFLEET_HOST_FD=3", "STEPFLEET_PRELOAD="+string(preload)), nil
 }

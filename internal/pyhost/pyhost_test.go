@@ -153,8 +153,9 @@ func modes(t *testing.T, f func(t *testing.T, mode pyhost.Mode)) {
 
 func TestAStepRunsAndReports(t *testing.T) {
 	modes(t, func(t *testing.T, mode pyhost.Mode) {
-		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "ran"), "a").write(os.environ["STEPFLEET_FENCE"] + os.environ.get("STEPFLEET_TOKEN", "") + os.environ.get("OUR_SETTING", "") + os.environ["THEIR_SETTING"])`)
+		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "ran"), "a").write(os.environ["STEPFLEET_FENCE"] + os.environ.get("STEPFLEET_TOKEN", "") + os.environ.get("OUR_SETTING", "") + os.environ.get("PYTHONUNBUFFERED", "") + os.environ["THEIR_SETTING"])`)
 		t.Setenv("DAGSTER_HOME", dir)
+		t.Setenv("PYTHONUNBUFFERED", "")
 		t.Setenv("STEPFLEET_TOKEN", "secret")
 		t.Setenv("OUR_SETTING", "for the worker alone")
 		t.Setenv("THEIR_SETTING", "-user")
