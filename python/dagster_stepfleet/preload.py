@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 
 # isort: split
+from dagster import Definitions
 from dagster._core.code_pointer import CodePointer, FileCodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.workspace.autodiscovery import (
@@ -86,6 +88,8 @@ def _load(module: str | None, file: str | None, attribute: str | None, directory
     if file is not None:
         _remember_files()
     for pointer in _pointers(module, file, attribute, directory):
+        if _asks_elsewhere(pointer.load_target()):
+            continue
         repository = ReconstructableRepository(pointer)
         plans_until = time.monotonic() + MAX_PLAN_SECONDS
         for job in repository.get_definition().get_all_jobs()[:MAX_PRIMED_JOBS]:
@@ -94,6 +98,18 @@ def _load(module: str | None, file: str | None, attribute: str | None, directory
                 # A config mapping is the user's function; without one a plan is Dagster's work.
                 if job.config_mapping is None and time.monotonic() < plans_until:
                     plans.learn(repository.get_reconstructable_job(job.name))
+
+
+def _asks_elsewhere(target: object) -> bool:
+    """Whether building the definitions' repository asks something outside which assets there are.
+
+    Only a code server does. Its runs and their steps build the repository from the answer that it
+    has got, which comes with the run: one that was built here would have another.
+    """
+    assets = target.assets if isinstance(target, Definitions) else None
+    return isinstance(assets, Sequence) and any(
+        hasattr(asset, "compute_cacheable_data") for asset in assets
+    )
 
 
 def _pointers(

@@ -33,9 +33,15 @@ def create_run(
     pointer: CodePointer = MODULE,
 ):
     run_config = {"execution": {"config": config}} if config else {}
+    loaded = recon(job, pointer).repository.get_definition()
     return instance.create_run_for_job(
         recon(job, pointer).get_definition(),
-        execution_plan=create_execution_plan(recon(job, pointer), run_config=run_config),
+        execution_plan=create_execution_plan(
+            recon(job, pointer),
+            run_config=run_config,
+            # What a code server has learnt when it loaded the location comes with the run.
+            repository_load_data=loaded.repository_load_data,
+        ),
         run_config=run_config,
         tags=tags,
         job_code_origin=recon(job, pointer).get_python_origin(),

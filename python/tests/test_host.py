@@ -262,6 +262,48 @@ def test_file_locations_are_executed_once(instance, tmp_path):
         template.close()
 
 
+def test_the_template_leaves_it_to_the_code_server_to_ask_which_assets_there_are(
+    instance, tmp_path
+):
+    asked = tmp_path / "asked"
+    asked.write_text("")
+    file = tmp_path / "catalogue.py"
+    file.write_text(
+        textwrap.dedent(f"""
+        from dagster import AssetKey, Definitions, asset, define_asset_job
+        from dagster._core.definitions.assets.definition.cacheable_assets_definition import (
+            AssetsDefinitionCacheableData,
+            CacheableAssetsDefinition,
+        )
+        class Catalogue(CacheableAssetsDefinition):
+            def compute_cacheable_data(self):
+                with open({str(asked)!r}, "a") as f:
+                    f.write("x")
+                found = len(open({str(asked)!r}).read())
+                return [AssetsDefinitionCacheableData(extra_metadata={{"answer": found}})]
+            def build_definitions(self, data):
+                answer = data[0].extra_metadata["answer"]
+                @asset
+                def table():
+                    assert answer == 1, f"answer {{answer}}"
+                return [table]
+        defs = Definitions(assets=[Catalogue("c")], jobs=[define_asset_job("tables")])
+        """)
+    )
+    run = create_run(instance, "tables", pointer=file_pointer(file))
+    assert asked.read_text() == "x"
+    template = TemplateProcess([{"file": str(file), "working_directory": str(tmp_path)}])
+    try:
+        assert template.loaded["locations"][0]["ok"]
+        child = template.fork()
+        child.ready()
+        assert child.run(*step(instance, run, "table"))["success"]
+        child.close()
+        assert asked.read_text() == "x"
+    finally:
+        template.close()
+
+
 def test_child_of_a_template_that_could_not_import_tells_the_cause(instance, tmp_path):
     file = tmp_path / "only_elsewhere.py"
     file.write_text(
