@@ -9,32 +9,36 @@ there to show. A case's line and its differences are printed when it ends.
 """
 
 import argparse
-import os
+import itertools
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dagster import DagsterInstance
-
 from parity_jobs import CASES
-from parity_jobs.case import Case
+from parity_jobs.case import LAUNCHED, Case
 from paritylib.compare import compare
 from paritylib.dagster_api import DagsterApi, Refused
 from paritylib.drives import DRIVES, Context
+from paritylib.environ import user_environment
 from paritylib.normal import Normaliser
 from paritylib.record import Record, record
 from paritylib.stack import Stack
+from paritylib.stock import Stock, open_instance
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = Path(__file__).resolve().parent
 
 # Two cores: more at once would only make each wait longer.
 AT_ONCE = 4
+# How far two processes' timestamps of one moment may be apart.
+CLOCK_SECONDS = 0.02
 
 
 @dataclass
@@ -58,28 +62,47 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="stepfleet-parity-"))
     directory.chmod(0o711)  # PostgreSQL runs as another user where this is root
     began = time.monotonic()
-    stack = Stack(options.stepfleet, directory, project=PROJECT)
+    environ = user_environment(directory, PROJECT)
     failed = True
-    try:
-        os.environ.update(stack.dagster_environment())
+    with ExitStack() as stopped:
+        stopped.callback(clear, directory, options.keep)
+        stack = Stack(options.stepfleet, directory, project=PROJECT, environ=environ)
+        stopped.callback(stack.stop)
+        stock = Stock(
+            directory / "stock",
+            project=PROJECT,
+            environ=environ,
+            home=stack.dagster_home,
+            url=stack.dagster_url,
+        )
+        stopped.callback(stock.stop)
         print(
-            f"the stack is up after {time.monotonic() - began:.0f} s: {len(chosen)} cases",
+            f"the stacks are up after {time.monotonic() - began:.0f} s: {len(chosen)} cases",
             flush=True,
         )
-        instance = DagsterInstance.get()
-        context = Context(stack, DagsterApi(stack.state["urls"]["dagster"]), instance)
-        results = run_all(context, chosen)
+        results = run_all(contexts(stack, stock), chosen)
         failed = not all(result.ok for result in results)
         report(results, time.monotonic() - began)
         if failed and options.keep:
-            print(stack.tails())
-    finally:
-        stack.stop()
-        if options.keep:
-            print(f"kept: {directory}")
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
+            print(stack.tails(stock.logs))
     return 1 if failed else 0
+
+
+def clear(directory: Path, keep: bool) -> None:
+    if keep:
+        print(f"kept: {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def contexts(stack: Stack, stock: Stock) -> dict[bool, Context]:
+    """By whether it is stock."""
+    apis = {True: DagsterApi(stock.url), False: DagsterApi(stack.state["urls"]["dagster"])}
+    instance = open_instance(stack.dagster_home, stack.dagster_url, stack.directory / "harness")
+    return {
+        True: Context(stack, apis[True], stock.instance, stock.directory, apis),
+        False: Context(stack, apis[False], instance, stack.dagster_home, apis),
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -104,7 +127,7 @@ def choose(options: argparse.Namespace) -> list[tuple[str, Case]]:
     ]
 
 
-def run_all(context: Context, chosen: list[tuple[str, Case]]) -> list[Result]:
+def run_all(contexts: Mapping[bool, Context], chosen: list[tuple[str, Case]]) -> list[Result]:
     """Several cases at once; then, one by one, those that must be alone."""
     results: list[Result] = []
 
@@ -116,53 +139,60 @@ def run_all(context: Context, chosen: list[tuple[str, Case]]) -> list[Result]:
         for line in result.differences:
             print(f"    {line}", flush=True)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        beside = [pool.submit(run_case, context, t, c) for t, c in chosen if not c.alone]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        beside = [pool.submit(run_case, contexts, t, c) for t, c in chosen if not c.alone]
         for future in as_completed(beside):
             note(future.result())
+    finally:  # when this is interrupted, those that run end with their stack, and no other begins
+        pool.shutdown(wait=False, cancel_futures=True)
     for theme, case in chosen:
         if case.alone:
-            note(run_case(context, theme, case))
+            note(run_case(contexts, theme, case))
     return results
 
 
-def run_case(context: Context, theme: str, case: Case) -> Result:
+def run_case(by_launcher: Mapping[bool, Context], theme: str, case: Case) -> Result:
     """One case in its variants, one after the other."""
     result = Result(case, theme)
     records: dict[str, list[Record]] = {}
     for variant in case.variants:
+        context = by_launcher[variant.stock]
         began = time.monotonic()
         try:
             ids = DRIVES[case.drive](context, case, variant)
         except Refused as err:
             ids = []
-            records[variant.name] = [
-                Record(status="REFUSED", tags={"message": Normaliser([]).text(str(err))})
-            ]
-        except Exception as err:
-            result.differences.append(f"{variant.name}: {type(err).__name__}: {err}")
-            result.seconds[variant.name] = time.monotonic() - began
-            continue
-        if ids:
-            normaliser = Normaliser(ids)
-            records[variant.name] = [record(context.instance, i, normaliser) for i in ids]
-        result.seconds[variant.name] = time.monotonic() - began
-        result.differences += [
-            f"{variant.name}: {problem}" for problem in unshown(case, records[variant.name])
-        ]
-    ours = records.get("stepfleet")
-    for reference in case.references:
-        if ours is not None and reference in records:
-            result.differences += [
-                f"against {reference}: {line}"
-                for line in compare(
-                    records[reference],
-                    ours,
-                    whole_logs=reference == "in_process",
-                    masks=case.masks,
-                    ordered=case.ordered,
+            records[variant.label] = [
+                Record(
+                    status="REFUSED", tags={"message": Normaliser([], context.home).text(str(err))}
                 )
             ]
+        except Exception as err:
+            result.differences.append(f"{variant.label}: {type(err).__name__}: {err}")
+            result.seconds[variant.label] = time.monotonic() - began
+            continue
+        if ids:
+            normaliser = Normaliser(ids, context.home)
+            records[variant.label] = [record(context.instance, i, normaliser) for i in ids]
+        result.seconds[variant.label] = time.monotonic() - began
+        result.differences += [
+            f"{variant.label}: {problem}" for problem in unshown(case, records[variant.label])
+        ]
+    for found, reference in itertools.product(records, case.references):
+        if reference not in records or found not in ("stepfleet", LAUNCHED[reference].label):
+            continue
+        result.differences += [
+            f"{found} against {reference}: {line}"
+            for line in compare(
+                records[reference],
+                records[found],
+                # Of one executor all is the same, whoever has launched it.
+                in_process=reference == "in_process" and found == "stepfleet",
+                masks=case.masks,
+                ordered=case.ordered,
+            )
+        ]
     return result
 
 
@@ -175,6 +205,11 @@ def unshown(case: Case, runs: list[Record]) -> list[str]:
         have = sum(run.types[kind] for run in runs)
         if have != number:
             found.append(f"the case is to have {number} {kind}, it has {have}")
+    for wait, waited in (both for run in runs for both in run.waits):
+        if waited is not None and waited < wait - CLOCK_SECONDS:
+            found.append(f"a retry began after {waited:.3f} s, it was to wait {wait:.3f} s")
+        if case.delays and not case.delays[0] <= wait <= case.delays[1]:
+            found.append(f"a retry is to wait {wait} s, its policy says {case.delays}")
     if case.at_most:
         found += [
             f"{run.most_at_once} steps were going at once, at most {case.at_most} may"

@@ -1,8 +1,8 @@
-"""The code location of the parity suite: every job in three variants, one for each executor."""
+"""The code locations of the parity suite: every job in three variants, one for each executor."""
 
 from dagster import Definitions
 
-from parity_jobs import assets, daemons, dynamic, interrupts, processes, retries
+from parity_jobs import assets, catalogue, daemons, dynamic, interrupts, processes, retries
 from parity_jobs.case import Case
 
 _THEMES = {
@@ -14,6 +14,12 @@ _THEMES = {
     "interrupts": interrupts,
 }
 
-CASES: dict[str, tuple[Case, ...]] = {name: module.CASES for name, module in _THEMES.items()}
+# The modules that are code locations.
+LOCATIONS = ("parity_jobs", "parity_jobs.catalogue")
+
+CASES: dict[str, tuple[Case, ...]] = {
+    **{name: module.CASES for name, module in _THEMES.items()},
+    "catalogue": catalogue.CASES,
+}
 
 defs = Definitions.merge(*(module.definitions() for module in _THEMES.values()))

@@ -1,6 +1,6 @@
 """Assets: partitions, subsets, checks, observable sources, backfills, cacheable definitions."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dagster import (
@@ -12,7 +12,6 @@ from dagster import (
     AssetMaterialization,
     AssetObservation,
     AssetOut,
-    AssetsDefinition,
     AssetSelection,
     BackfillPolicy,
     DailyPartitionsDefinition,
@@ -29,18 +28,23 @@ from dagster import (
     StaticPartitionsDefinition,
     asset,
     asset_check,
+    define_asset_job,
     graph,
     graph_asset,
     multi_asset,
     observable_source_asset,
     op,
 )
-from dagster._core.definitions.assets.definition.cacheable_assets_definition import (
-    AssetsDefinitionCacheableData,
-    CacheableAssetsDefinition,
-)
 
-from parity_jobs.case import VARIANTS, Case, Variant, asset_case, graph_case, jobs_of
+from parity_jobs.case import (
+    VARIANTS,
+    Case,
+    Variant,
+    asset_case,
+    graph_case,
+    job_name,
+    jobs_of,
+)
 from parity_jobs.say import say
 
 COLOURS = StaticPartitionsDefinition(["red", "green", "blue"])
@@ -99,10 +103,19 @@ def partitioned_assets(prefix: list[str]) -> list[Any]:
     def shade(context: AssetExecutionContext, colour: str) -> str:
         return f"dark {colour}"
 
+    @asset(**own(prefix), partitions_def=COLOURS)
+    def hue(context: AssetExecutionContext) -> str:
+        say(f"hue {context.partition_key}")
+        return context.partition_key
+
+    @asset(**own(prefix), partitions_def=COLOURS)
+    def tint(hue: str) -> str:
+        return f"light {hue}"
+
     @asset(**own(prefix))
-    def palette(colour: dict[str, str]) -> int:
-        say(f"palette {sorted(colour)}")
-        return len(colour)
+    def palette(hue: dict[str, str]) -> int:
+        say(f"palette {sorted(hue.items())}")
+        return len(hue)
 
     @asset(**own(prefix), partitions_def=DAYS, backfill_policy=BackfillPolicy.single_run())
     def daily(context: AssetExecutionContext) -> MaterializeResult:
@@ -123,7 +136,7 @@ def partitioned_assets(prefix: list[str]) -> list[Any]:
         say(f"cell {dict(sorted(key.keys_by_dimension.items()))}")
         return str(key)
 
-    return [colour, shade, palette, daily, customer, cell]
+    return [colour, shade, hue, tint, palette, daily, customer, cell]
 
 
 def multi_assets(prefix: list[str]) -> list[Any]:
@@ -219,43 +232,6 @@ def failing_assets(prefix: list[str]) -> list[Any]:
     return [fails, after_fails, beside]
 
 
-class Tables(CacheableAssetsDefinition):
-    """Asks somewhere else which assets there are, when the location is loaded, and only then."""
-
-    def __init__(self, prefix: list[str]) -> None:
-        super().__init__(unique_id=f"tables_{prefix[0]}")
-        self._prefix = prefix
-
-    def compute_cacheable_data(self) -> Sequence[AssetsDefinitionCacheableData]:
-        keys = {name: AssetKey([*self._prefix, name]) for name in ("orders", "items")}
-        return [
-            AssetsDefinitionCacheableData(
-                keys_by_output_name=keys,
-                internal_asset_deps={"orders": set(), "items": {keys["orders"]}},
-                extra_metadata={"source": "a catalogue"},
-            )
-        ]
-
-    def build_definitions(
-        self, data: Sequence[AssetsDefinitionCacheableData]
-    ) -> Sequence[AssetsDefinition]:
-        return [self._build(entry) for entry in data]
-
-    def _build(self, entry: AssetsDefinitionCacheableData) -> AssetsDefinition:
-        outs = {
-            name: AssetOut(key=key, is_required=False)
-            for name, key in (entry.keys_by_output_name or {}).items()
-        }
-
-        @multi_asset(name=f"tables_{self._prefix[0]}", outs=outs, can_subset=True)
-        def tables(context: AssetExecutionContext) -> Iterator[Output[str]]:
-            for name in sorted(context.op_execution_context.selected_output_names):
-                say(f"table {name} of {dict(entry.extra_metadata or {})}")
-                yield Output(name, name)
-
-        return tables
-
-
 @op(out=Out(int))
 def tells_about_assets(context: OpExecutionContext) -> Iterator[Any]:
     """An op that is no asset's, and reports on some."""
@@ -283,12 +259,15 @@ def range_of(first: str, last: str) -> dict[str, str]:
 
 
 PARTITION = "dagster/partition"
+# The job of one asset that is made of all partitions of another, after their backfill.
+PALETTE = "palette"
 
 CASES: tuple[Case, ...] = (
     asset_case(
         "assets",
         keys("raw", "versioned", "without_value", "from_graph"),
         counts={"ASSET_MATERIALIZATION": 4, "STEP_SUCCESS": 5},
+        launched=True,
         quick=True,
     ),
     graph_case(
@@ -358,13 +337,19 @@ CASES: tuple[Case, ...] = (
     ),
     asset_case("observable_source", keys("outside"), counts={"ASSET_OBSERVATION": 1}),
     asset_case(
-        "backfill",
-        keys("colour", "shade"),
-        drive="backfill",
-        options={"partitions": ["red", "green", "blue"]},
-        counts={"ASSET_MATERIALIZATION": 6},
+        "after_observable_source",
+        keys("from_outside"),
+        counts={"ASSET_MATERIALIZATION": 1},
+        prints=("out> from outside",),
     ),
-    asset_case("cacheable", keys("orders", "items"), counts={"ASSET_MATERIALIZATION": 2}),
+    asset_case(
+        "backfill",
+        keys("hue", "tint"),
+        drive="backfill",
+        options={"partitions": ["red", "green", "blue"], "then": PALETTE},
+        counts={"ASSET_MATERIALIZATION": 7},
+        prints=("out> palette [('blue', 'blue'), ('green', 'green'), ('red', 'red')]",),
+    ),
 )
 
 _MAKERS = (
@@ -381,10 +366,18 @@ def assets_of(variant: Variant) -> Iterable[Any]:
     prefix = [variant.token]
     for make in _MAKERS:
         yield from make(prefix)
-    yield Tables(prefix)
 
 
 def definitions() -> Definitions:
     all_assets = [found for variant in VARIANTS for found in assets_of(variant)]
     checks = [a for a in all_assets if type(a).__name__ == "AssetChecksDefinition"]
-    return jobs_of(CASES, assets=[a for a in all_assets if a not in checks], asset_checks=checks)
+    jobs = jobs_of(CASES, assets=[a for a in all_assets if a not in checks], asset_checks=checks)
+    return Definitions.merge(jobs, Definitions(jobs=[palette_job(v) for v in VARIANTS]))
+
+
+def palette_job(variant: Variant) -> Any:
+    return define_asset_job(
+        job_name(PALETTE, variant),
+        selection=keys(PALETTE)(variant),
+        executor_def=variant.executor,
+    )

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dagster import (
@@ -43,24 +43,36 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Variant:
-    """An executor. The token is in the names of its jobs and assets; tokens have one length, so
-    that nothing that is cut or hashed by length differs between variants."""
+    """An executor, and who launches its runs. The token is in the names of its jobs and assets;
+    tokens have one length, so that nothing that is cut or hashed by length differs between
+    variants."""
 
     name: str
     token: str
     executor: ExecutorDefinition
+    # Whether the runs are launched by Dagster's own launcher, in a Dagster without stepfleet.
+    stock: bool
+
+    @property
+    def label(self) -> str:
+        """As the suite's output names it."""
+        return self.name if self.stock or self.name == "stepfleet" else f"launched {self.name}"
 
 
-IN_PROCESS = Variant("in_process", "on_inprocess", in_process_executor)
+IN_PROCESS = Variant("in_process", "on_inprocess", in_process_executor, stock=True)
 MULTIPROCESS = Variant(
     "multiprocess",
     "on_multiproc",
     multiprocess_executor.configured(
         _with_defaults, name="multiprocess_parity", config_schema=Permissive()
     ),
+    stock=True,
 )
-STEPFLEET = Variant("stepfleet", "on_stepfleet", stepfleet_executor)
+STEPFLEET = Variant("stepfleet", "on_stepfleet", stepfleet_executor, stock=False)
 VARIANTS = (IN_PROCESS, MULTIPROCESS, STEPFLEET)
+
+# The same jobs of the stock executors, launched by StepfleetRunLauncher.
+LAUNCHED = {v.name: replace(v, stock=False) for v in VARIANTS if v.stock}
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,14 @@ class Case:
     logs: tuple[str, ...] = ()
     # The most steps that may be between begin and end at once; 0 is no limit.
     at_most: int = 0
+    # The least and the most seconds that a retry may be told to wait; empty is whatever.
+    delays: tuple[float, ...] = ()
     # Whether the order in which steps begin is compared too.
     ordered: bool = False
     # Whether it must not run beside others, which it would disturb.
     alone: bool = False
+    # Whether the stock executors are compared under our run launcher as well.
+    launched: bool = False
     # One of the dozen that `make test` runs.
     quick: bool = False
     timeout_seconds: float = 120.0
@@ -105,7 +121,9 @@ class Case:
     @property
     def variants(self) -> tuple[Variant, ...]:
         """Those that it is run in."""
-        return tuple(v for v in VARIANTS if v is STEPFLEET or v.name in self.references)
+        stock = [v for v in VARIANTS if v.name in self.references]
+        launched = [LAUNCHED[v.name] for v in stock] if self.launched else []
+        return (*stock, STEPFLEET, *launched)
 
     def __post_init__(self) -> None:
         if len(self.references) < 2 and not self.why:
@@ -151,5 +169,5 @@ def asset_case(
 
 def jobs_of(cases: Iterable[Case], **kwargs: Any) -> Definitions:
     """The jobs of the cases, each in its variants."""
-    jobs = [case.job(variant) for case in cases for variant in case.variants]
+    jobs = [case.job(v) for case in cases for v in VARIANTS if v in case.variants]
     return Definitions(jobs=jobs, **kwargs)

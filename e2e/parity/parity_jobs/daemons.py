@@ -251,6 +251,7 @@ CASES: tuple[Case, ...] = (
         drive="retried_by_daemon",
         tags={"dagster/max_retries": "1"},
         counts={"STEP_SUCCESS": 3, "STEP_FAILURE": 1},
+        launched=True,
     ),
     graph_case(sensor_run, drive="sensed", counts={"STEP_SUCCESS": 1}),
     graph_case(schedule_run, drive="scheduled", counts={"STEP_SUCCESS": 1}),

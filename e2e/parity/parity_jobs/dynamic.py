@@ -239,6 +239,7 @@ CASES: tuple[Case, ...] = (
         from_failure,
         drive="reexecute_from_failure",
         counts={"STEP_FAILURE": 1, "STEP_SUCCESS": 12},
+        launched=True,
         quick=True,
     ),
     graph_case(

@@ -169,7 +169,7 @@ def cancelled(graph_definition: Any, *, at: dict[str, int], **kwargs: Any) -> Ca
 
 CASES: tuple[Case, ...] = (
     cancelled(cancel_running, at={"STEP_START": 3, "STEP_SUCCESS": 1}, quick=True),
-    cancelled(cancel_cleans_up, at={"STEP_START": 1}),
+    cancelled(cancel_cleans_up, at={"STEP_START": 1}, launched=True),
     cancelled(cancel_ignored, at={"STEP_START": 1}, counts={"STEP_FAILURE": 1}),
     cancelled(cancel_queued, at={"STEP_START": 1}, config_of=narrow()),
     cancelled(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import importlib.util
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
+import boto3
 from dagster import (
     AssetMaterialization,
     ConfigurableResource,
@@ -35,7 +37,10 @@ from dagster import (
 )
 
 from parity_jobs.case import Case, graph_case, jobs_of
-from parity_jobs.say import say
+from parity_jobs.say import SECRET, marks, say
+
+# Only where it is installed: nothing of ours needs it.
+numpy: Any = importlib.import_module("numpy") if importlib.util.find_spec("numpy") else None
 
 ONE_PROCESS = "in_process has one process for the whole run, which this ends or changes"
 
@@ -308,24 +313,26 @@ class Vault(ConfigurableResource):
     secret: str
 
 
-def aws_view() -> str:
-    """What boto3 makes of the environment, without a call to anywhere."""
-    import boto3
-
-    session = boto3.Session()
-    credentials = session.get_credentials()
-    client = boto3.client("s3", region_name="eu-central-1")
-    return (
-        f"credentials {credentials.method if credentials else None},"
-        f" region {session.region_name}, s3 at {client.meta.endpoint_url},"
-        f" sqs at {boto3.client('sqs', region_name='eu-central-1').meta.endpoint_url}"
-    )
+def aws_views() -> Iterator[str]:
+    """What boto3 makes of the environment, without a call to anywhere: by its default session, and
+    by one of the op's own."""
+    own = boto3.Session()
+    boto3.client("s3")  # makes the default session
+    for client, session in ((boto3.client, boto3.DEFAULT_SESSION), (own.client, own)):
+        assert session is not None
+        found: Any = session.get_credentials()
+        yield (
+            f"profile {session.profile_name}, region {session.region_name},"
+            f" key {found.access_key} of {found.method},"
+            f" s3 at {client('s3').meta.endpoint_url}, sqs at {client('sqs').meta.endpoint_url}"
+        )
 
 
 @op
 def looks_around(vault: Vault) -> None:
     say(f"secret {vault.secret}, direct {os.environ['PARITY_SECRET']}")
-    say(aws_view())
+    for view in aws_views():
+        say(view)
 
 
 @graph
@@ -336,8 +343,8 @@ def secrets():
 @op
 def sees() -> None:
     """Where the step finds itself."""
-    names = sorted(n for n in os.environ if not n.startswith(("STEPFLEET_", "_")))
-    say(f"environment {names}")
+    for name in sorted(os.environ):
+        say(f"variable {name}")
     say(f"cwd {os.getcwd()}, umask {os.umask(0o22):o}")
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGHUP, signal.SIGCHLD):
         handler = signal.getsignal(number)
@@ -354,6 +361,20 @@ def surroundings():
 
 
 _state = {"value": "fresh"}
+TRACE_FILE = "parity-trace"
+
+
+def open_traces() -> int:
+    """How many descriptors of this process are files that a step has left open."""
+    targets: list[str] = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            targets.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return sum(TRACE_FILE in target for target in targets)
+
+
+def draw_of_numpy() -> float | None:
+    return float(numpy.random.random()) if numpy else None
 
 
 @op(out=Out(Nothing))
@@ -363,16 +384,19 @@ def leaves_traces() -> None:
     os.environ["PARITY_TRACE"] = "1"
     os.chdir("/")
     random.seed(1)
+    if numpy:
+        numpy.random.seed(1)
     os.umask(0o77)
     signal.signal(signal.SIGUSR1, lambda *_: None)
     sys.path.insert(0, "/parity-trace")
     with contextlib.suppress(Exception):
         sys.modules["parity_trace"] = sys
     threading.Thread(target=time.sleep, args=(60,), name="parity-trace", daemon=True).start()
-    _keep.append(open(os.devnull))
+    _keep.append((marks() / f"{TRACE_FILE}-{os.getpid()}").open("wb"))
+    say(f"leaves open files {open_traces()}")
 
 
-_keep: list[IO[str]] = []
+_keep: list[IO[Any]] = []
 
 
 @op(ins={"after": In(Nothing)}, out=Out(Nothing))
@@ -385,19 +409,24 @@ def finds_traces() -> None:
     say(f"signal {signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL}")
     say(f"path {'/parity-trace' in sys.path}, module {'parity_trace' in sys.modules}")
     say(f"thread {any(t.name == 'parity-trace' for t in threading.enumerate())}")
-    say(f"open files {len(_keep)}")
+    say(f"open files {open_traces()}")
+    if numpy:
+        first = numpy.random.RandomState(1).random_sample()
+        say(f"numpy's same random numbers {draw_of_numpy() == first}")
 
 
 @op(ins={"after": In(Nothing)}, out=Out(str))
 def draws() -> str:
     import uuid
 
-    return f"{random.random()} {os.urandom(4).hex()} {uuid.uuid4()}"
+    return f"{random.random()} {draw_of_numpy()} {os.urandom(4).hex()} {uuid.uuid4()}"
 
 
 @op
 def all_different(drawn: list[str]) -> None:
-    say(f"{len(set(drawn))} of {len(drawn)} differ")
+    """In every one of the sources that there are."""
+    for source in zip(*(text.split() for text in drawn), strict=True):
+        say(f"{len(set(source))} of {len(source)} differ" if source[0] != "None" else "no numpy")
 
 
 @graph
@@ -459,8 +488,25 @@ CASES: tuple[Case, ...] = (
         job={"resource_defs": {"slow": slow_to_close}},
         logs=("the resource is closed",),
     ),
-    graph_case(secrets, job={"resource_defs": {"vault": Vault(secret=EnvVar("PARITY_SECRET"))}}),
-    graph_case(surroundings, references=("multiprocess",), why=ONE_PROCESS),
+    graph_case(
+        secrets,
+        job={"resource_defs": {"vault": Vault(secret=EnvVar("PARITY_SECRET"))}},
+        prints=(
+            f"out> secret {SECRET}, direct {SECRET}",
+            "out> profile parity, region ap-south-1,"
+            " key of-the-profile of shared-credentials-file,"
+            " s3 at https://s3.ap-south-1.amazonaws.com,"
+            " sqs at https://sqs.ap-south-1.amazonaws.com",
+        ),
+        launched=True,
+    ),
+    graph_case(
+        surroundings,
+        references=("multiprocess",),
+        why=ONE_PROCESS,
+        masks=frozenset({"own_variables"}),
+        launched=True,
+    ),
     graph_case(
         isolation,
         references=("multiprocess",),
@@ -470,6 +516,8 @@ CASES: tuple[Case, ...] = (
             "out> environment None",
             "out> same random numbers False",
             "out> thread False",
+            "out> leaves open files 1",
+            "out> open files 0",
             "out> 6 of 6 differ",
         ),
         quick=True,

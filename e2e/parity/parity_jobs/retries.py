@@ -76,7 +76,10 @@ def retry_policy():
     total([linear(), exponential(), at_once()])
 
 
-@op(retry_policy=RetryPolicy(max_retries=2, delay=0.2, jitter=Jitter.FULL))
+JITTER_SECONDS = 0.4
+
+
+@op(retry_policy=RetryPolicy(max_retries=2, delay=JITTER_SECONDS, jitter=Jitter.FULL))
 def jittered(context: OpExecutionContext) -> int:
     return flaky(context, 2)
 
@@ -127,6 +130,11 @@ def retry_exhausted():
 @graph
 def retry_disabled():
     total([at_once(), untouched()])
+
+
+@graph
+def retry_deferred():
+    total([at_once()])
 
 
 @op(retry_policy=RetryPolicy(max_retries=5))
@@ -385,12 +393,14 @@ CASES: tuple[Case, ...] = (
         retry_jitter,
         counts={"STEP_UP_FOR_RETRY": 2, "STEP_SUCCESS": 1},
         masks=frozenset({"retry_delay"}),
+        delays=(0.0, JITTER_SECONDS),
     ),
     graph_case(retry_requested, counts={"STEP_UP_FOR_RETRY": 2, "STEP_SUCCESS": 2}),
     graph_case(
         retry_exhausted,
         status="FAILURE",
         counts={"STEP_UP_FOR_RETRY": 3, "STEP_FAILURE": 2, "STEP_SUCCESS": 1},
+        launched=True,
         quick=True,
     ),
     graph_case(
@@ -398,6 +408,13 @@ CASES: tuple[Case, ...] = (
         status="FAILURE",
         config={"execution": {"config": {"retries": {"disabled": {}}}}},
         counts={"STEP_UP_FOR_RETRY": 0, "STEP_FAILURE": 1},
+    ),
+    graph_case(
+        retry_deferred,
+        status="REFUSED",
+        config={"execution": {"config": {"retries": {"deferred": {}}}}},
+        references=("in_process",),
+        why="the suite's defaults for multiprocess take any config, and are refused in other words",
     ),
     graph_case(failure_with_metadata, status="FAILURE", counts={"STEP_FAILURE": 1}),
     graph_case(retry_mapped, counts={"STEP_UP_FOR_RETRY": 3, "STEP_SUCCESS": 5}),
@@ -441,6 +458,7 @@ CASES: tuple[Case, ...] = (
         hooks,
         status="FAILURE",
         counts={"HOOK_COMPLETED": 2, "HOOK_ERRORED": 1, "HOOK_SKIPPED": 3},
+        launched=True,
         quick=True,
     ),
     graph_case(type_checks, status="FAILURE", counts={"STEP_FAILURE": 2}),

@@ -16,11 +16,16 @@ _MAX_CHARS = 600
 
 @dataclass(frozen=True)
 class Mask:
-    """What a case does not compare: parts of events' texts, and run tags."""
+    """What is not compared: events, run tags, and parts of events' texts. docs/dagster.md names
+    each under the number of its exception."""
 
+    exception: int
+    events: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
     # An empty text is no event.
     text: Callable[[str], str] = str
-    tags: frozenset[str] = frozenset()
+    # A line of a compute log that is not compared.
+    line: re.Pattern[str] | None = None
 
 
 def _without_crash(text: str) -> str:
@@ -35,21 +40,39 @@ def _without_abandoned(text: str) -> str:
     return "" if re.match(r"LOG 40 Dependencies for step .* failed: ", text) else text
 
 
-MASKS: dict[str, Mask] = {
-    # Chance decides how long.
-    "retry_delay": Mask(
-        lambda text: re.sub(r'"seconds_to_wait": [\d.]+', '"seconds_to_wait": ANY', text)
+# Of every case.
+ALWAYS: dict[str, Mask] = {
+    # The stock executors differ from each other in them.
+    "process": Mask(
+        3, events=frozenset({"STEP_WORKER_STARTING", "STEP_WORKER_STARTED", "ENGINE_EVENT"})
     ),
+    # New in every run, of whatever executor.
+    "ids": Mask(4, tags=frozenset({"dagster/backfill", "dagster/tick", ".dagster/grpc_info"})),
+}
+# Of every comparison with in_process.
+IN_PROCESS: dict[str, Mask] = {
+    "once_a_run": Mask(
+        3, events=frozenset({"RESOURCE_INIT_STARTED", "RESOURCE_INIT_SUCCESS", "LOGS_CAPTURED"})
+    ),
+}
+# Of the cases that name them.
+MASKS: dict[str, Mask] = {
     # A process that is gone says nothing itself; each executor words what it has seen, and
     # multiprocess ends its run with that exception.
-    "crash": Mask(_without_crash, frozenset({"dagster/failure_reason"})),
+    "crash": Mask(1, tags=frozenset({"dagster/failure_reason"}), text=_without_crash),
     # multiprocess goes through its loop once more when the run is cancelled, and logs that the
     # steps downstream will not run. Nothing else becomes of them.
-    "interrupt": Mask(_without_abandoned),
+    "interrupt": Mask(2, text=_without_abandoned),
     # A run that the daemon has ended: it interrupts the run worker, and writes the run's end itself
     # while that one is still at it. Whether the run worker then finds the run cancelling, and says
     # that it is cancelled, or finds it failed, is a race of Dagster's own in every executor.
-    "ended_by_daemon": Mask(lambda text: "" if text.startswith("PIPELINE_CANCELED ") else text),
+    "ended_by_daemon": Mask(2, events=frozenset({"PIPELINE_CANCELED"})),
+    # Steps are told where they are, and by whom.
+    "own_variables": Mask(5, line=re.compile(r"(out|err)> variable STEPFLEET_\w+\n")),
+    # Chance decides how long.
+    "retry_delay": Mask(
+        4, text=lambda text: re.sub(r'"seconds_to_wait": [\d.]+', '"seconds_to_wait": ANY', text)
+    ),
 }
 
 
@@ -57,27 +80,30 @@ def compare(
     reference: Sequence[Record],
     ours: Sequence[Record],
     *,
-    whole_logs: bool,
+    in_process: bool,
     masks: Iterable[str] = (),
     ordered: bool = False,
 ) -> list[str]:
-    """Compares the runs of a case. `whole_logs`: the reference captures one log for the run."""
+    """Compares the runs of a case. `in_process`: the reference has one process, and one log, for
+    the whole run, and the other has not."""
+    hidden = [
+        *ALWAYS.values(),
+        *(IN_PROCESS.values() if in_process else ()),
+        *(MASKS[name] for name in masks),
+    ]
     if len(reference) != len(ours):
         return [f"number of runs: {len(reference)} expected, {len(ours)} found"]
     found: list[str] = []
     for number, (expected, actual) in enumerate(zip(reference, ours, strict=True), 1):
         prefix = f"run {number}: " if len(ours) > 1 else ""
-        found += [
-            prefix + line
-            for line in _compare_run(expected, actual, whole_logs, [MASKS[m] for m in masks])
-        ]
+        found += [prefix + line for line in _compare_run(expected, actual, in_process, hidden)]
         if ordered and expected.order != actual.order:
             found.append(f"{prefix}order: {expected.order} expected, {actual.order} found")
     return found
 
 
 def _compare_run(
-    expected: Record, actual: Record, whole_logs: bool, masks: Sequence[Mask]
+    expected: Record, actual: Record, in_process: bool, masks: Sequence[Mask]
 ) -> list[str]:
     found: list[str] = []
     if expected.status != actual.status:
@@ -99,7 +125,9 @@ def _compare_run(
             masks,
         )
     return found + (
-        _compare_whole_logs(expected, actual) if whole_logs else _compare_logs(expected, actual)
+        _compare_whole_logs(expected, actual)
+        if in_process
+        else _compare_logs(expected, actual, masks)
     )
 
 
@@ -127,13 +155,13 @@ def _masked(counter: Counter[str], masks: Sequence[Mask]) -> Counter[str]:
     result: Counter[str] = Counter()
     for text, number in counter.items():
         for mask in masks:
-            text = mask.text(text)
+            text = "" if text.split(" ", 1)[0] in mask.events else mask.text(text)
         if text:
             result[text] += number
     return result
 
 
-def _compare_logs(expected: Record, actual: Record) -> list[str]:
+def _compare_logs(expected: Record, actual: Record, masks: Sequence[Mask]) -> list[str]:
     """By step and attempt, line by line: both have a process for each step."""
     found: list[str] = []
     for step in sorted({*expected.logs, *actual.logs}):
@@ -143,12 +171,22 @@ def _compare_logs(expected: Record, actual: Record) -> list[str]:
             continue
         for attempt, (wanted, had) in enumerate(zip(want, have, strict=True)):
             for stream, w, h in zip(("stdout", "stderr"), wanted, had, strict=True):
-                found += _compare_text(f"{stream} of {step}, capture {attempt}", w, h)
+                found += _compare_lines(
+                    f"{stream} of {step}, capture {attempt}", _lines(w, masks), _lines(h, masks)
+                )
     return found
 
 
-def _compare_text(where: str, expected: str, actual: str) -> list[str]:
-    want, have = Counter(expected.splitlines()), Counter(actual.splitlines())
+def _lines(text: str, masks: Sequence[Mask]) -> list[str]:
+    return [
+        line
+        for line in text.splitlines(keepends=True)
+        if not any(mask.line and mask.line.fullmatch(line) for mask in masks)
+    ]
+
+
+def _compare_lines(where: str, expected: list[str], actual: list[str]) -> list[str]:
+    want, have = (Counter(line.rstrip("\n") for line in lines) for lines in (expected, actual))
     if want == have:
         # The order within a stream is the program's.
         return [] if expected == actual else [f"{where}: the same lines in another order"]

@@ -5,6 +5,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from parity_jobs import LOCATIONS
+
 REPOSITORY = "__repository__"
 _ERRORS = "... on PythonError { message stack }"
 _RUN = "... on LaunchRunSuccess { run { runId } }"
@@ -17,7 +19,7 @@ class Refused(Exception):
 class DagsterApi:
     def __init__(self, url: str) -> None:
         self._url = url + "/graphql"
-        (self.location,) = self._locations()
+        self._location_of = self._jobs()
 
     def launch(
         self,
@@ -30,7 +32,7 @@ class DagsterApi:
         step_keys: Sequence[str] | None = None,
         parent_run_id: str | None = None,
     ) -> str:
-        selector: dict[str, Any] = {**self._repository(), "jobName": job}
+        selector: dict[str, Any] = {**self._repository(job), "jobName": job}
         if ops is not None:
             selector["solidSelection"] = list(ops)
         if assets is not None:
@@ -70,7 +72,7 @@ class DagsterApi:
             raise Refused(f"terminate {run_id}: {data}")
 
     def backfill(self, job: str, partitions: Sequence[str], tags: Mapping[str, str]) -> str:
-        repository = self._repository()
+        repository = self._repository(job)
         params = {
             "selector": {
                 "partitionSetName": f"{job}_partition_set",
@@ -105,8 +107,10 @@ class DagsterApi:
         if data["__typename"] not in ("Sensor", "ScheduleStateResult"):
             raise Refused(f"{mutation} {selector}: {data}")
 
-    def _repository(self) -> dict[str, str]:
-        return {"repositoryLocationName": self.location, "repositoryName": REPOSITORY}
+    def _repository(self, job: str = "") -> dict[str, str]:
+        """The job's; without one, that of the sensors and schedules."""
+        location = self._location_of.get(job, LOCATIONS[0])
+        return {"repositoryLocationName": location, "repositoryName": REPOSITORY}
 
     def _run_of(self, mutation: str, argument: str, kind: str, params: Mapping[str, Any]) -> str:
         data = self._ask(
@@ -119,17 +123,25 @@ class DagsterApi:
             raise Refused(json.dumps(data))
         return data["run"]["runId"]
 
-    def _locations(self) -> list[str]:
+    def _jobs(self) -> dict[str, str]:
+        """Of each job, the name of its code location."""
         nodes = self._ask(
             "{ workspaceOrError { ... on Workspace { locationEntries { name"
-            " locationOrLoadError { __typename ... on PythonError { message stack } } } } } }",
+            " locationOrLoadError { __typename ... on PythonError { message stack }"
+            " ... on RepositoryLocation { repositories { jobs { name } } } } } } } }",
             {},
         )["workspaceOrError"]["locationEntries"]
         for node in nodes:
             error = node["locationOrLoadError"]
             if error["__typename"] == "PythonError":
                 raise RuntimeError(f"{node['name']} did not load: {error['message']}")
-        return [node["name"] for node in nodes]
+        return {
+            job["name"]: node["name"]
+            for node in nodes
+            for repository in node["locationOrLoadError"]["repositories"]
+            for job in repository["jobs"]
+            if not job["name"].startswith("__")
+        }
 
     def _ask(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, RunsFilter
@@ -16,18 +17,23 @@ from paritylib.dagster_api import DagsterApi
 from paritylib.faults import frozen_children, held_inserts
 from paritylib.stack import Stack
 
-POLL_SECONDS = 0.1
+# Each look is a new connection to PostgreSQL: more of them would slow what is looked for.
+POLL_SECONDS = 0.3
 # After the end of a run its log must be quiet for so long before it is read.
 QUIET_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Context:
-    """What drives work with."""
+    """What drives work with: the Dagster that launches the variant's runs."""
 
     stack: Stack
     api: DagsterApi
     instance: DagsterInstance
+    # DAGSTER_HOME.
+    home: Path
+    # Of both, by whether it is the stock one.
+    apis: Mapping[bool, DagsterApi]
 
 
 class TookTooLong(Exception):
@@ -141,12 +147,14 @@ def dynamic_partition(context: Context, case: Case, variant: Variant) -> list[st
 
 
 def backfill(context: Context, case: Case, variant: Variant) -> list[str]:
-    """Launches a backfill; the daemon makes its runs."""
+    """Launches a backfill, whose runs the daemon makes, and then a job that needs all of them."""
     partitions = case.options["partitions"]
     backfill_id = context.api.backfill(job_name(case.name, variant), partitions, case.tags)
     runs = _await_runs(context, {"dagster/backfill": backfill_id}, len(partitions), case)
     by_partition = {run.tags["dagster/partition"]: run.run_id for run in runs}
-    return [by_partition[partition] for partition in partitions]
+    last = context.api.launch(job_name(case.options["then"], variant))
+    await_end(context, last, case.timeout_seconds)
+    return [*(by_partition[partition] for partition in partitions), last]
 
 
 def retried_by_daemon(context: Context, case: Case, variant: Variant) -> list[str]:
@@ -166,7 +174,7 @@ def sensed(context: Context, case: Case, variant: Variant) -> list[str]:
 def scheduled(context: Context, case: Case, variant: Variant) -> list[str]:
     """Starts the schedules of all variants, so that one minute has all their ticks."""
     for each in VARIANTS:
-        context.api.start_schedule(f"schedule_{each.token}")
+        context.apis[each.stock].start_schedule(f"schedule_{each.token}")
     tags = {"dagster/schedule_name": f"schedule_{variant.token}"}
     return [run.run_id for run in _await_runs(context, tags, 1, case)]
 
@@ -265,7 +273,7 @@ def held_writer(context: Context, case: Case, variant: Variant) -> list[str]:
         return launch(context, case, variant)
     instance = context.instance
     # SQLAlchemy's URL names the driver, which the driver itself does not take.
-    url = make_url(context.stack.dagster_environment()["DAGSTER_DATABASE_URL"])
+    url = make_url(context.stack.dagster_url)
     dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     with held_inserts(dsn, case.options["held"]) as release:
         run_id = start(context, case, variant)

@@ -4,10 +4,10 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg2
 
+from paritylib.keeper import children
 from paritylib.stack import Stack
 
 # The advisory lock that a held writer waits for.
@@ -66,12 +66,12 @@ def frozen_children(stack: Stack, *, but: int) -> Generator[None, None, None]:
             stopped.append(pid)
 
     try:
-        templates = _children({stack.state["pids"]["worker-1"]})
+        templates = children({stack.state["pids"]["worker-1"]})
         stop(templates)
-        children = _children(set(templates))
-        if but not in children:
+        forked = children(set(templates))
+        if but not in forked:
             raise RuntimeError(f"process {but} is no child of the worker's template")
-        stop([pid for pid in children if pid != but])
+        stop([pid for pid in forked if pid != but])
         yield
     finally:
         for pid in stopped:
@@ -79,16 +79,3 @@ def frozen_children(stack: Stack, *, but: int) -> Generator[None, None, None]:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 pass
-
-
-def _children(parents: set[int]) -> list[int]:
-    processes = (path for path in Path("/proc").iterdir() if path.name.isdigit())
-    return [int(path.name) for path in processes if _parent(path) in parents]
-
-
-def _parent(process: Path) -> int:
-    try:
-        # The name in parentheses may have spaces.
-        return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, ValueError):
-        return 0

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -18,10 +19,12 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 class Normaliser:
-    """Knows the ids of one case's runs, which appear everywhere."""
+    """Knows the ids of one case's runs, and where their Dagster keeps its files."""
 
-    def __init__(self, run_ids: Iterable[str]) -> None:
+    def __init__(self, run_ids: Iterable[str], home: Path | None = None) -> None:
         self._names = {run_id: f"RUN{n or ''}" for n, run_id in enumerate(run_ids)}
+        if home is not None:
+            self._names[str(home)] = "HOME"
 
     def text(self, text: str) -> str:
         for run_id, name in self._names.items():

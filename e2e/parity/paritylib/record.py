@@ -16,34 +16,6 @@ from paritylib.normal import Normaliser
 # In a log above this, a line that comes many times in a row is kept once, with their number.
 MAX_TEXT_BYTES = 1 << 20
 
-# Who runs a step, and where: a matter of the executor, and different between the stock ones too.
-PROCESS_EVENTS = frozenset(
-    {
-        "STEP_WORKER_STARTING",
-        "STEP_WORKER_STARTED",
-        "RESOURCE_INIT_STARTED",
-        "RESOURCE_INIT_SUCCESS",
-        "ENGINE_EVENT",
-        "LOGS_CAPTURED",
-    }
-)
-# Tags that name other runs, or what Dagster keeps there for itself.
-_OTHER_TAGS = frozenset(
-    {
-        "dagster/backfill",
-        "dagster/from_ui",
-        "dagster/run_key",
-        "dagster/schedule_tick",
-        "dagster/scheduled_execution_time",
-        "dagster/tick",
-        "dagster/sensor_name",
-        "dagster/schedule_name",
-        "dagster/will_retry",
-        "dagster/auto_retry_run_id",
-        "dagster/did_retry",
-        "dagster/git_commit_hash",
-    }
-)
 # Marks of other events in an event: ids that are new in every run.
 _POINTER_TAGS = ("dagster/input_event_pointer/", "dagster/data_version_is_user_provided/")
 
@@ -68,6 +40,10 @@ class Record:
     # Steps in the order of their beginnings, and the most that were between begin and end at once.
     order: list[str] = field(default_factory=list[str])
     most_at_once: int = 0
+    # Of each retry: how long it was to wait, and how long it did; None when it did not come.
+    waits: list[tuple[float, float | None]] = field(
+        default_factory=list["tuple[float, float | None]"]
+    )
 
 
 def record(instance: DagsterInstance, run_id: str, normaliser: Normaliser) -> Record:
@@ -76,9 +52,7 @@ def record(instance: DagsterInstance, run_id: str, normaliser: Normaliser) -> Re
     entries = instance.all_logs(run_id)
     result = Record(status=run.status.value)
     result.tags = {
-        key: normaliser.text(value)
-        for key, value in sorted(run.tags.items())
-        if not key.startswith(".dagster/") and key not in _OTHER_TAGS
+        normaliser.text(key): normaliser.text(value) for key, value in sorted(run.tags.items())
     }
     for stats in instance.get_run_step_stats(run_id):
         key = normaliser.text(stats.step_key)
@@ -86,6 +60,7 @@ def record(instance: DagsterInstance, run_id: str, normaliser: Normaliser) -> Re
         result.attempts[key] = stats.attempts or 0
     _take_events(result, entries, normaliser)
     _take_parallelism(result, entries, normaliser)
+    _take_waits(result, entries)
     _take_logs(result, instance, entries, normaliser)
     return result
 
@@ -99,8 +74,6 @@ def _take_events(result: Record, entries: Sequence[EventLogEntry], normaliser: N
             continue
         kind = event.event_type_value
         result.types[kind] += 1
-        if kind in PROCESS_EVENTS:
-            continue
         detail = normaliser.value(_detail(event))
         text = f"{kind} {json.dumps(detail, sort_keys=True, ensure_ascii=False)}"
         _count(result, event.step_key, text, normaliser)
@@ -128,6 +101,21 @@ def _take_parallelism(
             result.order.append(normaliser.text(event.step_key))
         elif kind in ("STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"):
             going.discard(event.step_key)
+
+
+def _take_waits(result: Record, entries: Sequence[EventLogEntry]) -> None:
+    asked: dict[str, tuple[float, float]] = {}
+    for entry in sorted(entries, key=lambda e: e.timestamp):
+        event = entry.dagster_event
+        if event is None or event.step_key is None:
+            continue
+        if event.event_type_value == "STEP_UP_FOR_RETRY":
+            wait = event.step_retry_data.seconds_to_wait or 0.0
+            asked[event.step_key] = (wait, entry.timestamp)
+        elif event.event_type_value == "STEP_RESTARTED" and event.step_key in asked:
+            wait, since = asked.pop(event.step_key)
+            result.waits.append((wait, entry.timestamp - since))
+    result.waits += [(wait, None) for wait, _ in asked.values()]
 
 
 def _take_logs(
@@ -321,6 +309,10 @@ def _expectation(event: DagsterEvent) -> Any:
     }
 
 
+def _captured(event: DagsterEvent) -> Any:
+    return {"steps": sorted(event.logs_captured_data.step_keys or [])}
+
+
 def _specific_error(event: DagsterEvent) -> Any:
     data: Any = event.event_specific_data
     return {"error": _error(data.error)}
@@ -345,6 +337,7 @@ _DETAILS: dict[str, Callable[[DagsterEvent], Any]] = {
     "ASSET_FAILED_TO_MATERIALIZE": _failed_to_materialize,
     "STEP_EXPECTATION_RESULT": _expectation,
     "RESOURCE_INIT_FAILURE": _specific_error,
+    "LOGS_CAPTURED": _captured,
     "HOOK_COMPLETED": _hook,
     "HOOK_SKIPPED": _hook,
     "HOOK_ERRORED": lambda e: {**_hook(e), **_specific_error(e)},

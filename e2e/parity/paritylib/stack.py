@@ -1,4 +1,4 @@
-"""The stack that all variants run on: one `stepfleet dev`, with real Dagster and PostgreSQL."""
+"""The stack that ours runs on: one `stepfleet dev`, with real Dagster and PostgreSQL."""
 
 import contextlib
 import ctypes
@@ -10,8 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from parity_jobs import LOCATIONS
 
 START_TIMEOUT_SECONDS = 240.0
 STOP_TIMEOUT_SECONDS = 40.0
@@ -23,22 +26,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Stack:
     """`stepfleet dev` as a child that dies with this process; its warden ends the rest."""
 
-    def __init__(self, binary: Path, directory: Path, *, project: Path) -> None:
+    def __init__(
+        self, binary: Path, directory: Path, *, project: Path, environ: Mapping[str, str]
+    ) -> None:
         self.directory = directory
-        self.marks = directory / "marks"
-        self.marks.mkdir()
         self._dev = directory / "dev"
         self._output = directory / "dev.out"
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("STEPFLEET_", "DAGSTER_", "AWS_"))
-        }
-        environ |= {
-            "PYTHONPATH": str(project),
-            "PARITY_MARKS": str(self.marks),
-            "PARITY_SECRET": "a secret of the user",
-        }
         parent = os.getpid()
 
         def die_with_parent() -> None:
@@ -50,13 +43,14 @@ class Stack:
             self._process = subprocess.Popen(
                 [
                     *(str(binary), "dev", "--dir", str(self._dev), "--python", sys.executable),
-                    *("-m", "parity_jobs", "--workers", "1", "--max-runs", "12"),
+                    *(part for module in LOCATIONS for part in ("-m", module)),
+                    *("--workers", "1", "--max-runs", "12"),
                     *("--queue", "default:4", "--queue", "narrow:1"),
                     *("--port-dagster", "0", "--port-server", "0"),
                     *("--port-sqs", "0", "--port-postgres", "0"),
                 ],
                 cwd=project,
-                env=environ,
+                env=dict(environ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -77,13 +71,14 @@ class Stack:
         except (FileNotFoundError, ValueError):
             return {}
 
-    def dagster_environment(self) -> dict[str, str]:
-        """What this process needs in order to open Dagster's storage."""
-        state = self.state
-        return {
-            "DAGSTER_HOME": state["dagster_home"],
-            "DAGSTER_DATABASE_URL": Path(state["dagster_dsn_file"]).read_text().strip(),
-        }
+    @property
+    def dagster_home(self) -> Path:
+        return Path(self.state["dagster_home"])
+
+    @property
+    def dagster_url(self) -> str:
+        """Of the database of Dagster's storage."""
+        return Path(self.state["dagster_dsn_file"]).read_text().strip()
 
     def await_tasks(self, run_id: str, state: str, number: int, timeout_seconds: float) -> None:
         """Waits until the ledger has that many of the run's tasks in the state."""
@@ -111,9 +106,9 @@ class Stack:
             self._process.kill()  # its warden ends the rest
             self._process.wait()
 
-    def tails(self) -> str:
+    def tails(self, others: Iterable[Path] = ()) -> str:
         """The ends of all logs, for a failure that the runs themselves do not explain."""
-        paths = [*sorted((self._dev / "logs").glob("*.log")), self._output]
+        paths = [*sorted((self._dev / "logs").glob("*.log")), self._output, *others]
         return "\n".join(
             f"--- {path.name}\n"
             + "\n".join(path.read_text(errors="replace").splitlines()[-_TAIL_LINES:])

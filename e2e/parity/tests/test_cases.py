@@ -1,6 +1,6 @@
 """What holds for all cases."""
 
-from parity_jobs import CASES, defs
+from parity_jobs import CASES, catalogue, defs
 from parity_jobs.case import VARIANTS, job_name
 from paritylib.compare import MASKS
 from paritylib.drives import DRIVES
@@ -9,7 +9,11 @@ ALL = [case for cases in CASES.values() for case in cases]
 
 
 def test_every_case_can_be_run() -> None:
-    jobs = {job.name for job in defs.get_repository_def().get_all_jobs()}
+    jobs = {
+        job.name
+        for location in (defs, catalogue.defs)
+        for job in location.get_repository_def().get_all_jobs()
+    }
     for case in ALL:
         assert case.drive in DRIVES, case.name
         assert set(case.masks) <= set(MASKS), case.name

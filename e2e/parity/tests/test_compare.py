@@ -38,13 +38,13 @@ def example() -> Record:
 def differences(change: Callable[[Record], None], **kwargs: object) -> list[str]:
     changed = example()
     change(changed)
-    settings: dict[str, object] = {"whole_logs": False, **kwargs}
+    settings: dict[str, object] = {"in_process": False, **kwargs}
     return compare([example()], [changed], **settings)  # type: ignore[arg-type]
 
 
 def test_equal_runs_have_no_difference() -> None:
-    assert compare([example()], [copy.deepcopy(example())], whole_logs=False) == []
-    assert compare([example()], [copy.deepcopy(example())], whole_logs=True, ordered=True) == []
+    assert compare([example()], [copy.deepcopy(example())], in_process=False) == []
+    assert compare([example()], [copy.deepcopy(example())], in_process=True, ordered=True) == []
 
 
 def fail_run(record: Record) -> None:
@@ -145,19 +145,19 @@ def test_a_seeded_difference_is_told(change: Callable[[Record], None], words: st
 
 
 @pytest.mark.parametrize("change", [lose_line, lose_error_line])
-def test_whole_logs_miss_no_line(change: Callable[[Record], None]) -> None:
-    assert len(differences(change, whole_logs=True)) == 1
+def test_in_process_miss_no_line(change: Callable[[Record], None]) -> None:
+    assert len(differences(change, in_process=True)) == 1
 
 
-def test_whole_logs_may_come_in_any_order_and_place() -> None:
-    assert differences(swap_captures, whole_logs=True) == []
+def test_in_process_may_come_in_any_order_and_place() -> None:
+    assert differences(swap_captures, in_process=True) == []
 
 
 def test_dagsters_console_lines_are_not_the_users() -> None:
     def add(record: Record) -> None:
         record.logs["one"][0] = ("out> a\nout> b\n", "err> a\nTIME - dagster - DEBUG - x\n")
 
-    assert differences(add, whole_logs=True) == []
+    assert differences(add, in_process=True) == []
     assert differences(add) != []
 
 
@@ -184,7 +184,7 @@ def test_only_the_framework_may_word_a_crash_differently() -> None:
 
     def told(source: str) -> list[str]:
         return compare(
-            [crashed("A", source)], [crashed("B", source)], whole_logs=False, masks=["crash"]
+            [crashed("A", source)], [crashed("B", source)], in_process=False, masks=["crash"]
         )
 
     assert told("FRAMEWORK_ERROR") == []
@@ -213,9 +213,48 @@ def test_a_run_that_the_daemon_ends_need_not_say_that_it_is_cancelled() -> None:
     assert differences(fail_run, masks=["ended_by_daemon"]) != []
 
 
+def test_only_our_own_variables_are_hidden() -> None:
+    def see(name: str) -> Callable[[Record], None]:
+        def change(record: Record) -> None:
+            record.logs["two"] = [(f"out> variable {name}\n", "")]
+
+        return change
+
+    assert differences(see("STEPFLEET_URL"), masks=["own_variables"]) == []
+    assert differences(see("STEPFLEET_URL")) != []
+    assert differences(see("PYTHONUNBUFFERED"), masks=["own_variables"]) != []
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden", "hidden_in_process"),
+    [
+        ("STEP_WORKER_STARTED", True, True),
+        ("ENGINE_EVENT", True, True),
+        ("LOGS_CAPTURED", False, True),
+        ("RESOURCE_INIT_SUCCESS", False, True),
+        ("RESOURCE_INIT_FAILURE", False, False),
+        ("STEP_START", False, False),
+    ],
+)
+def test_events_of_processes(kind: str, hidden: bool, hidden_in_process: bool) -> None:
+    def add(record: Record) -> None:
+        record.events["one"][kind + " {}"] = 1
+
+    assert (differences(add) == []) == hidden
+    assert (differences(add, in_process=True) == []) == hidden_in_process
+
+
+def test_ids_of_ticks_and_backfills_are_hidden_and_no_other_tag() -> None:
+    def tag(name: str) -> Callable[[Record], None]:
+        return lambda record: record.tags.update({name: "1"})
+
+    assert differences(tag("dagster/tick")) == []
+    assert differences(tag("dagster/run_key")) != []
+
+
 def test_a_run_that_is_missing_is_told() -> None:
     two = [example(), example()]
-    assert compare(two, two[:1], whole_logs=False) == ["number of runs: 2 expected, 1 found"]
+    assert compare(two, two[:1], in_process=False) == ["number of runs: 2 expected, 1 found"]
 
 
 def test_many_differences_are_cut() -> None:

@@ -1,6 +1,7 @@
 """What is taken from Dagster's storage, on runs that Dagster has made in this process."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from dagster import (
@@ -18,7 +19,7 @@ from paritylib.normal import Normaliser
 from paritylib.record import Record, record
 
 
-@op(retry_policy=RetryPolicy(max_retries=1))
+@op(retry_policy=RetryPolicy(max_retries=1, delay=0.1))
 def twice(context: OpExecutionContext) -> Iterator[object]:
     print(f"out> attempt {context.retry_number}")
     if context.retry_number == 0:
@@ -48,8 +49,10 @@ def test_status_states_and_attempts(found: Record) -> None:
     assert found.status == "SUCCESS"
     assert found.states == {"twice": "SUCCESS", "last": "SUCCESS"}
     assert found.attempts == {"twice": 2, "last": 1}
-    assert found.tags == {"team": "x"}
+    assert found.tags["team"] == "x"
     assert found.order == ["twice", "twice", "last"]
+    ((asked, waited),) = found.waits
+    assert asked == 0.1 <= (waited or 0.0)
 
 
 def test_events_by_step(found: Record) -> None:
@@ -66,6 +69,11 @@ def test_events_by_step(found: Record) -> None:
     (told,) = [t for t in found.events["twice"] if t.startswith("ASSET_MATERIALIZATION")]
     assert '"partition": "p"' in told
     assert '"rows"' in told
+
+
+def test_where_dagster_keeps_its_files_is_no_difference() -> None:
+    normal = Normaliser([], Path("/tmp/one")).text("Writing /tmp/one/storage/a")
+    assert normal == "Writing HOME/storage/a"
 
 
 def test_no_id_or_time_is_left() -> None:
