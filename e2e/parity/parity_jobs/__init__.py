@@ -18,8 +18,8 @@ _THEMES = {
 LOCATIONS = ("parity_jobs", "parity_jobs.catalogue")
 
 CASES: dict[str, tuple[Case, ...]] = {
-    **{name: module.CASES for name, module in _THEMES.items()},
     "catalogue": catalogue.CASES,
+    **{name: module.CASES for name, module in _THEMES.items()},
 }
 
 defs = Definitions.merge(*(module.definitions() for module in _THEMES.values()))

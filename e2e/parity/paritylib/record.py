@@ -16,8 +16,8 @@ from paritylib.normal import Normaliser
 # In a log above this, a line that comes many times in a row is kept once, with their number.
 MAX_TEXT_BYTES = 1 << 20
 
-# Marks of other events in an event: ids that are new in every run.
-_POINTER_TAGS = ("dagster/input_event_pointer/", "dagster/data_version_is_user_provided/")
+# Of an asset's inputs: the id of the event that has made it.
+_POINTER_TAG = "dagster/input_event_pointer/"
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -170,8 +170,8 @@ def _tags(tags: Any) -> dict[str, str]:
     of_run = _RUN_ID.fullmatch((tags or {}).get("dagster/code_version", "")) is not None
     result: dict[str, str] = {}
     for key, value in (tags or {}).items():
-        if key.startswith(_POINTER_TAGS):
-            continue
+        if key.startswith(_POINTER_TAG) and value.isdigit():
+            value = "ID"
         hashed = key.startswith("dagster/input_data_version/") or (
             key == "dagster/data_version" and of_run
         )
