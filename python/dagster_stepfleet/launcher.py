@@ -212,7 +212,8 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     # Termination.
 
     def terminate(self, run_id: str) -> bool:
-        """Cancels the run worker. When there is none that could end the run, ends it here."""
+        """Cancels the run worker. When there is none that could end the run, ends it here. One that
+        is cancelled and cannot end it either is the server's business: nobody waits here for it."""
         instance = self._instance
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
