@@ -500,13 +500,19 @@ func launchProgram(t *testing.T, dir, out string, env []string, args ...string) 
 // launchCommand is launchProgram for any program.
 func launchCommand(t *testing.T, dir, out string, env []string, name string, args ...string) *program {
 	t.Helper()
+	return launchWith(t, dir, out, cleanEnv(env...), name, args...)
+}
+
+// launchWith is launchCommand with the whole environment.
+func launchWith(t *testing.T, dir, out string, environ []string, name string, args ...string) *program {
+	t.Helper()
 	file, err := os.Create(out)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
 	p := &program{cmd: exec.Command(name, args...), out: out, gone: make(chan struct{})}
-	p.cmd.Env, p.cmd.Dir = cleanEnv(env...), dir
+	p.cmd.Env, p.cmd.Dir = environ, dir
 	p.cmd.Stdout, p.cmd.Stderr = file, file
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error, 1)

@@ -237,13 +237,19 @@ type s3 struct{ url string }
 
 func startS3(t *testing.T, dir string) s3 {
 	t.Helper()
+	return s3{url: startMoto(t, dir, "-m", "moto.server")}
+}
+
+// startMoto starts an AWS in memory, by the interpreter's arguments, and returns its URL.
+func startMoto(t *testing.T, dir string, program ...string) string {
+	t.Helper()
 	port := freePort(t)
-	p := launchCommand(t, dir, filepath.Join(dir, "s3.out"), nil,
-		python, "-m", "moto.server", "-H", "127.0.0.1", "-p", strconv.Itoa(port))
+	p := launchCommand(t, dir, filepath.Join(dir, "moto.out"), nil,
+		python, slices.Concat(program, []string{"-H", "127.0.0.1", "-p", strconv.Itoa(port)})...)
 	stopAtEnd(t, p)
 	url := fmt.Sprintf("http://127.0.0.1:%d", port)
 	awaitAnswer(t, p, url+"/moto-api/")
-	return s3{url: url}
+	return url
 }
 
 func (s s3) createBucket(t *testing.T, name string) {
