@@ -218,7 +218,8 @@ CASES: tuple[Case, ...] = (
         counts={"STEP_SUCCESS": 502},
         references=("in_process",),
         why="multiprocess takes minutes for 500 processes; the smaller cases have it",
-        timeout_seconds=400,
+        # In process, each event is a connection of its own to PostgreSQL.
+        timeout_seconds=600,
     ),
     graph_case(
         dynamic_long_keys,
