@@ -159,7 +159,9 @@ def _own_verdicts(ours: Cell | None) -> list[Verdict]:
 def phase_table(measured: Sequence[Cell]) -> str:
     """Medians of the phases of a chain's step under stepfleet; nothing where there are none."""
     cell = next((c for c in measured if (c.job, c.mode) == (CHAIN, OURS) and not c.void), None)
-    counted = [s.phases for s in cell.samples if s.rep > 0 and s.phases] if cell else []
+    counted = (
+        [s.phases for s in cell.samples if s.rep > 0 and any(s.phases.values())] if cell else []
+    )
     if not counted:
         return ""
     rows = [["phase of a step of the chain", "whose", "p50 ms", "p99 ms"]]

@@ -301,6 +301,8 @@ def test_our_own_part_is_what_is_not_dagsters() -> None:
     table = report.phase_table(report.cells(ours))
     assert "notify  " in table and "500.0" in table
     assert report.phase_table(report.cells([sample("stepfleet", 1, 1.0)])) == ""
+    untimed = replace(sample("stepfleet", 1, 1.0), phases={name: [] for name in steps})
+    assert report.phase_table(report.cells([untimed])) == ""
 
 
 def test_what_a_run_must_judge_is_known_when_it_was_not_measured() -> None:
