@@ -321,7 +321,6 @@ CASES: tuple[Case, ...] = (
         keys("one", "two", "three", "after_two"),
         options={"assets": [["three"], ["one"]]},
         counts={"ASSET_MATERIALIZATION": 2, "STEP_SUCCESS": 1},
-        quick=True,
     ),
     asset_case(
         "checks",

@@ -230,7 +230,7 @@ _LIMIT = {
 CASES: tuple[Case, ...] = (
     graph_case(pools, drive="in_pool", options={"pool": POOL, "slots": 1}, at_most=1),
     graph_case(concurrency_key, drive="in_pool", options={"pool": KEY, "slots": 2}, at_most=2),
-    graph_case(max_concurrent, config_of=at_once(2), at_most=2, quick=True),
+    graph_case(max_concurrent, config_of=at_once(2), at_most=2),
     graph_case(
         tag_concurrency_limits,
         config_of={"multiprocess": _LIMIT, "stepfleet": _LIMIT},

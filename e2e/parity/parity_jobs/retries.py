@@ -418,7 +418,7 @@ CASES: tuple[Case, ...] = (
     ),
     graph_case(failure_with_metadata, status="FAILURE", counts={"STEP_FAILURE": 1}),
     graph_case(retry_mapped, counts={"STEP_UP_FOR_RETRY": 3, "STEP_SUCCESS": 5}),
-    graph_case(retry_emitter, counts={"STEP_UP_FOR_RETRY": 1, "STEP_SUCCESS": 6}, quick=True),
+    graph_case(retry_emitter, counts={"STEP_UP_FOR_RETRY": 1, "STEP_SUCCESS": 6}),
     graph_case(
         resource_fails,
         job={"resource_defs": {"thing": broken}},
