@@ -155,6 +155,31 @@ def uses_multiprocessing(number: int) -> None:
         say(f"pool: {pool.map(abs, [-1, -2])}")
 
 
+@op
+def reports_from_forks(context: OpExecutionContext) -> None:
+    """Processes of its own that log and report at the same time."""
+    import multiprocessing
+
+    def work(number: int) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the lines would come in any order
+        for n in range(10):
+            context.log.info(f"process {number} says {n}")
+        context.log_event(AssetMaterialization(f"forked_{number}", metadata={"number": number}))
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=work, args=(number,)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    say(f"the processes exited with {[process.exitcode for process in processes]}")
+
+
+@graph
+def forks_that_report():
+    reports_from_forks()
+
+
 @graph
 def forks_and_threads():
     uses_multiprocessing(threads(forks()))
@@ -444,6 +469,7 @@ CASES: tuple[Case, ...] = (
         counts={"STEP_EXPECTATION_RESULT": 2, "ASSET_MATERIALIZATION": 2, "STEP_SUCCESS": 3},
     ),
     graph_case(forks_and_threads, counts={"STEP_SUCCESS": 3}),
+    graph_case(forks_that_report, counts={"STEP_SUCCESS": 1, "ASSET_MATERIALIZATION": 4}),
     graph_case(
         close_stdout,
         references=("multiprocess",),
