@@ -338,8 +338,10 @@ CASES: tuple[Case, ...] = (
     asset_case(
         "after_observable_source",
         keys("from_outside"),
-        counts={"ASSET_MATERIALIZATION": 1},
-        prints=("out> from outside",),
+        drive="after_another",
+        options={"first": "observable_source"},
+        counts={"ASSET_OBSERVATION": 1, "ASSET_MATERIALIZATION": 1},
+        prints=("out> looked outside", "out> from outside"),
     ),
     asset_case(
         "backfill",

@@ -131,6 +131,13 @@ def reexecute_steps(context: Context, case: Case, variant: Variant) -> list[str]
     return [first, second]
 
 
+def after_another(context: Context, case: Case, variant: Variant) -> list[str]:
+    """Launches the job of another case, and then its own: cases run at once."""
+    first = context.api.launch(job_name(case.options["first"], variant))
+    await_end(context, first, case.timeout_seconds)
+    return [first, *launch(context, case, variant)]
+
+
 def in_pool(context: Context, case: Case, variant: Variant) -> list[str]:
     """Gives the case's pool its slots, then launches."""
     context.instance.event_log_storage.set_concurrency_slots(
@@ -297,6 +304,7 @@ DRIVES: dict[str, Callable[[Context, Case, Variant], list[str]]] = {
     "launch": launch,
     "reexecute_from_failure": reexecute_from_failure,
     "reexecute_steps": reexecute_steps,
+    "after_another": after_another,
     "in_pool": in_pool,
     "dynamic_partition": dynamic_partition,
     "backfill": backfill,
