@@ -263,23 +263,11 @@ def verdict(counted: Sequence[Sample]) -> report.Verdict:
 
 def page(about: dict[str, Any], tables: Sequence[str]) -> str:
     """The result as a page, with the versions and settings that it was measured with."""
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    load = f"load before {about['load_before'][0]:.2f}, after {about['load_after'][0]:.2f}"
-    fsync = about["fsync_us"]["data_directory"]
-    facts = [
-        f"{versions}; Linux {about['kernel']}",
-        f"{about['cpu_count']} CPUs; {load}; fsync of 8 KiB: {fsync} us",
-        *about["notes"],
-    ]
-    changed = " with changes" if about["dirty"] else ""
     parts = [
         "# The start of a run: from RUN_STARTING to RUN_START",
-        "Written by `bench/run_start.py`; every sample is in the JSON file beside it."
-        f" Begun {about['begun_at']}, commit {about['commit'][:10]}{changed}. Medians.",
+        report.written_by("bench/run_start.py", about),
         *(f"```\n{text}\n```" for text in tables),
-        "## Measured with",
-        "\n".join(f"- {fact}" for fact in facts),
-        "```json\n" + json.dumps(about["settings"], indent=1) + "\n```",
+        *report.measured_with(about),
     ]
     return "\n\n".join(parts) + "\n"
 

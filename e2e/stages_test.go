@@ -341,6 +341,19 @@ func keptTheDelay(t *testing.T, r *stagedRun) {
 
 // --- before anything has begun, and cancels -------------------------------------------------------
 
+// launchHeld launches a run and returns when its run worker is about to write the engine event.
+func (s *stack) launchHeld(t *testing.T, job, says string) (run string, held *heldWrites) {
+	t.Helper()
+	held = s.holdWrites(t)
+	thaw := s.freezeWorkers(t) // it must not get there before it is held
+	run = s.dagster.launch(t, job, config{})
+	held.add(t, run, "ENGINE_EVENT", says)
+	s.awaitRunWorker(t, run, 0, stepfleet.StateQueued)
+	thaw()
+	held.await(t)
+	return run, held
+}
+
 // The task of the run worker has an owner, whose process is killed before its start is recorded.
 func TestARunWorkerThatIsKilledBeforeItsStartIsStartedElsewhere(t *testing.T) {
 	s := shared(t)
@@ -362,13 +375,7 @@ func TestARunWorkerThatIsKilledBeforeItsStartIsStartedElsewhere(t *testing.T) {
 // It has started, and is about to write its first event. Dagster resumes no run that is STARTING.
 func TestARunWorkerThatIsKilledBeforeItsFirstEventIsStartedAnew(t *testing.T) {
 	s := shared(t)
-	held := s.holdWrites(t)
-	thaw := s.freezeWorkers(t)
-	run := s.dagster.launch(t, "chain", config{})
-	held.add(t, run, "ENGINE_EVENT", "Started process for run")
-	s.awaitRunWorker(t, run, 0, stepfleet.StateQueued)
-	thaw()
-	held.await(t)
+	run, held := s.launchHeld(t, "chain", "Started process for run")
 	s.awaitRunWorker(t, run, 0, stepfleet.StateRunning)
 	for _, p := range s.idleProcesses(t) { // and the run worker, which has told nobody its number
 		_ = syscall.Kill(p.pid, syscall.SIGKILL)
@@ -385,13 +392,7 @@ func TestARunWorkerThatIsKilledBeforeItsFirstEventIsStartedAnew(t *testing.T) {
 
 func TestARunIsCanceledWhileItsStepsAreLeased(t *testing.T) {
 	s := shared(t)
-	held := s.holdWrites(t)
-	thaw := s.freezeWorkers(t)
-	run := s.dagster.launch(t, "three", config{})
-	held.add(t, run, "ENGINE_EVENT", "Starting execution with step handler")
-	s.awaitRunWorker(t, run, 0, stepfleet.StateQueued)
-	thaw()
-	held.await(t)
+	run, held := s.launchHeld(t, "three", "Starting execution with step handler")
 	worker := s.runWorker(t, run)
 	stopped := slices.DeleteFunc(s.idleProcesses(t), func(p process) bool { return p.pid == worker.pid })
 	goOn := stopAll(t, append(stopped, s.templates(t)...)) // a template would fork others

@@ -148,8 +148,7 @@ def _own_verdicts(ours: Cell | None) -> list[Verdict]:
     judged: list[Verdict] = []
     if own and len(own) >= TIMED_SHARE * sum(s.steps for s in counted):
         judged.append(Verdict(OWN_P50, statistics.median(own), 15.0, 8.0))
-        p99 = own[min(len(own) - 1, int(0.99 * len(own)))]
-        judged.append(Verdict(OWN_P99, p99, 50.0, 25.0))
+        judged.append(Verdict(OWN_P99, p99(own), 50.0, 25.0))
     shares = [s.idle_memory_share for s in counted if s.idle_memory_share is not None]
     if counted and len(shares) == len(counted):
         judged.append(Verdict(IDLE_MEMORY, statistics.median(shares), 0.25, 0.12))
@@ -167,9 +166,8 @@ def phase_table(measured: Sequence[Cell]) -> str:
     rows = [["phase of a step of the chain", "whose", "p50 ms", "p99 ms"]]
     for name, _, _ in phases.PHASES:
         values = sorted(1000 * seconds for sample in counted for seconds in sample[name])
-        p99 = values[min(len(values) - 1, int(0.99 * len(values)))]
         whose = "stepfleet" if name in phases.OURS else "Dagster"
-        rows.append([name, whose, f"{statistics.median(values):.1f}", f"{p99:.1f}"])
+        rows.append([name, whose, f"{statistics.median(values):.1f}", f"{p99(values):.1f}"])
     return align(rows, left=2)
 
 
@@ -232,18 +230,46 @@ def align(rows: Sequence[Sequence[str]], left: int) -> str:
     return "\n".join(lines)
 
 
+def p99(ordered: Sequence[float]) -> float:
+    """Of figures in ascending order."""
+    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+
+
+def written_by(script: str, meta: dict[str, Any]) -> str:
+    """The sentence below a page's title."""
+    changed = " with changes" if meta["dirty"] else ""
+    return (
+        f"Written by `{script}`; every sample is in the JSON file beside it."
+        f" Begun {meta['begun_at']}, commit {meta['commit'][:10]}{changed}. Medians."
+    )
+
+
+def measured_with(meta: dict[str, Any]) -> list[str]:
+    """A page's last section: versions, the machine as far as it was looked at, notes, settings."""
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
+    load = f"load before {meta['load_before'][0]:.2f}, after {meta['load_after'][0]:.2f}"
+    probe = ", ".join(f"{where} {us} us" for where, us in meta["fsync_us"].items())
+    model = f" ({meta['cpu_model']})" if "cpu_model" in meta else ""
+    account = f"; CPU from {meta['cpu_account']}" if "cpu_account" in meta else ""
+    facts = [
+        f"{versions}; Linux {meta['kernel']}",
+        f"{meta['cpu_count']} CPUs{model}; {load}; fsync of 8 KiB: {probe}{account}",
+        *meta["notes"],
+    ]
+    return [
+        "## Measured with",
+        "\n".join(f"- {fact}" for fact in facts),
+        "```json\n" + json.dumps(meta["settings"], indent=1) + "\n```",
+    ]
+
+
 def page(meta: dict[str, Any], measured: Sequence[Cell], picture: str) -> str:
     """The result as a page: tables, and the versions and settings that they were measured with."""
     rows = _rows(measured)
     void = [row for row in rows if len(row) < len(rows[0])]
-    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
-    probe = ", ".join(f"{where} {us} us" for where, us in meta["fsync_us"].items())
-    load = f"load before {meta['load_before'][0]:.2f}, after {meta['load_after'][0]:.2f}"
     parts = [
         "# No-op steps on Dagster: what the execution of a step costs",
-        f"Written by `bench/dagster_bench.py`; every sample is in the JSON file beside it."
-        f" Begun {meta['begun_at']}, commit {meta['commit'][:10]}"
-        f"{' with changes' if meta['dirty'] else ''}. Medians.",
+        written_by("bench/dagster_bench.py", meta),
         f"![bars of the table]({picture})",
         _markdown([row for row in rows if row not in void]),
         *(f"{row[0]} {row[1]}: {row[2]}" for row in void),
@@ -255,17 +281,7 @@ def page(meta: dict[str, Any], measured: Sequence[Cell], picture: str) -> str:
     table_of_phases = phase_table(measured)
     if table_of_phases:
         parts += ["## Phases", f"```\n{table_of_phases}\n```"]
-    facts = [
-        f"{versions}; Linux {meta['kernel']}",
-        f"{meta['cpu_count']} CPUs ({meta['cpu_model']}); {load}; fsync of 8 KiB: {probe};"
-        f" CPU from {meta['cpu_account']}",
-        *meta["notes"],
-    ]
-    parts += [
-        "## Measured with",
-        "\n".join(f"- {fact}" for fact in facts),
-        "```json\n" + json.dumps(meta["settings"], indent=1) + "\n```",
-    ]
+    parts += measured_with(meta)
     return "\n\n".join(parts) + "\n"
 
 

@@ -39,14 +39,8 @@ func (s *Server) concludeCancels(ctx context.Context) error {
 			pause(ctx, cancelingSoon)
 		}
 		busy, err := s.concludeOnce(ctx, bereft)
-		switch {
-		case ctx.Err() != nil:
-		case err != nil && !failed:
-			s.log.Warn("end runs that were cancelled in Dagster; it is tried again", "err", err)
-		case err == nil && failed:
-			s.log.Info("runs that were cancelled in Dagster are ended again")
-		}
-		failed = err != nil
+		failed = s.tellOutage(ctx, failed, err,
+			"end runs that were cancelled in Dagster; it is tried again", "runs that were cancelled in Dagster are ended again")
 		if every = cancelingEvery; busy && !failed {
 			every = cancelingSoon
 		}

@@ -23,16 +23,22 @@ func (s *Server) reconcile(ctx context.Context) error {
 	failed := false
 	for pause(ctx, reconcileEvery) {
 		err := s.reconcileOnce(ctx)
-		switch {
-		case ctx.Err() != nil:
-		case err != nil && !failed:
-			s.log.Warn("compare open runs with Dagster", "err", err)
-		case err == nil && failed:
-			s.log.Info("open runs are compared with Dagster again")
-		}
-		failed = err != nil
+		failed = s.tellOutage(ctx, failed, err, "compare open runs with Dagster", "open runs are compared with Dagster again")
 	}
 	return ctx.Err()
+}
+
+// tellOutage logs the first of several failures and the success that ends them, and says whether
+// this try has failed.
+func (s *Server) tellOutage(ctx context.Context, failedBefore bool, err error, what, again string) (failed bool) {
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && !failedBefore:
+		s.log.Warn(what, "err", err)
+	case err == nil && failedBefore:
+		s.log.Info(again)
+	}
+	return err != nil
 }
 
 func (s *Server) reconcileOnce(ctx context.Context) error {

@@ -306,8 +306,7 @@ class _Writer:
 
     def flush(self) -> None:
         """Writes what waits for a next event."""
-        if self._waiting:
-            self._write()
+        self._write()
 
     def _write(self, *last: tuple[Any, ...]) -> None:
         """Writes what waits and the last row, in this order."""
@@ -322,7 +321,7 @@ class _Writer:
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
         if not rows:
-            return  # another thread was faster
+            return
         statement = _INSERT + ", ".join([_ROW] * len(rows))
         values = tuple(value for row in rows for value in row)
         with self._storage._connect() as connection:
