@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/awsjson"
 	"github.com/stepfleet/stepfleet/localaws/clock"
 	"github.com/stepfleet/stepfleet/localaws/fault"
+	"github.com/stepfleet/stepfleet/localaws/journal"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
 )
 
@@ -52,8 +54,17 @@ type Options struct {
 	Faults *fault.Set
 	// Hosts are names, besides loopback ones, that a Host header may have.
 	Hosts []string
+	// Mode is how much of what AWS permits itself is done; empty is sqs.Faithful.
+	Mode sqs.Mode
+	// QueueURL is how SQS makes queue URLs; empty is sqs.PathURL.
+	QueueURL sqs.URLTemplate
 	// SQSMaxInFlight lowers the limit of messages in flight; 0 is AWS's.
 	SQSMaxInFlight int
+	// Dir is where state is kept that shall outlive the process; empty keeps all in memory. Only
+	// Open looks at it.
+	Dir string
+	// Sync is when what is kept in Dir is forced to the disk; empty is journal.SyncInterval.
+	Sync journal.Sync
 }
 
 // AWS is the services behind one endpoint.
@@ -70,18 +81,48 @@ type AWS struct {
 	byName   map[string]*api.Service // by the name in a credential scope
 	byTarget map[string]*api.Service // by X-Amz-Target
 	guarded  http.Handler
+	sqs      *sqs.Service
 }
 
-// New returns an AWS that holds nothing.
+// New returns an AWS that holds nothing, and keeps what it will hold in memory.
 func New(o Options) *AWS {
+	o.Dir = ""
+	a, err := Open(o)
+	if err != nil {
+		panic(err) // without a directory there is nothing that could fail
+	}
+	return a
+}
+
+// Open returns an AWS with what Options.Dir holds. Close it, so that the directory is free again.
+func Open(o Options) (*AWS, error) {
 	o = o.withDefaults()
 	a := &AWS{
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{},
 	}
-	a.add(sqs.New(sqs.Options{Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight}).API())
+	queues, err := sqs.New(sqs.Options{
+		Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight, Mode: o.Mode, QueueURL: o.QueueURL,
+		Dir: o.dir("sqs"), Sync: o.Sync,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.sqs = queues
+	a.add(queues.API())
 	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
-	return a
+	return a, nil
+}
+
+// Close writes what is not yet on the disk and frees the directory. No call may be under way.
+func (a *AWS) Close() error { return a.sqs.Close() }
+
+// dir returns where a service keeps its state, or nothing.
+func (o Options) dir(service string) string {
+	if o.Dir == "" {
+		return ""
+	}
+	return filepath.Join(o.Dir, service)
 }
 
 func (o Options) withDefaults() Options {

@@ -90,7 +90,7 @@ func TestWhatIsNotEmulatedSaysSo(t *testing.T) {
 		status              int
 		body                string
 	}{
-		{"AmazonSQS.StartMessageMoveTask", "application/x-amz-json-1.0", 400, "com.amazon.coral.service#UnknownOperationException"},
+		{"AmazonSQS.StartEverything", "application/x-amz-json-1.0", 400, "com.amazon.coral.service#UnknownOperationException"},
 		{"DynamoDB_20120810.ListTables", "application/x-amz-json-1.0", 400, "com.amazon.coral.service#UnknownOperationException"},
 		{"", "application/x-www-form-urlencoded", 400, "<Code>InvalidAction</Code>"},
 		{"", "text/plain", 404, "<UnknownOperationException/>"},

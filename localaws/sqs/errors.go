@@ -26,6 +26,7 @@ var (
 		Message: "Too many messages in flight: delete messages or wait for their visibility timeout.",
 	}
 	errThrottled      = &api.Error{Type: "RequestThrottled", Status: http.StatusForbidden, Message: "Request is throttled."}
+	errNotFound       = &api.Error{Type: "ResourceNotFoundException", Status: http.StatusNotFound}
 	errUnsupported    = &api.Error{Type: "UnsupportedOperation", Code: legacy + "UnsupportedOperation", Status: http.StatusBadRequest}
 	errInvalidAddress = &api.Error{Type: "InvalidAddress", Status: http.StatusNotFound}
 	errBadHandle      = &api.Error{Type: "ReceiptHandleIsInvalid", Status: http.StatusNotFound}
