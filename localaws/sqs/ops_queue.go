@@ -202,7 +202,9 @@ func (s *Service) deleteQueue(ctx context.Context, in *queueInput) (*api.Empty, 
 	if err != nil {
 		return nil, err
 	}
-	s.queues.remove(q, s.clock.Now())
+	now := s.clock.Now()
+	s.queues.remove(q, now)
+	s.journal.logDeleted(q.key, now)
 	if q.close() {
 		s.moves.drop(q)
 	}

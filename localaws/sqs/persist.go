@@ -152,6 +152,14 @@ func (q *queue) log(r record) {
 	q.written = q.service.journal.append(r)
 }
 
+// logDeleted records that a name stays taken; the record of the queue's end, which is waited for,
+// comes after it.
+func (k *keeper) logDeleted(name queueKey, at time.Time) {
+	if k != nil {
+		k.append(record{Deleted: []deletedName{{name.region, name.account, name.name, at}}})
+	}
+}
+
 func (q *queue) logPut(m *message, d *dedupRecord) {
 	if q.service.journal != nil {
 		q.log(record{Put: putOf(m), Dedup: d})

@@ -52,11 +52,11 @@ type queue struct {
 	visible  int
 	inFlight int // how many of hidden were received
 
-	sends    memory[accepted] // by deduplication key
-	attempts memory[attempt]  // by ReceiveRequestAttemptId
+	sends    memory[accepted]    // by deduplication key
+	attempts memory[attempt]     // by ReceiveRequestAttemptId
 	outbox   []departure         // what leaves for another queue when the mutex is free
 	leaving  map[uint64]*message // what left and has not arrived, by its number here
-	written  ticket           // of the last record in the journal
+	written  ticket              // of the last record in the journal
 	counted  counters
 	lagging  lagging
 

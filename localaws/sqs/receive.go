@@ -147,9 +147,12 @@ func (q *queue) pick(now time.Time, n int) []*message {
 		n = q.service.mischief.fewer(n)
 	}
 	picked := make([]*message, 0, min(n, q.visible))
+	var l *lane
 	for len(picked) < n {
-		l := q.open.first()
-		if l == nil || q.fifo && l.ready.head.seq > q.horizon.seq {
+		if l == nil || !q.fifo || l.ready.n == 0 {
+			l = q.open.first()
+		}
+		if l == nil || q.fifo && q.horizon != nil && l.ready.head.seq > q.horizon.seq {
 			break
 		}
 		q.service.mischief.shuffle(l)

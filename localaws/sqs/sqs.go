@@ -158,9 +158,9 @@ func (s *Service) Reset() {
 
 // QueueStats is what a queue holds, and what ever passed it.
 type QueueStats struct {
-	Region, Account, Name                                  string
-	Visible, NotVisible, Delayed                           int
-	OldestAge                                              time.Duration // of the oldest message, 0 for none
+	Region, Account, Name                             string
+	Visible, NotVisible, Delayed                      int
+	OldestAge                                         time.Duration // of the oldest message, 0 for none
 	Sent, SentBytes, Received, Deleted, EmptyReceives uint64
 }
 
