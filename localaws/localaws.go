@@ -23,7 +23,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/awsjson"
@@ -79,6 +78,7 @@ func New(o Options) *AWS {
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{},
 	}
+	a.Faults.UseClock(o.Clock)
 	a.add(sqs.New(sqs.Options{Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight}).API())
 	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
 	return a
@@ -201,17 +201,14 @@ func (x *exchange) run(r *http.Request, operation api.Operation) error {
 	err := x.before(ctx, rule)
 	var out any
 	if err == nil {
-		if rule.Kind == fault.Duplicate {
-			ctx = fault.WithDuplicate(ctx)
-		}
-		out, err = decodeAndCall(ctx, r, operation)
+		out, err = decodeAndCall(rule.Mark(ctx), r, operation)
 	}
 	if end() || rule.Kind == fault.LoseAnswer || errors.Is(err, errDropped) {
 		x.aws.log.Debug("connection dropped by a fault", "service", x.call.Service, "op", x.call.Op)
 		panic(http.ErrAbortHandler) // how net/http closes a connection without an answer
 	}
 	if rule.Kind == fault.FailAfter {
-		err = api.ErrInternal
+		err = rule.Failure()
 	}
 	x.answer(out, err)
 	return err
@@ -236,24 +233,9 @@ func (x *exchange) before(ctx context.Context, rule fault.Rule) error {
 	case fault.Throttle:
 		return x.throttled
 	case fault.Fail:
-		return api.ErrInternal
-	case fault.Delay:
-		return x.aws.wait(ctx, rule.Delay)
+		return rule.Failure()
 	}
-	return nil
-}
-
-// wait lets d pass on the clock that the services have.
-func (a *AWS) wait(ctx context.Context, d time.Duration) error {
-	over := make(chan struct{})
-	timer := a.clock.AfterFunc(d, func() { close(over) })
-	defer timer.Stop()
-	select {
-	case <-over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return x.aws.Faults.Wait(ctx, rule)
 }
 
 func (x *exchange) answer(out any, err error) {
