@@ -11,8 +11,8 @@
 // signatures are read for region and account and are not verified.
 //
 // The packages: api is what a service is to this front, awsjson is a wire protocol, fault makes
-// things go wrong, clock is time, and each service (sqs) has its own package. None of them imports
-// the product. An operation that is missing answers as AWS answers an unknown one, and says "not
+// things go wrong, control does so over HTTP, clock is time, and each service (sqs, cloudwatch) has
+// its own package. None of them imports the product. An operation that is missing answers as AWS answers an unknown one, and says "not
 // emulated" in the log.
 package localaws
 
@@ -27,6 +27,7 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/awsjson"
 	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/control"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
 )
@@ -51,6 +52,8 @@ type Options struct {
 	Faults *fault.Set
 	// Hosts are names, besides loopback ones, that a Host header may have.
 	Hosts []string
+	// Metrics has CloudWatch fed by the other services, each minute. It sets a timer that never ends.
+	Metrics bool
 	// SQSMaxInFlight lowers the limit of messages in flight; 0 is AWS's.
 	SQSMaxInFlight int
 }
@@ -68,6 +71,7 @@ type AWS struct {
 	hosts    []string
 	byName   map[string]*api.Service // by the name in a credential scope
 	byTarget map[string]*api.Service // by X-Amz-Target
+	control  http.Handler
 	guarded  http.Handler
 }
 
@@ -80,6 +84,9 @@ func New(o Options) *AWS {
 	}
 	a.Faults.UseClock(o.Clock)
 	a.add(sqs.New(sqs.Options{Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight}).API())
+	a.control = control.New(control.Options{
+		Faults: a.Faults, Clock: a.clock, Services: a.byName, Reset: a.Reset, Logger: a.log,
+	})
 	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
 	return a
 }
@@ -111,6 +118,17 @@ func (a *AWS) add(s api.Service) {
 	a.byTarget[s.Target] = &s
 }
 
+// Reset ends every fault and outage and empties every service. Calls that are under way end as
+// they would if their queues and alarms had been deleted.
+func (a *AWS) Reset() {
+	a.Faults.Clear()
+	for _, s := range a.byName {
+		if s.Reset != nil {
+			s.Reset()
+		}
+	}
+}
+
 // ServeHTTP answers a call of any service. It refuses Host headers that are not loopback names,
 // and calls that a browser makes from another page: whatever runs here has no other protection.
 func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -125,6 +143,10 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodGet && (r.URL.Path == "/livez" || r.URL.Path == "/readyz") {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("ok\n"))
+		return
+	}
+	if control.Is(r.URL.Path) {
+		a.control.ServeHTTP(w, r)
 		return
 	}
 	target, op, ok := awsjson.Target(r)

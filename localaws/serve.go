@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+
+	"github.com/stepfleet/stepfleet/localaws/clock"
 )
 
 // DefaultAddr is where the command listens unless told otherwise.
@@ -33,6 +35,10 @@ type Config struct {
 	Region, Account string
 	// Seed makes identifiers repeat; 0 picks one at random.
 	Seed uint64
+	// MovableClock lets clients move the time forward, below /_localaws/clock.
+	MovableClock bool
+	// Metrics has CloudWatch fed by the other services, each minute.
+	Metrics bool
 	// Ready, if set, is called once with the address that is served.
 	Ready func(net.Addr)
 }
@@ -42,7 +48,11 @@ func Run(ctx context.Context, c Config) error {
 	if c.Addr == "" {
 		c.Addr = DefaultAddr
 	}
-	a := New(Options{Logger: c.Logger, Region: c.Region, Account: c.Account, Seed: c.Seed})
+	options := Options{Logger: c.Logger, Region: c.Region, Account: c.Account, Seed: c.Seed, Metrics: c.Metrics}
+	if c.MovableClock {
+		options.Clock = clock.NewOffset(clock.System())
+	}
+	a := New(options)
 	ln, err := Listen(ctx, c.Addr)
 	if err != nil {
 		return err
