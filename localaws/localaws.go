@@ -27,6 +27,7 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/awsjson"
 	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/cloudwatch"
 	"github.com/stepfleet/stepfleet/localaws/control"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
@@ -84,6 +85,7 @@ func New(o Options) *AWS {
 	}
 	a.Faults.UseClock(o.Clock)
 	a.add(sqs.New(sqs.Options{Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight}).API())
+	a.add(cloudwatch.New(cloudwatch.Options{Clock: o.Clock, Logger: o.Logger}).API())
 	a.control = control.New(control.Options{
 		Faults: a.Faults, Clock: a.clock, Services: a.byName, Reset: a.Reset, Logger: a.log,
 	})
