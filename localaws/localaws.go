@@ -151,6 +151,7 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 		a.control.ServeHTTP(w, r)
 		return
 	}
+	r = decompressed(r)
 	target, op, ok := awsjson.Target(r)
 	if !ok {
 		a.refuseProtocol(w, r)
