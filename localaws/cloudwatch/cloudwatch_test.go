@@ -261,7 +261,7 @@ func TestHighResolution(t *testing.T) {
 			t.Errorf("period %d: %s, want %s", period, got, want)
 		}
 	}
-	c.clock.Advance(keepSeconds)
+	c.clock.Advance(keepFine)
 	if got := sums(1); !strings.Contains(got, `"Values":[3]`) {
 		t.Errorf("after three hours only the minute is left: %s", got)
 	}
@@ -309,7 +309,7 @@ func TestMetricsAreListedInPages(t *testing.T) {
 	if got := c.do("ListMetrics", `{"Namespace":"N2","RecentlyActive":"PT3H"}`); got != `{"Metrics":[]}` {
 		t.Errorf("%s", got)
 	}
-	c.clock.Advance(keepMinutes)
+	c.clock.Advance(keepCoarse)
 	if got := c.do("ListMetrics", `{}`); got != `{"Metrics":[]}` || len(c.store.series) != 0 || c.store.weight != 0 {
 		t.Errorf("after 15 days: %.200s, %d metrics of weight %d", got, len(c.store.series), c.store.weight)
 	}
@@ -404,7 +404,7 @@ func TestTheStoreIsBounded(t *testing.T) {
 			t.Fatalf("after %d values the weight is %d", i, s.weight)
 		}
 	}
-	if m := s.find(key(0), now); len(m.minutes) < 300 || m.minutes[0].at < now.Add(-keepMinutes).Unix() {
+	if m := s.find(key(0), now); len(m.minutes) < 300 || m.minutes[0].at < now.Add(-keepCoarse).Unix() {
 		t.Errorf("%d minutes are left", len(m.minutes))
 	}
 	weight := 0

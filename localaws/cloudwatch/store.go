@@ -11,8 +11,8 @@ import (
 // How long data is kept, and how much of it: AWS keeps minutes for 15 days and high-resolution
 // seconds for 3 hours; what it keeps longer and coarser is not kept here.
 const (
-	keepMinutes = 15 * 24 * time.Hour
-	keepSeconds = 3 * time.Hour
+	keepCoarse = 15 * 24 * time.Hour
+	keepFine   = 3 * time.Hour
 	// maxSeries bounds the metrics; the one that has been silent longest gives way.
 	maxSeries = 50_000
 	// maxWeight bounds the periods and distinct values of all metrics together, some 100 bytes each
@@ -99,8 +99,8 @@ func (s *store) put(key seriesKey, now, at time.Time, unit string, fine bool, ad
 	if fine {
 		s.weight += insert(&m.seconds, at.Unix(), unit, add)
 	}
-	s.prune(m, now, keepMinutes)
-	for keep := keepMinutes / 2; s.weight > s.maxWeight && keep > time.Minute; keep /= 2 {
+	s.prune(m, now, keepCoarse)
+	for keep := keepCoarse / 2; s.weight > s.maxWeight && keep > time.Minute; keep /= 2 {
 		s.shed(now, keep)
 	}
 }
@@ -125,7 +125,7 @@ func mod(a, b int64) int64 { return ((a % b) + b) % b }
 // prune drops what is older than it may be, and keep at most.
 func (s *store) prune(m *series, now time.Time, keep time.Duration) {
 	s.weight -= dropBefore(&m.minutes, now.Add(-keep).Unix())
-	s.weight -= dropBefore(&m.seconds, now.Add(-min(keep, keepSeconds)).Unix())
+	s.weight -= dropBefore(&m.seconds, now.Add(-min(keep, keepFine)).Unix())
 }
 
 func dropBefore(list *[]bucket, at int64) (weight int) {
@@ -178,7 +178,7 @@ func (s *store) drop(key seriesKey) {
 // sweep drops what is past its time, of every metric, and those that have nothing left.
 func (s *store) sweep(now time.Time) {
 	for _, m := range s.series {
-		s.prune(m, now, keepMinutes)
+		s.prune(m, now, keepCoarse)
 	}
 	s.dropEmpty()
 }
@@ -195,7 +195,7 @@ func (s *store) dropEmpty() {
 func (s *store) find(key seriesKey, now time.Time) *series {
 	m := s.series[key]
 	if m != nil {
-		s.prune(m, now, keepMinutes)
+		s.prune(m, now, keepCoarse)
 	}
 	return m
 }

@@ -71,18 +71,24 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/_localaws/operations", "", 200, `{"services":[{"name":"sqs","target":"AmazonSQS","operations":["ReceiveMessage","SendMessage"]},` +
 			`{"name":"sts","target":"","operations":["GetCallerIdentity"]}]}`},
 		{"GET", "/_localaws/faults", "", 200, `{"faults":[],"outages":[]}`},
-		{"POST", "/_localaws/faults", `{"service":"sqs","kind":"fail","times":2,"error":{"type":"QueueDoesNotExist"}}`, 201,
-			`{"name":"fault-1","service":"sqs","kind":"fail","error":{"type":"QueueDoesNotExist","status":400},"times":2,"seen":0,"hits":0,"ended":false}`},
-		{"POST", "/_localaws/faults/slow", `{"kind":"delay","op":"SendMessage","delay_seconds":0.25,"for_seconds":60,"probability":0.5,"seed":7,"skip":1}`, 201,
+		{
+			"POST", "/_localaws/faults", `{"service":"sqs","kind":"fail","times":2,"error":{"type":"QueueDoesNotExist"}}`, 201,
+			`{"name":"fault-1","service":"sqs","kind":"fail","error":{"type":"QueueDoesNotExist","status":400},"times":2,"seen":0,"hits":0,"ended":false}`,
+		},
+		{
+			"POST", "/_localaws/faults/slow", `{"kind":"delay","op":"SendMessage","delay_seconds":0.25,"for_seconds":60,"probability":0.5,"seed":7,"skip":1}`, 201,
 			`{"name":"slow","op":"SendMessage","kind":"delay","delay_seconds":0.25,"skip":1,"for_seconds":60,"probability":0.5,"seed":7,"seen":0,"hits":0,` +
-				`"until":"1970-01-12T13:47:40Z","ended":false}`},
+				`"until":"1970-01-12T13:47:40Z","ended":false}`,
+		},
 		{"GET", "/_localaws/faults/slow", "", 200, `"name":"slow"`},
 		{"DELETE", "/_localaws/faults/slow", "", 204, ""},
 		{"GET", "/_localaws/faults/slow", "", 404, `{"error":"there is no fault named slow"`},
 		{"DELETE", "/_localaws/faults/slow", "", 404, `"hint"`},
 		{"POST", "/_localaws/outages/sqs", "", 200, `{"outages":[{"service":"sqs","refused":0}]}`},
-		{"POST", "/_localaws/outages/sts/GetCallerIdentity", `{"for_seconds":10,"times":3}`, 200,
-			`{"outages":[{"service":"sqs","refused":0},{"service":"sts","op":"GetCallerIdentity","for_seconds":10,"times":3,"refused":0,"until":"1970-01-12T13:46:50Z"}]}`},
+		{
+			"POST", "/_localaws/outages/sts/GetCallerIdentity", `{"for_seconds":10,"times":3}`, 200,
+			`{"outages":[{"service":"sqs","refused":0},{"service":"sts","op":"GetCallerIdentity","for_seconds":10,"times":3,"refused":0,"until":"1970-01-12T13:46:50Z"}]}`,
+		},
 		{"GET", "/_localaws/health", "", 200, `{"status":"running","services":{"sqs":"away","sts":"running"}}`},
 		{"DELETE", "/_localaws/outages/sqs", "", 204, ""},
 		{"DELETE", "/_localaws/outages/sqs", "", 204, ""},

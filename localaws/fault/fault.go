@@ -79,7 +79,8 @@ type Rule struct {
 	// Name tells the rule from others; empty gives it one. A new rule takes the place of the one
 	// that has its name.
 	Name string
-	// Service and Op name the calls, as in "sqs" and "SendMessage"; empty is any.
+	// Service and Op name the calls, as in "sqs" and "SendMessage"; empty is any. A service has the
+	// name that signatures have: CloudWatch is "monitoring".
 	Service, Op string
 	Kind        Kind
 	// Delay is how long Kind Delay holds a call back, and how long Reorder does at most; other kinds

@@ -240,8 +240,16 @@ func TestMarks(t *testing.T) {
 
 func TestRulesThatCanNeverActAreRefused(t *testing.T) {
 	for _, r := range []Rule{
-		{}, {Kind: Reorder + 1}, {Kind: Delay}, {Kind: Drop, Probability: 1.1}, {Kind: Drop, Probability: -1}, {Kind: Drop, Times: -1},
-		{Kind: Drop, Skip: -1}, {Kind: Drop, For: -1}, {Kind: Drop, Error: &api.Error{Type: "X"}}, {Kind: Fail, Error: &api.Error{}},
+		{},
+		{Kind: Reorder + 1},
+		{Kind: Delay},
+		{Kind: Drop, Probability: 1.1},
+		{Kind: Drop, Probability: -1},
+		{Kind: Drop, Times: -1},
+		{Kind: Drop, Skip: -1},
+		{Kind: Drop, For: -1},
+		{Kind: Drop, Error: &api.Error{Type: "X"}},
+		{Kind: Fail, Error: &api.Error{}},
 		{Kind: Fail, Error: &api.Error{Type: "X", Status: 200}},
 	} {
 		if r.Check() == nil {
