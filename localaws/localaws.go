@@ -11,8 +11,8 @@
 // signatures are read for region and account and are not verified.
 //
 // The packages: api is what a service is to this front, awsjson is a wire protocol, fault makes
-// things go wrong, clock is time, and each service (sqs) has its own package. None of them imports
-// the product. An operation that is missing answers as AWS answers an unknown one, and says "not
+// things go wrong, control does so over HTTP, clock is time, and each service (sqs, cloudwatch) has
+// its own package. None of them imports the product. An operation that is missing answers as AWS answers an unknown one, and says "not
 // emulated" in the log.
 package localaws
 
@@ -29,6 +29,8 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/awsjson"
 	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/cloudwatch"
+	"github.com/stepfleet/stepfleet/localaws/control"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 	"github.com/stepfleet/stepfleet/localaws/journal"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
@@ -58,6 +60,8 @@ type Options struct {
 	Mode sqs.Mode
 	// QueueURL is how SQS makes queue URLs; empty is sqs.PathURL.
 	QueueURL sqs.URLTemplate
+	// Metrics has CloudWatch fed by the other services, each minute. It sets a timer that never ends.
+	Metrics bool
 	// SQSMaxInFlight lowers the limit of messages in flight; 0 is AWS's.
 	SQSMaxInFlight int
 	// Dir is where state is kept that shall outlive the process; empty keeps all in memory. Only
@@ -80,6 +84,7 @@ type AWS struct {
 	hosts    []string
 	byName   map[string]*api.Service // by the name in a credential scope
 	byTarget map[string]*api.Service // by X-Amz-Target
+	control  http.Handler
 	guarded  http.Handler
 	sqs      *sqs.Service
 }
@@ -101,6 +106,7 @@ func Open(o Options) (*AWS, error) {
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{},
 	}
+	a.Faults.UseClock(o.Clock)
 	queues, err := sqs.New(sqs.Options{
 		Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight, Mode: o.Mode, QueueURL: o.QueueURL,
 		Dir: o.dir("sqs"), Sync: o.Sync,
@@ -110,8 +116,26 @@ func Open(o Options) (*AWS, error) {
 	}
 	a.sqs = queues
 	a.add(queues.API())
+	metrics := cloudwatch.New(cloudwatch.Options{Clock: o.Clock, Logger: o.Logger})
+	if o.Metrics {
+		metrics.Feed(cloudwatch.QueueNamespace, time.Minute, cloudwatch.QueueFeed(a.queueStats))
+	}
+	a.add(metrics.API())
+	a.control = control.New(control.Options{
+		Faults: a.Faults, Clock: a.clock, Services: a.byName, Reset: a.Reset, Logger: a.log,
+	})
 	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
 	return a, nil
+}
+
+// queueStats is what CloudWatch is told of the queues.
+func (a *AWS) queueStats() []cloudwatch.QueueStats {
+	stats := a.sqs.Stats()
+	told := make([]cloudwatch.QueueStats, 0, len(stats))
+	for _, q := range stats {
+		told = append(told, cloudwatch.QueueStats(q))
+	}
+	return told
 }
 
 // Close writes what is not yet on the disk and frees the directory. No call may be under way.
@@ -152,6 +176,17 @@ func (a *AWS) add(s api.Service) {
 	a.byTarget[s.Target] = &s
 }
 
+// Reset ends every fault and outage and empties every service. Calls that are under way end as
+// they would if their queues and alarms had been deleted.
+func (a *AWS) Reset() {
+	a.Faults.Clear()
+	for _, s := range a.byName {
+		if s.Reset != nil {
+			s.Reset()
+		}
+	}
+}
+
 // ServeHTTP answers a call of any service. It refuses Host headers that are not loopback names,
 // and calls that a browser makes from another page: whatever runs here has no other protection.
 func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -168,6 +203,11 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 		return
 	}
+	if control.Is(r.URL.Path) {
+		a.control.ServeHTTP(w, r)
+		return
+	}
+	r = decompressed(r)
 	target, op, ok := awsjson.Target(r)
 	if !ok {
 		a.refuseProtocol(w, r)
@@ -242,17 +282,14 @@ func (x *exchange) run(r *http.Request, operation api.Operation) error {
 	err := x.before(ctx, rule)
 	var out any
 	if err == nil {
-		if rule.Kind == fault.Duplicate {
-			ctx = fault.WithDuplicate(ctx)
-		}
-		out, err = decodeAndCall(ctx, r, operation)
+		out, err = decodeAndCall(rule.Mark(ctx), r, operation)
 	}
 	if end() || rule.Kind == fault.LoseAnswer || errors.Is(err, errDropped) {
 		x.aws.log.Debug("connection dropped by a fault", "service", x.call.Service, "op", x.call.Op)
 		panic(http.ErrAbortHandler) // how net/http closes a connection without an answer
 	}
 	if rule.Kind == fault.FailAfter {
-		err = api.ErrInternal
+		err = rule.Failure()
 	}
 	x.answer(out, err)
 	return err
@@ -277,24 +314,9 @@ func (x *exchange) before(ctx context.Context, rule fault.Rule) error {
 	case fault.Throttle:
 		return x.throttled
 	case fault.Fail:
-		return api.ErrInternal
-	case fault.Delay:
-		return x.aws.wait(ctx, rule.Delay)
+		return rule.Failure()
 	}
-	return nil
-}
-
-// wait lets d pass on the clock that the services have.
-func (a *AWS) wait(ctx context.Context, d time.Duration) error {
-	over := make(chan struct{})
-	timer := a.clock.AfterFunc(d, func() { close(over) })
-	defer timer.Stop()
-	select {
-	case <-over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return x.aws.Faults.Wait(ctx, rule)
 }
 
 func (x *exchange) answer(out any, err error) {

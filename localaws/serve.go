@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+
+	"github.com/stepfleet/stepfleet/localaws/clock"
 )
 
 // DefaultAddr is where the command listens unless told otherwise.
@@ -28,6 +30,8 @@ type Config struct {
 	Options
 	// Addr is a loopback address and a port, 0 for a free one.
 	Addr string
+	// MovableClock lets clients move the time forward, below /_localaws/clock.
+	MovableClock bool
 	// Ready, if set, is called once with the address that is served.
 	Ready func(net.Addr)
 }
@@ -36,6 +40,9 @@ type Config struct {
 func Run(ctx context.Context, c Config) error {
 	if c.Addr == "" {
 		c.Addr = DefaultAddr
+	}
+	if c.MovableClock {
+		c.Clock = clock.NewOffset(clock.System())
 	}
 	ln, err := Listen(ctx, c.Addr)
 	if err != nil {

@@ -14,6 +14,7 @@ type awsCmd struct {
 	QueueURL string `help:"How queue URLs are made: path, domain (sqs.REGION.HOST), or a template that ends in /{account}/{name}." default:"path" env:"STEPFLEET_AWS_QUEUE_URL"`
 	Dir      string `help:"Directory to keep queues and messages in; without it they end with the process." type:"path" env:"STEPFLEET_AWS_DIR"`
 	Fsync    string `help:"When what is kept in --dir is forced to the disk: always, interval (a second) or never. A killed process loses nothing with any." enum:"always,interval,never" default:"interval" env:"STEPFLEET_AWS_FSYNC"`
+	Clock    bool   `name:"movable-clock" help:"Let clients move the time forward, below /_localaws/clock." env:"STEPFLEET_AWS_MOVABLE_CLOCK"`
 	Seed     uint64 `help:"Seed of identifiers and of the adversarial mode; 0 picks one." default:"0" env:"STEPFLEET_AWS_SEED"`
 }
 
@@ -23,8 +24,8 @@ func (c *awsCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, Options: localaws.Options{
+	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, MovableClock: c.Clock, Options: localaws.Options{
 		Logger: g.log, Region: c.Region, Account: c.Account, Seed: c.Seed, Mode: sqs.Mode(c.Mode), QueueURL: urls,
-		Dir: c.Dir, Sync: journal.Sync(c.Fsync),
+		Metrics: true, Dir: c.Dir, Sync: journal.Sync(c.Fsync),
 	}})
 }

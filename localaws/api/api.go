@@ -23,6 +23,9 @@ type Service struct {
 	Ops map[string]Operation
 	// Throttled is how the service says that the caller is too fast; nil is ThrottlingException.
 	Throttled *Error
+	// Reset empties the service: afterwards it is as when it was made. Nil is for a service that
+	// holds nothing.
+	Reset func()
 }
 
 // Operation is one operation with its types put away; make it with Op.

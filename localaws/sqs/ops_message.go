@@ -285,7 +285,7 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 	if err != nil {
 		return nil, err
 	}
-	request.duplicate = fault.IsDuplicate(ctx)
+	request.duplicate, request.reorder = fault.IsDuplicate(ctx), fault.IsReorder(ctx)
 	got, err := q.receive(ctx, request)
 	if err != nil {
 		return nil, err

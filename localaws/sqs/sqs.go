@@ -103,7 +103,7 @@ func New(o Options) (*Service, error) {
 func (s *Service) API() api.Service {
 	return api.Service{
 		Name: "sqs", Target: "AmazonSQS", Namespace: "com.amazonaws.sqs", JSONVersion: "1.0",
-		Throttled: errThrottled,
+		Throttled: errThrottled, Reset: s.Reset,
 		Ops: map[string]api.Operation{
 			"AddPermission":                op(s, s.addPermission),
 			"CancelMessageMoveTask":        op(s, s.cancelMessageMoveTask),
@@ -161,7 +161,7 @@ type QueueStats struct {
 	Region, Account, Name                             string
 	Visible, NotVisible, Delayed                      int
 	OldestAge                                         time.Duration // of the oldest message, 0 for none
-	Sent, SentBytes, Received, Deleted, EmptyReceives uint64
+	Sent, Received, Deleted, EmptyReceives, SentBytes uint64
 }
 
 // Stats returns every queue's, in no order.
