@@ -191,14 +191,14 @@ func (a *AWS) finish(r *http.Request, x *exchange) {
 		x.answer(nil, err)
 		return
 	}
-	if x.refused != nil {
-		a.log.Warn("not emulated: the call is refused", "service", x.name, "op", x.op, "request_id", x.call.RequestID, "error", x.refused)
-		x.answer(nil, x.refused)
-		return
+	if !known && x.refused == nil {
+		x.refused = x.codec.Unknown(x.op)
 	}
-	if !known {
-		a.log.Warn("not emulated", "service", x.name, "op", x.op, "request_id", x.call.RequestID)
-		x.answer(nil, x.codec.Unknown(x.op))
+	if x.refused != nil {
+		if isAbsence(x.refused) {
+			a.log.Warn("not emulated", "service", x.name, "op", x.op, "request_id", x.call.RequestID, "error", x.refused)
+		}
+		x.answer(nil, x.refused)
 		return
 	}
 	started := a.clock.Now()
@@ -207,6 +207,12 @@ func (a *AWS) finish(r *http.Request, x *exchange) {
 		a.log.Debug("call", "service", x.call.Service, "op", x.op, "request_id", x.call.RequestID,
 			"took", a.clock.Now().Sub(started), "error", err)
 	}
+}
+
+// isAbsence reports whether an error says that something does not exist here, which may be our lack
+// and not the caller's mistake.
+func isAbsence(e *api.Error) bool {
+	return e.Type == api.ErrInvalidAction.Type || e.Type == api.ErrUnknownOperation.Type || e.Type == errMissingAction.Type
 }
 
 // run acts out the fault in force, if any, and the operation. The error is for the log: it has

@@ -46,10 +46,15 @@ func isAccount(key string) bool {
 	return true
 }
 
-// authenticate returns nil for a call whose signature holds, and for any call while no credentials
-// are set.
+// authenticate returns nil for a call whose signature holds. While no credentials are set it lets
+// every call pass but those with temporary credentials that were given out here and are over.
 func (a *AWS) authenticate(r *http.Request, x *exchange, operation api.Operation) error {
 	if len(a.credentials) == 0 {
+		if token := x.call.SessionToken; token != "" {
+			if _, err := a.sts.Open(x.call.AccessKey, token); errors.Is(err, sigv4.ErrExpiredToken) {
+				return err
+			}
+		}
 		return nil
 	}
 	service := ""
