@@ -49,6 +49,8 @@ func New(o Options) *Service {
 func (s *Service) API() api.Service {
 	return api.Service{
 		Name: "monitoring", Target: "GraniteServiceVersion20100801", Namespace: "com.amazonaws.cloudwatch", JSONVersion: "1.0",
+		Shape:     "GraniteServiceVersion20100801",
+		Query:     &api.Query{Version: "2010-08-01", Namespace: "http://monitoring.amazonaws.com/doc/2010-08-01/"},
 		Throttled: errThrottled, Reset: s.Reset,
 		Ops: map[string]api.Operation{
 			"PutMetricData":       api.Op(s.putMetricData),

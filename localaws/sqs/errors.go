@@ -13,7 +13,8 @@ const legacy = "AWS.SimpleQueueService."
 var (
 	errNoQueue = &api.Error{
 		Type: "QueueDoesNotExist", Code: legacy + "NonExistentQueue", Status: http.StatusBadRequest,
-		Message: "The specified queue does not exist.",
+		Message:      "The specified queue does not exist.",
+		QueryMessage: "The specified queue does not exist for this wsdl version.",
 	}
 	errQueueExists   = &api.Error{Type: "QueueNameExists", Code: "QueueAlreadyExists", Status: http.StatusBadRequest}
 	errDeletedLately = &api.Error{

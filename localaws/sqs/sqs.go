@@ -103,7 +103,7 @@ func New(o Options) (*Service, error) {
 func (s *Service) API() api.Service {
 	return api.Service{
 		Name: "sqs", Target: "AmazonSQS", Namespace: "com.amazonaws.sqs", JSONVersion: "1.0",
-		Throttled: errThrottled, Reset: s.Reset,
+		Query: query, Throttled: errThrottled, Reset: s.Reset,
 		Ops: map[string]api.Operation{
 			"AddPermission":                op(s, s.addPermission),
 			"CancelMessageMoveTask":        op(s, s.cancelMessageMoveTask),

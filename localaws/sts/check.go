@@ -1,0 +1,73 @@
+package sts
+
+import (
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"github.com/stepfleet/stepfleet/localaws/api"
+)
+
+var errValidation = &api.Error{Type: "ValidationError", Common: true, Status: http.StatusBadRequest}
+
+// checks collects what is wrong with an input, in the words in which AWS answers all of it at once.
+type checks struct{ failures []string }
+
+func (c *checks) fail(member, value, constraint string) {
+	if value != "null" {
+		value = "'" + value + "'"
+	}
+	c.failures = append(c.failures, fmt.Sprintf("Value %s at '%s' failed to satisfy constraint: Member must %s", value, member, constraint))
+}
+
+// length checks a required text.
+func (c *checks) length(member, value string, least, most int) {
+	switch n := utf8.RuneCountInString(value); {
+	case n == 0:
+		c.fail(member, "null", "not be null")
+	case n < least:
+		c.fail(member, value, fmt.Sprintf("have length greater than or equal to %d", least))
+	case n > most:
+		c.fail(member, value, fmt.Sprintf("have length less than or equal to %d", most))
+	}
+}
+
+var patterns sync.Map // of string to *regexp.Regexp
+
+// pattern checks a text that is there against one of AWS's patterns.
+func (c *checks) pattern(member, value, pattern string) {
+	compiled, ok := patterns.Load(pattern)
+	if !ok {
+		compiled, _ = patterns.LoadOrStore(pattern, regexp.MustCompile(`^(?:`+pattern+`)$`))
+	}
+	if !compiled.(*regexp.Regexp).MatchString(value) {
+		c.fail(member, value, "satisfy regular expression pattern: "+pattern)
+	}
+}
+
+// seconds checks an optional number and returns it, or what stands for an absent one.
+func (c *checks) seconds(value *int, least, most, absent int) int {
+	switch {
+	case value == nil:
+		return absent
+	case *value < least:
+		c.fail("durationSeconds", fmt.Sprint(*value), fmt.Sprintf("have value greater than or equal to %d", least))
+	case *value > most:
+		c.fail("durationSeconds", fmt.Sprint(*value), fmt.Sprintf("have value less than or equal to %d", most))
+	}
+	return *value
+}
+
+func (c *checks) err() error {
+	switch n := len(c.failures); n {
+	case 0:
+		return nil
+	case 1:
+		return errValidation.With("1 validation error detected: %s", c.failures[0])
+	default:
+		return errValidation.With("%d validation errors detected: %s", n, strings.Join(c.failures, "; "))
+	}
+}
