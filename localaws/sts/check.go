@@ -48,15 +48,15 @@ func (c *checks) pattern(member, value, pattern string) {
 	}
 }
 
-// seconds checks an optional number and returns it, or what stands for an absent one.
-func (c *checks) seconds(value *int, least, most, absent int) int {
+// number checks an optional number and returns it, or what stands for an absent one.
+func (c *checks) number(member string, value *int, least, most, absent int) int {
 	switch {
 	case value == nil:
 		return absent
 	case *value < least:
-		c.fail("durationSeconds", fmt.Sprint(*value), fmt.Sprintf("have value greater than or equal to %d", least))
+		c.fail(member, fmt.Sprint(*value), fmt.Sprintf("have value greater than or equal to %d", least))
 	case *value > most:
-		c.fail("durationSeconds", fmt.Sprint(*value), fmt.Sprintf("have value less than or equal to %d", most))
+		c.fail(member, fmt.Sprint(*value), fmt.Sprintf("have value less than or equal to %d", most))
 	}
 	return *value
 }
