@@ -81,7 +81,7 @@ type AWS struct {
 	byName      map[string]*api.Service // by the name in a credential scope
 	byTarget    map[string]*api.Service // by X-Amz-Target
 	byShape     map[string]*api.Service // by the path of a CBOR call
-	guarded     http.Handler
+	sameOrigin  *http.CrossOriginProtection
 }
 
 // New returns an AWS that holds nothing.
@@ -91,13 +91,13 @@ func New(o Options) *AWS {
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, credentials: o.Credentials,
 		byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{}, byShape: map[string]*api.Service{},
+		sameOrigin: http.NewCrossOriginProtection(),
 	}
 	a.sts = sts.New(sts.Options{Clock: o.Clock, IDs: a.ids, Key: seal.NewKey(o.Seed)})
 	queues := sqs.New(sqs.Options{Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight}).API()
 	queues.Query = sqsQuery
 	a.add(queues)
 	a.add(a.sts.API())
-	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
 	return a
 }
 
@@ -141,7 +141,22 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "localaws answers to loopback names only, not to "+r.Host, http.StatusForbidden)
 		return
 	}
-	a.guarded.ServeHTTP(w, r)
+	if err := a.checkOrigin(r); err != nil {
+		http.Error(w, "localaws answers no page of another origin: "+err.Error(), http.StatusForbidden)
+		return
+	}
+	a.serve(w, r)
+}
+
+// checkOrigin refuses what a browser sends for a page of another origin. The standard library lets
+// a GET pass, since it changes nothing; in the Query protocol it may.
+func (a *AWS) checkOrigin(r *http.Request) error {
+	if r.Method != http.MethodPost {
+		changing := *r
+		changing.Method = http.MethodPost
+		r = &changing
+	}
+	return a.sameOrigin.Check(r)
 }
 
 func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {

@@ -266,6 +266,24 @@ func TestSQSInTheQueryProtocol(t *testing.T) {
 	}
 }
 
+// A page may make a browser send a GET anywhere, by an image; in the Query protocol that is a call.
+func TestNoCallsFromOtherPages(t *testing.T) {
+	a := New(Options{})
+	for header, want := range map[string]int{
+		"": 200, "Sec-Fetch-Site: none": 200, "Sec-Fetch-Site: same-origin": 200, "Origin: http://127.0.0.1": 200,
+		"Sec-Fetch-Site: cross-site": 403, "Sec-Fetch-Site: same-site": 403, "Origin: https://evil.example": 403, "Origin: null": 403,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1/?Action=ListQueues&Version=2012-11-05", nil)
+		if name, value, ok := strings.Cut(header, ": "); ok {
+			r.Header.Set(name, value)
+		}
+		w := httptest.NewRecorder()
+		if a.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%s: %d, want %d", header, w.Code, want)
+		}
+	}
+}
+
 func TestEveryStructGoesOverEveryWire(t *testing.T) {
 	a := New(Options{})
 	for _, s := range a.services {

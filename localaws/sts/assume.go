@@ -21,7 +21,7 @@ const (
 	mostChainedSeconds = 3_600
 )
 
-const namePattern = `[\w+=,.@-]*`
+var namePattern = newPattern(`[\w+=,.@-]*`)
 
 // roleInput is what both ways to assume a role share.
 type roleInput struct {

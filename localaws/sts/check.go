@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
@@ -35,16 +34,18 @@ func (c *checks) length(member, value string, least, most int) {
 	}
 }
 
-var patterns sync.Map // of string to *regexp.Regexp
+// pattern is one of AWS's, as it stands in the texts of errors.
+type pattern struct {
+	text     string
+	compiled *regexp.Regexp
+}
 
-// pattern checks a text that is there against one of AWS's patterns.
-func (c *checks) pattern(member, value, pattern string) {
-	compiled, ok := patterns.Load(pattern)
-	if !ok {
-		compiled, _ = patterns.LoadOrStore(pattern, regexp.MustCompile(`^(?:`+pattern+`)$`))
-	}
-	if !compiled.(*regexp.Regexp).MatchString(value) {
-		c.fail(member, value, "satisfy regular expression pattern: "+pattern)
+func newPattern(text string) pattern { return pattern{text, regexp.MustCompile(`^(?:` + text + `)$`)} }
+
+// pattern checks a text that is there.
+func (c *checks) pattern(member, value string, p pattern) {
+	if !p.compiled.MatchString(value) {
+		c.fail(member, value, "satisfy regular expression pattern: "+p.text)
 	}
 }
 

@@ -71,7 +71,7 @@ func (s *Service) issue(identity Identity, seconds, least int) *credentials {
 	ends := s.clock.Now().Add(time.Duration(seconds) * time.Second).Truncate(time.Second)
 	session := Session{Identity: identity, AccessKey: s.newKey("ASIA", identity.Account), Ends: ends.Unix()}
 	token := s.seal(session)
-	if lacks := least - len(token); lacks > 0 {
+	if len(token) < least {
 		session.Padding = "." // with its name in JSON
 		token = s.seal(session)
 		session.Padding += strings.Repeat(".", max(0, (least-len(token)+1)*3/4))
