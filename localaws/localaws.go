@@ -37,6 +37,7 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/control"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 	"github.com/stepfleet/stepfleet/localaws/journal"
+	"github.com/stepfleet/stepfleet/localaws/page"
 	"github.com/stepfleet/stepfleet/localaws/seal"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
 	"github.com/stepfleet/stepfleet/localaws/sts"
@@ -99,7 +100,7 @@ type AWS struct {
 	byTarget    map[string]*api.Service // by X-Amz-Target
 	byShape     map[string]*api.Service // by the path of a CBOR call
 	control     http.Handler
-	guarded     http.Handler
+	sameOrigin  *http.CrossOriginProtection
 }
 
 // New returns an AWS that holds nothing, and keeps what it will hold in memory.
@@ -119,6 +120,7 @@ func Open(o Options) (*AWS, error) {
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, credentials: o.Credentials,
 		byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{}, byShape: map[string]*api.Service{},
+		sameOrigin: http.NewCrossOriginProtection(),
 	}
 	a.Faults.UseClock(o.Clock)
 	if err := a.addServices(o); err != nil {
@@ -127,21 +129,21 @@ func Open(o Options) (*AWS, error) {
 	a.control = control.New(control.Options{
 		Faults: a.Faults, Clock: a.clock, Services: a.byName, Reset: a.Reset, Logger: a.log,
 	})
-	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
 	return a, nil
 }
 
 func (a *AWS) addServices(o Options) error {
+	key := seal.NewKey(o.Seed)
 	queues, err := sqs.New(sqs.Options{
 		Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight, Mode: o.Mode, QueueURL: o.QueueURL,
-		Dir: o.dir("sqs"), Sync: o.Sync,
+		Tokens: page.NewTokens(key), Dir: o.dir("sqs"), Sync: o.Sync,
 	})
 	if err != nil {
 		return err
 	}
 	a.sqs = queues
 	a.add(queues.API())
-	a.sts = sts.New(sts.Options{Clock: o.Clock, IDs: a.ids, Key: seal.NewKey(o.Seed)})
+	a.sts = sts.New(sts.Options{Clock: o.Clock, IDs: a.ids, Key: key})
 	a.add(a.sts.API())
 	metrics := cloudwatch.New(cloudwatch.Options{Clock: o.Clock, Logger: o.Logger})
 	if o.Metrics {
@@ -223,7 +225,22 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "localaws answers to loopback names only, not to "+r.Host, http.StatusForbidden)
 		return
 	}
-	a.guarded.ServeHTTP(w, r)
+	if err := a.checkOrigin(r); err != nil {
+		http.Error(w, "localaws answers no page of another origin: "+err.Error(), http.StatusForbidden)
+		return
+	}
+	a.serve(w, r)
+}
+
+// checkOrigin refuses what a browser sends for a page of another origin. The standard library lets
+// a GET pass, since it changes nothing; in the Query protocol it may.
+func (a *AWS) checkOrigin(r *http.Request) error {
+	if r.Method != http.MethodPost {
+		changing := *r
+		changing.Method = http.MethodPost
+		r = &changing
+	}
+	return a.sameOrigin.Check(r)
 }
 
 func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {

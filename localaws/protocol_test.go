@@ -93,11 +93,13 @@ func TestEveryProtocolReachesTheSameOperation(t *testing.T) {
 		kind, want           string
 	}{
 		"json": {
-			"POST", "/", `{"Text":"<hi>","Names":["a","b"]}`, []string{"X-Amz-Target: Echo_20260101.Echo", by("echo")},
+			"POST", "/", `{"Text":"<hi>","Names":["a","b"]}`,
+			[]string{"X-Amz-Target: Echo_20260101.Echo", by("echo")},
 			"application/x-amz-json-1.1", `{"Text":"<hi>","Names":["a","b"],"Region":"eu-west-1","Account":"123456789012"}`,
 		},
 		"query, a form": {
-			"POST", "/", "Action=Echo&Version=2026-01-01&Text=%3Chi%3E&Names.member.2=b&Names.member.1=a", []string{"Content-Type: " + formType + "; charset=utf-8", by("echo")},
+			"POST", "/", "Action=Echo&Version=2026-01-01&Text=%3Chi%3E&Names.member.2=b&Names.member.1=a",
+			[]string{"Content-Type: " + formType + "; charset=utf-8", by("echo")},
 			"text/xml", prologue + `<EchoResponse xmlns="urn:echo"><EchoResult><Text>&lt;hi&gt;</Text><Names><member>a</member><member>b</member></Names><Region>eu-west-1</Region><Account>123456789012</Account></EchoResult><ResponseMetadata><RequestId>` + id + `</RequestId></ResponseMetadata></EchoResponse>`,
 		},
 		"query, by version alone, at a path": {
@@ -105,19 +107,23 @@ func TestEveryProtocolReachesTheSameOperation(t *testing.T) {
 			"text/xml", prologue + `<EchoResponse xmlns="urn:echo"><EchoResult><Text>hi</Text><From>/some/path</From><Region>us-east-1</Region><Account>123456789012</Account></EchoResult><ResponseMetadata><RequestId>` + id + `</RequestId></ResponseMetadata></EchoResponse>`,
 		},
 		"query, presigned, in JSON": {
-			"GET", "/x?Action=Echo&Version=2026-01-01&Text=hi&From=me&X-Amz-Credential=AKID%2F20260101%2Feu-west-1%2Fecho%2Faws4_request", "", []string{"Accept: application/json"},
+			"GET", "/x?Action=Echo&Version=2026-01-01&Text=hi&From=me&X-Amz-Credential=AKID%2F20260101%2Feu-west-1%2Fecho%2Faws4_request", "",
+			[]string{"Accept: application/json"},
 			"application/json", `{"EchoResponse":{"EchoResult":{"Account":"123456789012","From":"me","Names":null,"Region":"eu-west-1","Text":"hi"},"ResponseMetadata":{"RequestId":"` + id + `"}}}`,
 		},
 		"query, a form whose Action is in the query string": {
-			"POST", "/?Action=Echo", "Version=2026-01-01&Text=hi", []string{"Content-Type: " + formType, by("echo")},
+			"POST", "/?Action=Echo", "Version=2026-01-01&Text=hi",
+			[]string{"Content-Type: " + formType, by("echo")},
 			"text/xml", prologue + `<EchoResponse xmlns="urn:echo"><EchoResult><Text>hi</Text><Region>eu-west-1</Region><Account>123456789012</Account></EchoResult><ResponseMetadata><RequestId>` + id + `</RequestId></ResponseMetadata></EchoResponse>`,
 		},
 		"ec2": {
-			"POST", "/", "Action=Say&Version=2016-11-15&Text=hi&Names.1=a", []string{"Content-Type: " + formType, by("ec2")},
+			"POST", "/", "Action=Say&Version=2016-11-15&Text=hi&Names.1=a",
+			[]string{"Content-Type: " + formType, by("ec2")},
 			"text/xml;charset=UTF-8", prologue + `<SayResponse xmlns="urn:ec2"><requestId>` + id + `</requestId><Text>hi</Text><Names><item>a</item></Names><Region>eu-west-1</Region><Account>123456789012</Account></SayResponse>`,
 		},
 		"ec2, by operation alone, without a version": {
-			"POST", "/", "Action=Say&Text=hi", []string{"Content-Type: " + formType},
+			"POST", "/", "Action=Say&Text=hi",
+			[]string{"Content-Type: " + formType},
 			"text/xml;charset=UTF-8", prologue + `<Response><Errors><Error><Code>InvalidAction</Code><Message>Could not find operation Say for version NO_VERSION_SPECIFIED</Message></Error></Errors><RequestID>` + id + `</RequestID></Response>`,
 		},
 	} {
@@ -174,7 +180,9 @@ func TestErrorsInEveryProtocol(t *testing.T) {
 			`<ErrorResponse xmlns="urn:echo"><Error><Type>Sender</Type><Code>Legacy.Missing</Code><Message>no text here</Message><Detail/></Error><RequestId>`, "",
 		},
 		"query, in JSON": {
-			"GET", "/?Action=Echo&Version=2026-01-01", "", []string{"Accept: application/json"}, 400,
+			"GET", "/?Action=Echo&Version=2026-01-01", "",
+			[]string{"Accept: application/json"},
+			400,
 			`{"Error":{"Code":"Legacy.Missing","Message":"no text here","Type":"Sender"},"RequestId":"`, "",
 		},
 		"query, no such operation": {
@@ -254,6 +262,24 @@ func TestSQSInTheQueryProtocol(t *testing.T) {
 		w := send(t, a, test.method, test.target, test.body, "Content-Type: "+formType)
 		if w.Code != test.status || !strings.Contains(w.Body.String(), test.want) {
 			t.Errorf("%s %s: %d %s\nwant %d %s", test.method, test.target, w.Code, w.Body, test.status, test.want)
+		}
+	}
+}
+
+// A page may make a browser send a GET anywhere, by an image; in the Query protocol that is a call.
+func TestNoCallsFromOtherPages(t *testing.T) {
+	a := New(Options{})
+	for header, want := range map[string]int{
+		"": 200, "Sec-Fetch-Site: none": 200, "Sec-Fetch-Site: same-origin": 200, "Origin: http://127.0.0.1": 200,
+		"Sec-Fetch-Site: cross-site": 403, "Sec-Fetch-Site: same-site": 403, "Origin: https://evil.example": 403, "Origin: null": 403,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1/?Action=ListQueues&Version=2012-11-05", nil)
+		if name, value, ok := strings.Cut(header, ": "); ok {
+			r.Header.Set(name, value)
+		}
+		w := httptest.NewRecorder()
+		if a.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%s: %d, want %d", header, w.Code, want)
 		}
 	}
 }

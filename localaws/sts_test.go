@@ -1,12 +1,14 @@
 package localaws_test
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -66,7 +68,7 @@ func TestAssumeRole(t *testing.T) {
 	local := localaws.New(localaws.Options{Clock: now})
 	out, err := stsClient(local, key("AKIDEXAMPLE")).AssumeRole(t.Context(), &sts.AssumeRoleInput{
 		RoleArn: aws.String(roleARN), RoleSessionName: aws.String("me@work"), DurationSeconds: aws.Int32(900),
-		SourceIdentity: aws.String("someone"), Policy: aws.String(`{"Version":"2012-10-17"}`),
+		SourceIdentity: aws.String("someone"), MinimumSessionTokenSize: aws.Int32(2000), Policy: aws.String(`{"Version":"2012-10-17"}`),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -79,8 +81,8 @@ func TestAssumeRole(t *testing.T) {
 	if *user.Arn != "arn:aws:sts::111122223333:assumed-role/worker/me@work" || !regexp.MustCompile(`^AROA[A-Z2-7]{16}:me@work$`).MatchString(*user.AssumedRoleId) {
 		t.Errorf("%s %s", *user.Arn, *user.AssumedRoleId)
 	}
-	if *out.SourceIdentity != "someone" || out.PackedPolicySize == nil || *out.PackedPolicySize < 1 {
-		t.Errorf("%v %v", out.SourceIdentity, out.PackedPolicySize)
+	if n := len(*c.SessionToken); *out.SourceIdentity != "someone" || n < 2000 || n > 2004 || int(*out.SessionTokenSize) != n || *out.SessionTokenUtilization != 49 {
+		t.Errorf("%v %d %v %v", *out.SourceIdentity, n, *out.SessionTokenSize, *out.SessionTokenUtilization)
 	}
 	assumed := aws.Credentials{AccessKeyID: *c.AccessKeyId, SecretAccessKey: *c.SecretAccessKey, SessionToken: *c.SessionToken}
 	who, err := stsClient(local, assumed).GetCallerIdentity(t.Context(), nil)
@@ -129,7 +131,10 @@ func TestAssumeRoleRefusals(t *testing.T) {
 			"Value 'x' at 'roleSessionName' failed to satisfy constraint: Member must have length greater than or equal to 2": {RoleArn: aws.String("short"), RoleSessionName: aws.String("x")},
 		"ValidationError: arn:aws:iam::111122223333:user/me is invalid": {RoleArn: aws.String("arn:aws:iam::111122223333:user/me")},
 		"ValidationError: not an arn, yet long enough is invalid":       {RoleArn: aws.String("not an arn, yet long enough")},
-		"MalformedPolicyDocument: Syntax errors in policy.":             {Policy: aws.String("{")},
+		"ValidationError: 1 validation error detected: Value '4097' at 'minimumSessionTokenSize' failed to satisfy constraint: Member must have value less than or equal to 4096": {
+			MinimumSessionTokenSize: aws.Int32(4097),
+		},
+		"MalformedPolicyDocument: Syntax errors in policy.": {Policy: aws.String("{")},
 	} {
 		if in.RoleArn == nil {
 			in.RoleArn = aws.String(roleARN)
@@ -265,6 +270,39 @@ func TestVerifiedSignatures(t *testing.T) {
 	}
 }
 
+// A presigned GetCallerIdentity is how a caller proves to others who it is.
+func TestPresignedCallerIdentity(t *testing.T) {
+	local := localaws.New(localaws.Options{Account: "111122223333", Credentials: map[string]string{"AKIDEXAMPLE": "secret of AKIDEXAMPLE"}})
+	signed, err := sts.NewPresignClient(stsClient(local, key("AKIDEXAMPLE"))).PresignGetCallerIdentity(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(url, accept string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodPost, url, nil)
+		r.Method = signed.Method
+		for name, values := range signed.SignedHeader {
+			if name != "Host" {
+				r.Header[name] = values
+			}
+		}
+		r.Header.Set("Accept", accept)
+		w := httptest.NewRecorder()
+		local.ServeHTTP(w, r)
+		return w
+	}
+	if w := call(signed.URL, ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "<Arn>arn:aws:iam::111122223333:root</Arn>") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := call(signed.URL, "application/json"); w.Code != http.StatusOK ||
+		!strings.HasPrefix(w.Body.String(), `{"GetCallerIdentityResponse":{"GetCallerIdentityResult":{"Account":"111122223333","Arn":"arn:aws:iam::111122223333:root","UserId":"111122223333"},`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := call(strings.Replace(signed.URL, "GetCallerIdentity", "GetSessionToken", 1), ""); w.Code != http.StatusForbidden ||
+		!strings.Contains(w.Body.String(), "<Code>SignatureDoesNotMatch</Code>") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
 func TestTemporaryCredentialsEnd(t *testing.T) {
 	start := time.Now()
 	now := clock.NewManual(start)
@@ -308,5 +346,22 @@ func TestRecordedSTSRequests(t *testing.T) {
 		if missing != slices.Contains(absent, op) || strings.Contains(w.Body.String(), "MalformedInput") || w.Code >= http.StatusInternalServerError {
 			t.Errorf("%s: %d %s", op, w.Code, w.Body)
 		}
+	}
+}
+
+// TestPythonSTS is a second client that shares no code with the first. It runs where boto3 is.
+func TestPythonSTS(t *testing.T) {
+	python := cmp.Or(os.Getenv("STEPFLEET_PYTHON"), "python3")
+	if exec.Command(python, "-c", "import boto3").Run() != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("boto3 is missing, and this is CI")
+		}
+		t.Skip("no boto3 here")
+	}
+	url, stop := start(t)
+	defer stop()
+	out, err := exec.Command(python, "testdata/sts.py", url).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "ok" {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

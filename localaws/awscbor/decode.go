@@ -94,7 +94,7 @@ func (d *decoder) head() (head, error) {
 }
 
 // item reads a head, past the tags before it. What a tag says is not needed: a field of type time
-// takes a number, tagged or not.
+// takes a number, tagged or not. Tags count as levels; it fails beyond the last.
 func (d *decoder) item(depth int) (head, error) {
 	for range maxDepth - depth + 1 {
 		if h, err := d.head(); err != nil || h.major != majorTag {
@@ -106,9 +106,6 @@ func (d *decoder) item(depth int) (head, error) {
 
 // decode reads one item into v; name is the member's, for errors.
 func (d *decoder) decode(v reflect.Value, name string, depth int) error {
-	if depth > maxDepth {
-		return errDepth
-	}
 	h, err := d.item(depth)
 	if err != nil {
 		return err
@@ -390,9 +387,6 @@ func (d *decoder) decodeMap(h head, v reflect.Value, name string, depth int) err
 
 // skip reads past one item of any kind.
 func (d *decoder) skip(depth int) error {
-	if depth > maxDepth {
-		return errDepth
-	}
 	h, err := d.item(depth)
 	if err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 const (
 	// maxParameters bounds a call: ten messages with ten attributes each need some 400.
 	maxParameters = 20_000
-	// maxLevels is how many dots a parameter's name may have.
-	maxLevels = 32
+	// maxLevels is how many dots a parameter's name may have; AWS's have up to eight.
+	maxLevels = 16
 )
 
 var errMalformedQuery = &api.Error{

@@ -104,6 +104,16 @@ func TestTheSDKsSignaturesHold(t *testing.T) {
 	}
 }
 
+// Clients may send parameters in any order, and escape more than they must.
+func TestTheOrderOfParametersDoesNotMatter(t *testing.T) {
+	r := request("GET", "/q?a=0&a=1&b=x%20y&c=", "", nil)
+	sign(t, r, "", keys)
+	r.URL.RawQuery = "c&b=x+%79&a=1&&a=0"
+	if err := sigv4.Verify(r, nil, "sqs", signedAt, secret); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestUnsignedPayload(t *testing.T) {
 	r := request("POST", "/", "anything", map[string]string{"X-Amz-Content-Sha256": "UNSIGNED-PAYLOAD"})
 	if err := v4.NewSigner().SignHTTP(t.Context(), keys, r, "UNSIGNED-PAYLOAD", "sqs", "eu-west-1", signedAt); err != nil {

@@ -269,7 +269,7 @@ type receivedMessage struct {
 }
 
 type receiveMessageOutput struct {
-	Messages []receivedMessage `json:"Messages,omitempty" query:"Message,flat"`
+	Messages []receivedMessage `json:"Messages,omitempty" query:"Message,flat,json=messages"`
 }
 
 func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (*receiveMessageOutput, error) {

@@ -2,7 +2,6 @@ package sqs
 
 import (
 	"context"
-	"encoding/base64"
 	"maps"
 	"slices"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/page"
 )
 
 type createQueueInput struct {
@@ -152,7 +152,7 @@ type listQueuesOutput struct {
 
 func (s *Service) listQueues(ctx context.Context, in *listQueuesInput) (*listQueuesOutput, error) {
 	c := api.CallOf(ctx)
-	urls, token, err := s.page(c, in.MaxResults, in.NextToken, func(q *queue) bool {
+	urls, token, err := s.page(c, "queues "+in.QueueNamePrefix, in.MaxResults, in.NextToken, func(q *queue) bool {
 		return q.key.region == c.Region && q.key.account == c.Account && strings.HasPrefix(q.key.name, in.QueueNamePrefix)
 	})
 	if err != nil {
@@ -161,34 +161,34 @@ func (s *Service) listQueues(ctx context.Context, in *listQueuesInput) (*listQue
 	return &listQueuesOutput{urls, token}, nil
 }
 
-// page lists the URLs of the queues that belong, by name. As on AWS only a call with MaxResults
-// gets a token for the rest.
-func (s *Service) page(c *api.Call, maxResults *int, token string, belongs func(*queue) bool) (urls []string, next string, err error) {
+// page lists the URLs of the queues that belong, by name; list says of what. As on AWS only a call
+// with MaxResults gets a token for the rest.
+func (s *Service) page(c *api.Call, list string, maxResults *int, token string, belongs func(*queue) bool) (urls []string, next string, err error) {
 	limit := maxListed
 	if maxResults != nil {
 		if limit = *maxResults; limit < 1 || limit > maxListed {
 			return nil, "", invalid(limit, "MaxResults", "Must be between 1 and 1000, if provided.")
 		}
 	}
-	after, err := base64.StdEncoding.DecodeString(token)
+	list += " " + c.Region + " " + c.Account
+	after, err := s.tokens.Read(list, token)
 	if err != nil {
 		return nil, "", invalid(token, "NextToken", "The token is not valid.")
 	}
-	var keys []queueKey
+	var found []*queue
 	for _, q := range s.queues.all() {
-		if belongs(q) && q.key.name > string(after) {
-			keys = append(keys, q.key)
+		if belongs(q) {
+			found = append(found, q)
 		}
 	}
-	slices.SortFunc(keys, func(a, b queueKey) int { return strings.Compare(a.name, b.name) })
-	if len(keys) > limit {
-		keys = keys[:limit]
-		if maxResults != nil {
-			next = base64.StdEncoding.EncodeToString([]byte(keys[limit-1].name))
-		}
+	name := func(q *queue) string { return q.key.name }
+	slices.SortFunc(found, func(a, b *queue) int { return strings.Compare(name(a), name(b)) })
+	part, last := page.Cut(found, name, after, limit)
+	if last != "" && maxResults != nil {
+		next = s.tokens.Make(list, last)
 	}
-	for _, k := range keys {
-		urls = append(urls, s.url(c, k))
+	for _, q := range part {
+		urls = append(urls, s.url(c, q.key))
 	}
 	return urls, next, nil
 }

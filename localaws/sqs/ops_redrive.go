@@ -23,7 +23,7 @@ func (s *Service) listDeadLetterSourceQueues(ctx context.Context, in *listDeadLe
 	if err != nil {
 		return nil, err
 	}
-	urls, token, err := s.page(c, in.MaxResults, in.NextToken, target.isDeadLetterOf)
+	urls, token, err := s.page(c, "sources "+target.key.arn(), in.MaxResults, in.NextToken, target.isDeadLetterOf)
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/clock"
 	"github.com/stepfleet/stepfleet/localaws/journal"
+	"github.com/stepfleet/stepfleet/localaws/page"
 )
 
 // Options is what the service needs from outside; Clock, IDs and Logger are required.
@@ -40,6 +41,8 @@ type Options struct {
 	Mode Mode
 	// QueueURL is how queue URLs are made; empty is PathURL.
 	QueueURL URLTemplate
+	// Tokens are those of its lists.
+	Tokens page.Tokens
 	// Dir is where queues and messages are kept; empty keeps them in memory only.
 	Dir string
 	// Sync is when Dir's files are forced to the disk; empty is journal.SyncInterval.
@@ -60,6 +63,7 @@ type Service struct {
 	maxInFlight int
 	mischief    *mischief
 	urls        URLTemplate
+	tokens      page.Tokens
 	queues      registry
 	moves       moves
 	journal     *keeper
@@ -91,7 +95,7 @@ func New(o Options) (*Service, error) {
 	}
 	s := &Service{
 		clock: o.Clock, ids: o.IDs, log: o.Logger, maxInFlight: o.MaxInFlight, mischief: newMischief(o.Mode, o.IDs.Uint64()),
-		urls: o.QueueURL,
+		urls: o.QueueURL, tokens: o.Tokens,
 	}
 	if o.Dir == "" {
 		return s, nil

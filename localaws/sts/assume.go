@@ -21,10 +21,11 @@ const (
 	mostChainedSeconds = 3_600
 )
 
-const namePattern = `[\w+=,.@-]*`
+var namePattern = newPattern(`[\w+=,.@-]*`)
 
 // roleInput is what both ways to assume a role share.
 type roleInput struct {
+	sizeInput
 	RoleARN         string      `json:"RoleArn"`
 	RoleSessionName string      `json:"RoleSessionName"`
 	DurationSeconds *int        `json:"DurationSeconds"`
@@ -61,6 +62,7 @@ type assumeRoleOutput struct {
 	AssumedRoleUser  *assumedRoleUser `json:"AssumedRoleUser"`
 	PackedPolicySize *int             `json:"PackedPolicySize"`
 	SourceIdentity   string           `json:"SourceIdentity,omitempty"`
+	sizeOutput
 }
 
 var (
@@ -74,10 +76,11 @@ var (
 
 // check returns the role and for how long it is assumed.
 func (in *roleInput) check(c *checks) (role arn.ARN, seconds int, err error) {
+	in.sizeInput.check(c)
 	c.length("roleArn", in.RoleARN, 20, 2048)
 	c.length("roleSessionName", in.RoleSessionName, 2, 64)
 	c.pattern("roleSessionName", in.RoleSessionName, namePattern)
-	seconds = c.seconds(in.DurationSeconds, leastSeconds, mostRoleSeconds, defaultRoleSeconds)
+	seconds = c.number("durationSeconds", in.DurationSeconds, leastSeconds, mostRoleSeconds, defaultRoleSeconds)
 	if err := c.err(); err != nil {
 		return arn.ARN{}, 0, err
 	}
@@ -137,20 +140,22 @@ func (s *Service) assumeRole(ctx context.Context, in *assumeRoleInput) (*assumeR
 	if identity, temporary := s.caller(api.CallOf(ctx)); temporary && seconds > mostChainedSeconds && strings.Contains(identity.ARN, ":assumed-role/") {
 		return nil, errValidation.With("The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining")
 	}
-	out := s.assume(role, in.RoleSessionName, seconds)
+	out := s.assume(role, &in.roleInput, seconds)
 	out.SourceIdentity = in.SourceIdentity
 	out.PackedPolicySize = packedSize(in.Policy, in.PolicyARNs, in.Tags)
 	return out, nil
 }
 
 // assume gives out the credentials of a role. The path of a role's name is not part of a session's.
-func (s *Service) assume(role arn.ARN, session string, seconds int) *assumeRoleOutput {
+func (s *Service) assume(role arn.ARN, in *roleInput, seconds int) *assumeRoleOutput {
+	session := in.RoleSessionName
 	user := &assumedRoleUser{
 		AssumedRoleID: s.newID("AROA", role.String()) + ":" + session,
 		ARN:           arn.ARN{Partition: role.Partition, Service: "sts", Account: role.Account, Resource: "assumed-role/" + roleName(role) + "/" + session}.String(),
 	}
 	identity := Identity{Account: role.Account, ARN: user.ARN, UserID: user.AssumedRoleID}
-	return &assumeRoleOutput{Credentials: s.issue(identity, seconds), AssumedRoleUser: user}
+	given := s.issue(identity, seconds, in.least())
+	return &assumeRoleOutput{Credentials: given, AssumedRoleUser: user, sizeOutput: given.size()}
 }
 
 type assumeRoleWithWebIdentityInput struct {
@@ -183,7 +188,7 @@ func (s *Service) assumeRoleWithWebIdentity(_ context.Context, in *assumeRoleWit
 		return nil, errTokenOver.With("Token expired: current date/time %d must be before the expiration date/time %d", now.Unix(), int64(token.Expires))
 	}
 	out := &assumeRoleWithWebIdentityOutput{
-		assumeRoleOutput:            *s.assume(role, in.RoleSessionName, seconds),
+		assumeRoleOutput:            *s.assume(role, &in.roleInput, seconds),
 		SubjectFromWebIdentityToken: token.Subject, Audience: token.audience(), Provider: strings.TrimPrefix(token.Issuer, "https://"),
 	}
 	out.PackedPolicySize = packedSize(in.Policy, in.PolicyARNs, nil)

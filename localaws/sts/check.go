@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
@@ -35,28 +34,30 @@ func (c *checks) length(member, value string, least, most int) {
 	}
 }
 
-var patterns sync.Map // of string to *regexp.Regexp
+// pattern is one of AWS's, as it stands in the texts of errors.
+type pattern struct {
+	text     string
+	compiled *regexp.Regexp
+}
 
-// pattern checks a text that is there against one of AWS's patterns.
-func (c *checks) pattern(member, value, pattern string) {
-	compiled, ok := patterns.Load(pattern)
-	if !ok {
-		compiled, _ = patterns.LoadOrStore(pattern, regexp.MustCompile(`^(?:`+pattern+`)$`))
-	}
-	if !compiled.(*regexp.Regexp).MatchString(value) {
-		c.fail(member, value, "satisfy regular expression pattern: "+pattern)
+func newPattern(text string) pattern { return pattern{text, regexp.MustCompile(`^(?:` + text + `)$`)} }
+
+// pattern checks a text that is there.
+func (c *checks) pattern(member, value string, p pattern) {
+	if !p.compiled.MatchString(value) {
+		c.fail(member, value, "satisfy regular expression pattern: "+p.text)
 	}
 }
 
-// seconds checks an optional number and returns it, or what stands for an absent one.
-func (c *checks) seconds(value *int, least, most, absent int) int {
+// number checks an optional number and returns it, or what stands for an absent one.
+func (c *checks) number(member string, value *int, least, most, absent int) int {
 	switch {
 	case value == nil:
 		return absent
 	case *value < least:
-		c.fail("durationSeconds", fmt.Sprint(*value), fmt.Sprintf("have value greater than or equal to %d", least))
+		c.fail(member, fmt.Sprint(*value), fmt.Sprintf("have value greater than or equal to %d", least))
 	case *value > most:
-		c.fail("durationSeconds", fmt.Sprint(*value), fmt.Sprintf("have value less than or equal to %d", most))
+		c.fail(member, fmt.Sprint(*value), fmt.Sprintf("have value less than or equal to %d", most))
 	}
 	return *value
 }

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/seal"
 	"github.com/stepfleet/stepfleet/localaws/sigv4"
 )
 
@@ -19,12 +21,41 @@ type Session struct {
 	AccessKey string `json:"Key"`
 	// Ends is in seconds since 1970.
 	Ends int64 `json:"Ends"`
+	// Padding makes the token as long as the caller asked.
+	Padding string `json:"Padding,omitempty"`
 }
 
 const (
 	purposeToken  = "sts session token"
 	purposeSecret = "sts secret key"
 )
+
+// sizeInput asks for a session token of a least size.
+type sizeInput struct {
+	MinimumSessionTokenSize *int `json:"MinimumSessionTokenSize"`
+}
+
+// sizeOutput is how large a session token is, in bytes and in percent of the most.
+type sizeOutput struct {
+	SessionTokenSize        int `json:"SessionTokenSize"`
+	SessionTokenUtilization int `json:"SessionTokenUtilization"`
+}
+
+func (in sizeInput) check(c *checks) {
+	c.number("minimumSessionTokenSize", in.MinimumSessionTokenSize, 0, seal.MaxBytes, 0)
+}
+
+func (in sizeInput) least() int {
+	if in.MinimumSessionTokenSize == nil {
+		return 0
+	}
+	return *in.MinimumSessionTokenSize
+}
+
+func (c *credentials) size() sizeOutput {
+	n := len(c.SessionToken)
+	return sizeOutput{n, (100*n + seal.MaxBytes - 1) / seal.MaxBytes}
+}
 
 // credentials are temporary ones as they are given out.
 type credentials struct {
@@ -34,18 +65,30 @@ type credentials struct {
 	Expiration      api.Time `json:"Expiration"`
 }
 
-// issue makes credentials for an identity that hold for that many seconds.
-func (s *Service) issue(identity Identity, seconds int) *credentials {
+// issue makes credentials for an identity that hold for that many seconds, with a session token of
+// at least so many bytes.
+func (s *Service) issue(identity Identity, seconds, least int) *credentials {
 	ends := s.clock.Now().Add(time.Duration(seconds) * time.Second).Truncate(time.Second)
 	session := Session{Identity: identity, AccessKey: s.newKey("ASIA", identity.Account), Ends: ends.Unix()}
+	token := s.seal(session)
+	if len(token) < least {
+		session.Padding = "." // with its name in JSON
+		token = s.seal(session)
+		session.Padding += strings.Repeat(".", max(0, (least-len(token)+1)*3/4))
+		token = s.seal(session)
+	}
+	return &credentials{
+		AccessKeyID: session.AccessKey, SecretAccessKey: s.secret(session.AccessKey),
+		SessionToken: token, Expiration: api.Time{Time: ends},
+	}
+}
+
+func (s *Service) seal(session Session) string {
 	content, err := json.Marshal(session)
 	if err != nil {
 		panic(err) // strings and a number always encode
 	}
-	return &credentials{
-		AccessKeyID: session.AccessKey, SecretAccessKey: s.secret(session.AccessKey),
-		SessionToken: s.key.Seal(purposeToken, content), Expiration: api.Time{Time: ends},
-	}
+	return s.key.Seal(purposeToken, content)
 }
 
 // secret returns the secret of an access key that was given out here.

@@ -18,6 +18,7 @@ const (
 var errAccessDenied = &api.Error{Type: "AccessDenied", Common: true, Status: http.StatusForbidden}
 
 type getSessionTokenInput struct {
+	sizeInput
 	DurationSeconds *int   `json:"DurationSeconds"`
 	SerialNumber    string `json:"SerialNumber"`
 	TokenCode       string `json:"TokenCode"`
@@ -25,11 +26,13 @@ type getSessionTokenInput struct {
 
 type getSessionTokenOutput struct {
 	Credentials *credentials `json:"Credentials"`
+	sizeOutput
 }
 
 func (s *Service) getSessionToken(ctx context.Context, in *getSessionTokenInput) (*getSessionTokenOutput, error) {
 	var c checks
-	seconds := c.seconds(in.DurationSeconds, leastSeconds, mostUserSeconds, defaultUserSeconds)
+	in.sizeInput.check(&c)
+	seconds := c.number("durationSeconds", in.DurationSeconds, leastSeconds, mostUserSeconds, defaultUserSeconds)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
@@ -37,10 +40,12 @@ func (s *Service) getSessionToken(ctx context.Context, in *getSessionTokenInput)
 	if temporary {
 		return nil, errAccessDenied.With("Cannot call GetSessionToken with session credentials")
 	}
-	return &getSessionTokenOutput{s.issue(identity, seconds)}, nil
+	given := s.issue(identity, seconds, in.least())
+	return &getSessionTokenOutput{given, given.size()}, nil
 }
 
 type getFederationTokenInput struct {
+	sizeInput
 	Name            string      `json:"Name"`
 	DurationSeconds *int        `json:"DurationSeconds"`
 	Policy          string      `json:"Policy"`
@@ -57,13 +62,15 @@ type getFederationTokenOutput struct {
 	Credentials      *credentials   `json:"Credentials"`
 	FederatedUser    *federatedUser `json:"FederatedUser"`
 	PackedPolicySize *int           `json:"PackedPolicySize"`
+	sizeOutput
 }
 
 func (s *Service) getFederationToken(ctx context.Context, in *getFederationTokenInput) (*getFederationTokenOutput, error) {
 	var c checks
 	c.length("name", in.Name, 2, 32)
 	c.pattern("name", in.Name, namePattern)
-	seconds := c.seconds(in.DurationSeconds, leastSeconds, mostUserSeconds, defaultUserSeconds)
+	in.sizeInput.check(&c)
+	seconds := c.number("durationSeconds", in.DurationSeconds, leastSeconds, mostUserSeconds, defaultUserSeconds)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
@@ -79,8 +86,10 @@ func (s *Service) getFederationToken(ctx context.Context, in *getFederationToken
 		FederatedUserID: identity.Account + ":" + in.Name,
 		ARN:             arn.Global("sts", call.Region, identity.Account, "federated-user/"+in.Name),
 	}
+	given := s.issue(Identity{identity.Account, user.ARN, user.FederatedUserID}, seconds, in.least())
 	return &getFederationTokenOutput{
-		Credentials:      s.issue(Identity{identity.Account, user.ARN, user.FederatedUserID}, seconds),
+		Credentials:      given,
+		sizeOutput:       given.size(),
 		FederatedUser:    user,
 		PackedPolicySize: packedSize(in.Policy, in.PolicyARNs, in.Tags),
 	}, nil

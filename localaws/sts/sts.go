@@ -83,7 +83,10 @@ type getAccessKeyInfoOutput struct {
 	Account string `json:"Account"`
 }
 
-var accountNumber = regexp.MustCompile(`^\d{12}$`)
+var (
+	accountNumber = regexp.MustCompile(`^\d{12}$`)
+	keyPattern    = newPattern(`[\w]*`)
+)
 
 // getAccessKeyInfo knows the accounts of keys that are account numbers and of those given out here.
 // AWS reads the account out of any key; here a key that was made up belongs to the caller's account,
@@ -91,7 +94,7 @@ var accountNumber = regexp.MustCompile(`^\d{12}$`)
 func (s *Service) getAccessKeyInfo(ctx context.Context, in *getAccessKeyInfoInput) (*getAccessKeyInfoOutput, error) {
 	var c checks
 	c.length("accessKeyId", in.AccessKeyID, 12, 128)
-	c.pattern("accessKeyId", in.AccessKeyID, `[\w]*`)
+	c.pattern("accessKeyId", in.AccessKeyID, keyPattern)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
