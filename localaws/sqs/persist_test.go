@@ -55,7 +55,7 @@ type journaled struct {
 type handleOf struct{ queue, handle string }
 
 func (m *journaled) open(t *rapid.T) {
-	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Sync: journal.SyncNever})
+	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Journal: journal.Options{Sync: journal.SyncNever}})
 	if err != nil {
 		t.Fatal(err)
 	}
