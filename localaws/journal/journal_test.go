@@ -8,7 +8,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // open opens the journal and returns what it replayed.
 func open(t *testing.T, dir string) (*Log, []string) {
