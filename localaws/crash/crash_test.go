@@ -42,6 +42,7 @@ const (
 	// A server's clock is so much further than that of the life before, so that what was locked when
 	// it was killed is free a life or two later, and deduplication is forgotten after thirty.
 	lifetime          = 10 * time.Second
+	livesRemembered   = 25
 	visibilityTimeout = "15"
 )
 
@@ -124,6 +125,7 @@ func (e *experiment) life(calls int, do func(context.Context, *sqs.Client)) {
 		e.look()
 	}()
 	e.lives++
+	e.history.life = e.lives
 	c, closeAll := client(s.url)
 	defer closeAll()
 	if e.settings != nil {

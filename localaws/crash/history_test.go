@@ -12,6 +12,7 @@ import (
 // without one may or may not have taken effect.
 type history struct {
 	mu       sync.Mutex
+	life     int   // of the server
 	events   int64 // a clock that ticks with every note
 	messages map[string]*message
 	groups   map[string]*group
@@ -27,6 +28,7 @@ type message struct {
 	n        int // in its group
 	id       string
 	accepted bool
+	life     int   // in which it was accepted first
 	deleting int   // deletions that were asked for and not refused
 	deleted  int64 // when a deletion was answered; 0 for never
 }
@@ -85,6 +87,27 @@ func (h *history) next(f *family, name string, n int) []string {
 	return bodies
 }
 
+// isPending reports whether a send to the group had no answer.
+func (h *history) isPending(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.groups[name]
+	return g != nil && g.pending > 0
+}
+
+// repeat returns the last message of a group of a FIFO queue, if it was accepted so lately that
+// sending it again must have no effect.
+func (h *history) repeat(name string) (body string, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.groups[name]
+	if g == nil || g.pending > 0 {
+		return "", false
+	}
+	last := g.messages[len(g.messages)-1]
+	return last.body(), last.accepted && h.life-last.life < livesRemembered
+}
+
 func (m *message) body() string { return fmt.Sprintf("%s/%06d", m.group, m.n) }
 
 // accepted notes that the sends of these bodies were answered, with these ids.
@@ -94,7 +117,9 @@ func (h *history) accepted(bodies, ids []string) {
 	h.events++
 	for i, body := range bodies {
 		m := h.messages[body]
-		m.accepted = true
+		if !m.accepted {
+			m.accepted, m.life = true, h.life
+		}
 		h.groups[m.group].pending = 0
 		h.identify(m, ids[i])
 		h.sends++

@@ -46,12 +46,18 @@ type worker struct {
 // errGone ends a worker: a call had no answer.
 var errGone = errors.New("no answer")
 
-// run works until the server is gone.
+// run works until the server is gone. It begins with what the last life did not answer, while the
+// server knows for sure whether it took effect.
 func (w *worker) run() {
+	for i := range groupsOfWorker {
+		if group := w.group(i); w.family.fifo && w.history.isPending(group) && w.send(group) != nil {
+			return
+		}
+	}
 	for {
 		var err error
 		if w.family.backlog.Load() < maxBacklog && w.random.IntN(2) == 0 {
-			err = w.send()
+			err = w.send(w.group(w.random.IntN(groupsOfWorker)))
 		} else {
 			err = w.receive()
 		}
@@ -73,9 +79,14 @@ func (w *worker) answered(err error) (code string, _ error) {
 	return "", errGone
 }
 
-func (w *worker) send() error {
+func (w *worker) group(n int) string { return fmt.Sprintf("%s-%d-%d", w.family.name, w.number, n) }
+
+func (w *worker) send(group string) error {
 	f := w.family
-	group := fmt.Sprintf("%s-%d-%d", f.name, w.number, w.random.IntN(groupsOfWorker))
+	if body, ok := w.history.repeat(group); ok && f.fifo && w.random.IntN(4) == 0 {
+		w.begun()
+		return w.sendOne(group, []string{body})
+	}
 	n := 1
 	if w.random.IntN(2) == 0 {
 		n = 1 + w.random.IntN(10)
