@@ -81,13 +81,14 @@ bench-dagster: setup build ## measure steps and starts of runs through Dagster
 	status=0; $(PY) bench/dagster_bench.py || status=1; $(PY) bench/run_start.py || status=1; exit $$status
 
 # One lock for each list: the newest Dagster, and the older ones of the matrix.
-LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in)) localaws/clients/requirements.lock
+LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in)) localaws/clients/requirements.lock e2e/servers/localstack.lock
 
 .PHONY: lock
 lock: ## renew the locks of Python packages from the requirements*.in beside them
 	@for lock in $(LOCKS); do \
 	  echo "lock: $$lock"; \
-	  UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --quiet --universal --python-version 3.10 \
+	  oldest=3.10; if [[ $$lock == *localstack* ]]; then oldest=3.12; fi; \
+	  UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --quiet --universal --python-version $$oldest \
 	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -o $$lock $${lock%.lock}.in; \
 	done
 

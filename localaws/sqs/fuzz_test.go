@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func fuzzed(t *testing.T) *Service {
+func fuzzed(t testing.TB) *Service {
 	t.Helper()
 	s, err := New(Options{Clock: clock.NewManual(time.Unix(1_000_000, 0)), IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -55,7 +55,7 @@ func FuzzQueueURL(f *testing.F) {
 
 // FuzzHandle reads receipt handles and handles of move tasks: only what was given out is read.
 func FuzzHandle(f *testing.F) {
-	for _, handle := range []string{"", "AAAA", "nonsense", strings.Repeat("A", 40), taskHandle{"id", "arn:aws:sqs:r:a:q"}.String(), "e30=", "bnVsbA=="} {
+	for _, handle := range []string{newQueue(fuzzed(f), queueKey{"r", "a", "q"}, defaults(false), nil).handle(&message{seq: 7, nonce: 8}), "", "AAAA", "nonsense", strings.Repeat("A", 40), taskHandle{"id", "arn:aws:sqs:r:a:q"}.String(), "e30=", "bnVsbA=="} {
 		f.Add(handle)
 	}
 	f.Fuzz(func(t *testing.T, handle string) {
