@@ -87,7 +87,7 @@ LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requi
 lock: ## renew the locks of Python packages from the requirements*.in beside them
 	@for lock in $(LOCKS); do \
 	  echo "lock: $$lock"; \
-	  oldest=3.10; if [[ $$lock == *localstack* ]]; then oldest=3.12; fi; \
+	  oldest=3.10; if [[ $$lock == *localstack* ]]; then oldest=3.13; fi; \
 	  UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --quiet --universal --python-version $$oldest \
 	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -o $$lock $${lock%.lock}.in; \
 	done
