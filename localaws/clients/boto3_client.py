@@ -1,6 +1,7 @@
 """boto3 as a client of the scenarios: a call a line on stdin, its answer on stdout.
 
-Arguments: ENDPOINT REGION ACCOUNT. A call is {"service", "op", "in"}, an answer {"out"} or {"error"}.
+Arguments: ENDPOINT REGION ACCOUNT. A call is {"service", "op", "in"}, an answer {"out"} or
+{"error"}.
 """
 
 import base64

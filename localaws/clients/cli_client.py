@@ -22,7 +22,9 @@ environ = os.environ | {
 }
 version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
 takes_base64 = not version.startswith("aws-cli/1.")
-FAILURE = re.compile(r"An error occurred \((.+?)\) when calling the \w+ operation(?: \(.*?\))?: (.*)", re.DOTALL)
+FAILURE = re.compile(
+    r"An error occurred \((.+?)\) when calling the \w+ operation(?: \(.*?\))?: (.*)", re.DOTALL
+)
 
 
 def decoded(value):
