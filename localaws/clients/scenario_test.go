@@ -46,7 +46,8 @@ type scenario struct {
 // In what is sent, ${name} is what an earlier step saved, ${repeat:x:3} is xxx, {"$bytes": text} is
 // binary and {"$json": document} the document as text. In what is expected, "*" is any text that is
 // not empty, "#" any number, "~..." a regular expression, "md5:..." the digest of the text, [] also
-// an absent member; everything else must be as it is written, and nothing more may be there.
+// an absent member, and a member whose name ends in ? may be absent, as in clients that are older
+// than it; everything else must be as it is written, and nothing more may be there.
 type step struct {
 	Op      string            `json:"op"` // of SQS, or with its service: sts.AssumeRole
 	In      map[string]any    `json:"in"`
@@ -326,6 +327,7 @@ func compareMap(path string, want map[string]any, got any, note func(path, what 
 		note(path, show(got)+" is no structure")
 		return
 	}
+	want = withoutAbsent(want, g)
 	for _, key := range sorted(want, g) {
 		if _, expected := want[key]; !expected {
 			note(path+"."+key, show(g[key])+", want nothing")
@@ -333,6 +335,18 @@ func compareMap(path string, want map[string]any, got any, note func(path, what 
 		}
 		compare(path+"."+key, want[key], g[key], note)
 	}
+}
+
+// withoutAbsent leaves out the members that may be absent and are.
+func withoutAbsent(want, got map[string]any) map[string]any {
+	kept := map[string]any{}
+	for name, value := range want {
+		plain, optional := strings.CutSuffix(name, "?")
+		if _, there := got[plain]; there || !optional {
+			kept[plain] = value
+		}
+	}
+	return kept
 }
 
 func sorted(a, b map[string]any) []string {
