@@ -230,7 +230,7 @@ func (all *restored) apply(text []byte) error {
 		return err
 	}
 	all.deleted = append(all.deleted, r.Deleted...)
-	if from := all.queues[r.From]; from != nil {
+	if from := all.queues[r.From]; from != nil && r.Left != 0 { // messages are numbered from 1
 		delete(from.messages, r.Left)
 	}
 	if r.Queue != nil {
