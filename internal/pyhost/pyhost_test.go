@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -175,6 +176,47 @@ func TestAStepRunsAndReports(t *testing.T) {
 		}
 		if asked["STEP_OUTPUT"] != 1 || asked["STEP_SUCCESS"] != 1 {
 			t.Errorf("asked %v", asked)
+		}
+	})
+}
+
+// What user code finds in its environment of ours is listed here, so that a secret cannot be added to
+// it unseen.
+func TestNoSecretOfTheWorkerReachesUserCode(t *testing.T) {
+	const secret = "a secret of the worker"
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "saw"), "w").write("\n".join(f"{n}={v}" for n, v in os.environ.items()))`)
+		t.Setenv("DAGSTER_HOME", dir)
+		for _, variable := range os.Environ() {
+			if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "STEPFLEET_") {
+				t.Setenv(name, value) // so that it comes back
+				if err := os.Unsetenv(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for _, name := range []string{"STEPFLEET_TOKEN", "STEPFLEET_TOKEN_FILE", "STEPFLEET_DATABASE_URL"} {
+			t.Setenv(name, secret)
+		}
+		if exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, newGate())); exit.Result == nil || !exit.Result.Success {
+			t.Fatalf("exit %+v result %+v", exit, exit.Result)
+		}
+		saw, err := os.ReadFile(filepath.Join(dir, "saw"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(saw), secret) {
+			t.Errorf("user code saw a secret:\n%s", saw)
+		}
+		var ours []string
+		for variable := range strings.Lines(string(saw)) {
+			if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "STEPFLEET_") {
+				ours = append(ours, name)
+			}
+		}
+		slices.Sort(ours)
+		if want := []string{"STEPFLEET_FENCE", "STEPFLEET_IDEMPOTENCY_KEY", "STEPFLEET_SPOOL"}; !slices.Equal(ours, want) {
+			t.Errorf("user code saw %v, want %v", ours, want)
 		}
 	})
 }

@@ -296,6 +296,11 @@ def alone():
 
 
 @job(executor_def=in_process_executor)
+def alone_environ():
+    environ()
+
+
+@job(executor_def=in_process_executor)
 def alone_failing():
     boom()
 
@@ -315,6 +320,7 @@ defs = Definitions(
     asset_checks=[cooked_is_even],
     jobs=[
         alone,
+        alone_environ,
         alone_failing,
         chain,
         dynamic,

@@ -369,6 +369,7 @@ class TemplateProcess:
                 STEPFLEET_HOST_FD=str(theirs.fileno()),
                 STEPFLEET_PRELOAD=json.dumps(preload),
                 STEPFLEET_TOKEN="secret",
+                STEPFLEET_TOKEN_FILE="/secret",
                 STEPFLEET_DATABASE_URL="postgres://secret",
                 **env,
             ),

@@ -120,7 +120,8 @@ def test_secrets_do_not_reach_user_code(instance, template):
     path = Path(instance.storage_directory()) / run.run_id / "environ" / "result"
     names = pickle.loads(path.read_bytes()).split(",")
     assert "STEPFLEET_FENCE" in names
-    assert not {"STEPFLEET_TOKEN", "STEPFLEET_DATABASE_URL", "STEPFLEET_HOST_FD"} & set(names)
+    secrets = {"STEPFLEET_TOKEN", "STEPFLEET_TOKEN_FILE", "STEPFLEET_DATABASE_URL"}
+    assert not {*secrets, "STEPFLEET_HOST_FD", "STEPFLEET_PRELOAD"} & set(names)
 
 
 def test_sigterm_is_dagsters_interrupt(instance, template, tmp_path):
