@@ -17,6 +17,7 @@ from dagster import (
     Definitions,
     DynamicOut,
     DynamicOutput,
+    ExpectationResult,
     In,
     InitResourceContext,
     JobDefinition,
@@ -45,6 +46,7 @@ class Behaviour(Config):
     crash: bool = False  # read address 0
     fail_attempts: int = 0  # raise in this many attempts
     retry_seconds: float = 0.0  # ... a request for a retry after so long
+    events: int = 0  # report so many expectations
     seconds: float = 0.0  # sleep
     release: str = ""  # wait for this file
 
@@ -64,10 +66,16 @@ def behave(context: OpExecutionContext, config: Behaviour) -> None:
             if config.retry_seconds:
                 raise RetryRequested(seconds_to_wait=config.retry_seconds)
             raise RuntimeError(f"attempt {context.retry_number} fails on purpose")
+        for number in range(config.events):
+            context.log_event(ExpectationResult(success=True, label=str(number)))
         if config.seconds:
             time.sleep(config.seconds)
-        while config.release and not os.path.exists(config.release):
-            time.sleep(POLL_SECONDS)
+        await_file(config.release)
+
+
+def await_file(path: str) -> None:
+    while path and not os.path.exists(path):
+        time.sleep(POLL_SECONDS)
 
 
 @op
@@ -141,10 +149,12 @@ class Flaky(ConfigurableResource):
 
     tries: str
     failures: int
+    release: str = ""  # wait for this file first
 
     def setup_for_execution(self, context: InitResourceContext) -> None:
         with open(self.tries, "ab") as file:
             file.write(b".")
+        await_file(self.release)
         if os.path.getsize(self.tries) <= self.failures:
             raise RuntimeError("the resource fails on purpose")
 
