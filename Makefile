@@ -69,7 +69,7 @@ fmt: setup $(GOFUMPT) ## format Go and Python
 	.venv/bin/ruff check --fix python examples e2e/parity
 
 .PHONY: parity
-parity: setup build ## run every job under three executors and compare, under 20 minutes
+parity: setup build ## run every job under each executor and compare; fails after 20 minutes
 	$(PY) e2e/parity/run.py
 
 .PHONY: bench-dagster

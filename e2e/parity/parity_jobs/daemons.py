@@ -243,7 +243,7 @@ CASES: tuple[Case, ...] = (
         status="FAILURE",
         tags={"dagster/max_runtime": "15"},
         counts={"STEP_START": 1, "STEP_FAILURE": 1},
-        masks=frozenset({"interrupt", "ended_by_daemon"}),
+        masks=frozenset({"ended_by_daemon"}),
         options={"quiet_seconds": 3.0},
     ),
     graph_case(

@@ -20,9 +20,8 @@ from pathlib import Path
 import psycopg2
 import yaml
 from dagster import DagsterInstance
-from sqlalchemy.engine import make_url
-
 from parity_jobs import LOCATIONS
+from sqlalchemy.engine import make_url
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 20.0
