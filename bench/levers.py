@@ -1,7 +1,7 @@
 """What each lever of a cheap step is worth: the same run with it on, and with it off.
 
-    python bench/levers.py                            # those that the issue names
-    python bench/levers.py --levers all --out /tmp/all.json
+    python bench/levers.py                            # those without a figure of their own so far
+    python bench/levers.py --levers all               # these, and whatever else can be switched off
     python bench/levers.py --levers relay,kept-plan --repetitions 3 --out /tmp/two.json
     python bench/levers.py --list
 

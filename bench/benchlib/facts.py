@@ -97,7 +97,7 @@ def objections(about: dict[str, Any], binary: Path | None) -> list[str]:
     if binary is not None:
         version = binary_version(binary)
         if built_from(version) != about["commit"]:
-            found.append(f"{binary} is of {version or 'no commit'}, not of this one (make build)")
+            found.append(f"the binary is of {version or 'no commit'}, not of this one (make build)")
         elif version.endswith("-dirty") and not git("status", "--porcelain"):
-            found.append(f"{binary} was built before its changes were committed (make build)")
+            found.append("the binary was built before its changes were committed (make build)")
     return found

@@ -35,7 +35,7 @@ class Lever:
         return not self.env and self.slots == SLOTS
 
 
-# Those that the issue names.
+# Those that the issue names and that had no figure of their own.
 NAMED = (
     Lever("priming", "the template runs no step of ours before it forks"),
     Lever(
@@ -56,11 +56,11 @@ NAMED = (
     ),
     Lever("pooled-executor", "the run worker opens a connection for each read and write"),
     Lever("catalogue-memo", "what the catalogue has said of migrations is asked again"),
-    Lever("log-redirection", "Dagster's own log capture, with two helper processes a step"),
-    Lever("pooled-steps", "a step opens a connection for each read and write"),
 )
 # What else docs/adr/0004 lists.
 FURTHER = (
+    Lever("log-redirection", "Dagster's own log capture, with two helper processes a step"),
+    Lever("pooled-steps", "a step opens a connection for each read and write"),
     Lever(
         "second-child",
         "one child waits instead of two; a chain takes one at a time",
@@ -106,20 +106,21 @@ def plan(levers: Sequence[Lever], repetitions: int) -> Iterator[Turn]:
                 yield Turn(number, rep, group[0].job, off)
 
 
+# Title, field of a sample, factor, digits, and whether it differs from run to run by itself.
 FIGURES = (
-    ("wall ms", "wall_seconds", 1000.0, 1),
-    ("cpu ms", "cpu_seconds", 1000.0, 1),
-    ("connections", "pg_connections", 1.0, 2),
-    ("commits", "pg_commits", 1.0, 1),
+    ("wall ms", "wall_seconds", 1000.0, 1, True),
+    ("cpu ms", "cpu_seconds", 1000.0, 1, True),
+    ("connections", "pg_connections", 1.0, 2, False),
+    ("commits", "pg_commits", 1.0, 1, False),
 )
 
 
 def rows(levers: Sequence[Lever], samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Per step, medians: with the lever on, off, and of the differences of runs side by side with
-    their range. A lever with a void run has the reason instead."""
+    """Per step, medians: with the lever on and off, and of times the differences of runs side by
+    side with their range. A lever with a void run has the reason instead."""
     head = ["lever", "job", "runs"]
-    for title, *_ in FIGURES:
-        head += [f"{title} on", "off", "off - on"]
+    for title, _, _, _, varies in FIGURES:
+        head += [f"{title} on", "off", *(["off - on"] if varies else [])]
     table = [head]
     for lever in levers:
         pairs = _pairs(lever, samples)
@@ -128,16 +129,15 @@ def rows(levers: Sequence[Lever], samples: Sequence[Mapping[str, Any]]) -> list[
             table.append([lever.name, lever.job, f"VOID: {void or 'not measured'}"])
             continue
         row = [lever.name, lever.job, str(len(pairs))]
-        for _, name, factor, digits in FIGURES:
+        for _, name, factor, digits, varies in FIGURES:
             on, off = (
                 [factor * s[name] / s["steps"] for s in side] for side in zip(*pairs, strict=True)
             )
-            apart = sorted(b - a for a, b in zip(on, off, strict=True))
-            row += [f"{statistics.median(on):.{digits}f}", f"{statistics.median(off):.{digits}f}"]
-            row.append(
-                f"{statistics.median(apart):+.{digits}f}"
-                f" ({apart[0]:+.{digits}f} to {apart[-1]:+.{digits}f})"
-            )
+            row += [f"{statistics.median(side):.{digits}f}" for side in (on, off)]
+            if varies:
+                apart = sorted(b - a for a, b in zip(on, off, strict=True))
+                least, most = (f"{figure:+.{digits}f}" for figure in (apart[0], apart[-1]))
+                row.append(f"{statistics.median(apart):+.{digits}f} ({least} to {most})")
         table.append(row)
     return table
 

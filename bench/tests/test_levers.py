@@ -53,8 +53,8 @@ def test_the_difference_is_of_neighbours() -> None:
     ]
     head, of_a, of_b, of_c = levers.rows([a, b, c], samples)
     assert of_a[:6] == ["a", "chain50", "3", "40.0", "45.0", "+5.0 (-10.0 to +10.0)"]
-    assert head[9:12] == ["connections on", "off", "off - on"]
-    assert of_a[9:12] == ["1.00", "1.00", "+0.00 (+0.00 to +0.00)"]
+    assert head[9:] == ["connections on", "off", "commits on", "off"]
+    assert of_a[9:] == ["1.00", "1.00", "10.0", "10.0"]
     assert of_b[2:] == ["VOID: a run failed"] and of_c[2:] == ["VOID: not measured"]
     assert "VOID: a run failed" in levers.text([a, b, c], samples)
 
