@@ -1,7 +1,9 @@
 """Reads a finished run from Dagster's storage into a plain structure that can be compared."""
 
+import ast
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,10 @@ from paritylib.versions import Versions, asset_value
 
 # In a log above this, a line that comes many times in a row is kept once, with their number.
 MAX_TEXT_BYTES = 1 << 20
+
+# What the first of several failed steps is called; docs/dagster.md names it.
+NAMES = ("FIRST",)
+_FAILED_STEPS = re.compile(r"Steps failed: (\[.*\])\.$")
 
 
 @dataclass
@@ -329,12 +335,23 @@ def _specific_error(event: DagsterEvent) -> Any:
 
 def _run_failure(event: DagsterEvent) -> Any:
     data: Any = event.event_specific_data
-    first = data.first_step_failure_event if data else None
-    return {
-        "error": _error(data.error) if data else None,
-        "reason": data.failure_reason.value if data and data.failure_reason else None,
+    if data is None:
+        return {"error": None, "reason": None, "first": None}
+    first = data.first_step_failure_event
+    detail = {
+        "error": _error(data.error),
+        "reason": data.failure_reason.value if data.failure_reason else None,
         "first": first.step_key if first else None,
     }
+    failed = _FAILED_STEPS.search(event.message or "")
+    if first is None or failed is None or data.error != first.step_failure_data.error:
+        return detail
+    steps = ast.literal_eval(failed[1])
+    if len(steps) > 1 and first.step_key == steps[0]:
+        # Which one that was is chance where they go on at once.
+        detail |= {"error": NAMES[0], "first": NAMES[0]}
+        detail["message"] = f"{(event.message or '')[: failed.start(1)]}{sorted(steps)}."
+    return detail
 
 
 def _run_canceled(event: DagsterEvent) -> Any:

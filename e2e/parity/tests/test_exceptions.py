@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from parity_jobs import CASES
-from paritylib import versions
+from paritylib import record, versions
 from paritylib.compare import EXCEPTIONS, MASKS, NORMALISATIONS, OWN_VARIABLES, Mask
 from paritylib.normal import NAMES, RULES
 
@@ -55,7 +55,7 @@ def test_there_are_few() -> None:
 
 def test_the_document_names_every_normalisation_and_nothing_else() -> None:
     rows = table("Normalisations")
-    values = {*RULES, *NAMES, *versions.NAMES}
+    values = {*RULES, *NAMES, *versions.NAMES, *record.NAMES}
     assert sorted(row[0] for row in rows) == sorted(f"`{n}`" for n in {*values, *NORMALISATIONS})
     for name, what, cases, _ in rows:
         if (name := name.strip("`")) in NORMALISATIONS:

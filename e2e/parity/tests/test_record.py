@@ -111,3 +111,32 @@ def test_an_error_is_taken_with_what_it_came_from_and_over_and_where(failed: Rec
     assert error["cause"] is None
     assert error["context"]["class"] == "ZeroDivisionError"
     assert 'raise LookupError("outer")' in error["stack"][-1]
+
+
+def failing_in_order(first: str, second: str) -> JobDefinition:
+    @op
+    def fails(context: OpExecutionContext) -> None:
+        raise RuntimeError(f"{context.op.name} fails")
+
+    @job(name="two_fail")
+    def definition() -> None:
+        fails.alias(first).tag({"dagster/priority": "1"})()
+        fails.alias(second)()
+
+    return definition
+
+
+def test_which_of_several_steps_failed_first_is_no_difference() -> None:
+    one, other = (made_of(failing_in_order(*steps)) for steps in (("a", "b"), ("b", "a")))
+    assert (one.order, other.order) == (["a", "b"], ["b", "a"])
+    ends = [
+        [text for text in found.run_events if text.startswith("PIPELINE_FAILURE")]
+        for found in (one, other)
+    ]
+    assert ends[0] == ends[1]
+    assert "Steps failed: ['a', 'b']." in ends[0][0]
+
+
+def test_which_steps_failed_is_one() -> None:
+    one, other = (made_of(failing_in_order(*steps)) for steps in (("a", "b"), ("a", "c")))
+    assert one.run_events != other.run_events

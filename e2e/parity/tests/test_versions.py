@@ -126,6 +126,8 @@ def test_a_hash_of_something_unknown_stays_itself() -> None:
         run(instance, assets, "source")
         run_ids = [run(instance, assets, "coded"), run(instance, assets, "made")]
         raw, named = tags_of(instance, run_ids)
-    (version,) = (v for k, v in ast.literal_eval(raw[-1]) if k == "dagster/input_data_version/source")
+    (version,) = (
+        v for k, v in ast.literal_eval(raw[-1]) if k == "dagster/input_data_version/source"
+    )
     assert len(version) == 64
     assert f'"dagster/input_data_version/source": "{version}"' in named[-1]
