@@ -267,7 +267,7 @@ def _compare_logs(expected: Record, actual: Record, masks: Sequence[Mask]) -> li
 def _compare_whole_logs(expected: Record, actual: Record, masks: Sequence[Mask]) -> list[str]:
     """Against one log for the whole run. Its stdout does not say which step has printed a line; of
     its stderr Dagster's console lines say it."""
-    found = _compare_counters("stdout", *(Counter(_stdout(r, masks)) for r in (expected, actual)))
+    found = _compare_counters("stdout", _stdout(expected, masks), _stdout(actual, masks))
     want, have = _by_step(expected, masks), _by_step(actual, masks)
     for step, attempt in sorted({*want, *have}):
         found += _compare_lines(
@@ -278,10 +278,13 @@ def _compare_whole_logs(expected: Record, actual: Record, masks: Sequence[Mask])
     return found
 
 
-def _stdout(record: Record, masks: Sequence[Mask]) -> Iterable[str]:
-    for captures in record.logs.values():
-        for out, _ in captures:
-            yield from (line.rstrip("\n") for line in _lines(out, masks))
+def _stdout(record: Record, masks: Sequence[Mask]) -> Counter[str]:
+    return Counter(
+        line.rstrip("\n")
+        for captures in record.logs.values()
+        for out, _ in captures
+        for line in _lines(out, masks)
+    )
 
 
 def _by_step(record: Record, masks: Sequence[Mask]) -> dict[tuple[str, int], list[str]]:

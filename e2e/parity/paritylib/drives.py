@@ -10,9 +10,9 @@ from typing import Any
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, RunsFilter
 from dagster._core.execution.stats import StepEventStatus
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from parity_jobs.case import VARIANTS, Case, Variant, job_name
 from sqlalchemy.engine import make_url
 
+from parity_jobs.case import VARIANTS, Case, Variant, job_name
 from paritylib.dagster_api import DagsterApi
 from paritylib.faults import frozen_children, held_inserts
 from paritylib.stack import Stack

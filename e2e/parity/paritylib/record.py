@@ -333,6 +333,11 @@ def _specific_error(event: DagsterEvent) -> Any:
     return {"error": _error(data.error)}
 
 
+def _resources(event: DagsterEvent) -> Any:
+    data = event.engine_event_data
+    return {"error": _error(data.error), "metadata": _metadata(data.metadata)}
+
+
 def _run_failure(event: DagsterEvent) -> Any:
     data: Any = event.event_specific_data
     if data is None:
@@ -389,7 +394,9 @@ _DETAILS: dict[str, Callable[[DagsterEvent], dict[str, Any]]] = {
     "ASSET_CHECK_EVALUATION_PLANNED": _check_planned,
     "ASSET_FAILED_TO_MATERIALIZE": _failed_to_materialize,
     "STEP_EXPECTATION_RESULT": _expectation,
-    "RESOURCE_INIT_FAILURE": _specific_error,
+    "RESOURCE_INIT_STARTED": _resources,
+    "RESOURCE_INIT_SUCCESS": _resources,
+    "RESOURCE_INIT_FAILURE": _resources,
     "HOOK_ERRORED": _specific_error,
     "LOGS_CAPTURED": _captured,
 }

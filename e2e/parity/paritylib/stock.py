@@ -20,8 +20,9 @@ from pathlib import Path
 import psycopg2
 import yaml
 from dagster import DagsterInstance
-from parity_jobs import LOCATIONS
 from sqlalchemy.engine import make_url
+
+from parity_jobs import LOCATIONS
 
 START_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 20.0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from paritylib.compare import compare
 from paritylib.record import Record
 

@@ -6,6 +6,7 @@ import uuid
 
 import psycopg2
 import pytest
+
 from paritylib.faults import held_inserts
 
 URL = os.environ.get("STEPFLEET_TEST_POSTGRES_URL", "")

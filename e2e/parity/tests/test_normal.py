@@ -4,6 +4,7 @@ what is next to them stays a difference."""
 from pathlib import Path
 
 import pytest
+
 from paritylib.normal import NAMES, RULES, Normaliser
 
 RUNS = ("4bbc1e2c-be49-4408-997c-50dc3bcb2cb5", "0d2b6a0e-6a1f-4f0c-9a0b-7a5d4f7a3c11")

@@ -15,6 +15,7 @@ from dagster import (
     job,
     op,
 )
+
 from paritylib.normal import Normaliser
 from paritylib.record import Record, records
 

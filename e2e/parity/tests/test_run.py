@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from parity_jobs import CASES
 from paritylib.record import Record
 from run import Result, report, unshown

@@ -12,6 +12,7 @@ from dagster import (
     asset,
     materialize,
 )
+
 from paritylib.normal import Normaliser
 from paritylib.record import records
 from paritylib.versions import asset_value
