@@ -99,6 +99,19 @@ def dying():
     add(die_once())
 
 
+@op(retry_policy=RetryPolicy(max_retries=1))
+def dies(context) -> int:
+    """Dies in its first attempts, as many as DEATHS says."""
+    if context.retry_number < int(os.environ["DEATHS"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 7
+
+
+@job(executor_def=stepfleet_executor)
+def dying_often():
+    dies()
+
+
 @op(tags={"stepfleet/queue": "nowhere"})
 def unknown_queue() -> int:
     return 1
@@ -321,6 +334,7 @@ defs = Definitions(
         failing,
         retried,
         dying,
+        dying_often,
         misplaced,
         warned,
         sleeping,
