@@ -330,7 +330,8 @@ CONFIG_SCHEMA: dict[str, Any] = {
     "priority": Field(
         IntSource,
         default_value=0,
-        description=f"The priority of steps without the tag {tags.PRIORITY_TAG}; higher is first.",
+        description="The priority of steps where neither op nor run has a tag for it; higher is "
+        f"first. The tag {tags.DAGSTER_PRIORITY_TAG} of an op is added.",
     ),
     "shared_filesystem": Field(
         BoolSource,
