@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dagster import (
@@ -85,6 +87,46 @@ def flaky(context) -> int:
 @job(executor_def=stepfleet_executor)
 def retried():
     flaky()
+
+
+def later(context, *then) -> None:
+    time.sleep(1)
+    print("a thread prints later")
+    context.log.info("a thread logs later")
+    context.log_event(AssetMaterialization("of_a_thread"))
+    for call in then:
+        call()
+
+
+@op(out=Out(Nothing))
+def leaves_a_thread(context):
+    threading.Thread(target=later, args=(context,)).start()
+
+
+@op(out=Out(Nothing))
+def leaves_a_pool(context):
+    """A pool that is not shut down, with more to do than it has threads."""
+    pool = ThreadPoolExecutor(1)
+    pool.submit(time.sleep, 0.1)
+    pool.submit(later, context)
+
+
+@op(out=Out(Nothing))
+def leaves_a_deadly_thread(context):
+    threading.Thread(target=later, args=(context, lambda: os._exit(7))).start()
+
+
+@op(out=Out(Nothing))
+def leaves_a_daemon(context):
+    threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
+
+
+@job(executor_def=stepfleet_executor)
+def leaving_threads():
+    leaves_a_thread()
+    leaves_a_pool()
+    leaves_a_deadly_thread()
+    leaves_a_daemon()
 
 
 @op
@@ -335,6 +377,7 @@ defs = Definitions(
         retried,
         dying,
         dying_often,
+        leaving_threads,
         misplaced,
         warned,
         sleeping,
