@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -49,6 +50,7 @@ class Behaviour(Config):
     events: int = 0  # report so many expectations
     seconds: float = 0.0  # sleep
     release: str = ""  # wait for this file
+    thread_seconds: float = 0.0  # leave a thread that sleeps
 
 
 def behave(context: OpExecutionContext, config: Behaviour) -> None:
@@ -71,6 +73,8 @@ def behave(context: OpExecutionContext, config: Behaviour) -> None:
         if config.seconds:
             time.sleep(config.seconds)
         await_file(config.release)
+        if config.thread_seconds:
+            threading.Thread(target=time.sleep, args=(config.thread_seconds,)).start()
 
 
 def await_file(path: str) -> None:
@@ -251,6 +255,26 @@ def parallel(name: str, definition: OpDefinition, count: int) -> JobDefinition:
     return made
 
 
+def tagged(name: str, op_name: str, *tags: dict[str, str]) -> JobDefinition:
+    """A job of independent ops OP_NAME_0, OP_NAME_1, ..., each with tags of its own."""
+
+    def made(number: int, own: dict[str, str]) -> OpDefinition:
+        @op(name=f"{op_name}_{number}", tags=own)
+        def work_as_tagged(context: OpExecutionContext, config: Behaviour) -> None:
+            behave(context, config)
+
+        return work_as_tagged
+
+    definitions = [made(number, own) for number, own in enumerate(tags)]
+
+    @job(name=name)
+    def of_tagged() -> None:
+        for definition in definitions:
+            definition()
+
+    return of_tagged
+
+
 defs = Definitions(
     jobs=[
         chain,
@@ -270,6 +294,14 @@ defs = Definitions(
         parallel("six", work, 6),
         parallel("six_retried", retried, 6),
         parallel("twenty", work, 20),
+        tagged("one_timed", "timed", {"stepfleet/timeout": "1"}),
+        tagged(
+            "three_urgent",
+            "urgent",
+            {"stepfleet/queue": "small", "stepfleet/priority": "5"},
+            {"dagster-celery/queue": "small", "dagster-celery/priority": "5"},
+            {"dagster-celery/queue": "small", "dagster/priority": "5"},
+        ),
     ],
     executor=stepfleet_executor,
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -144,6 +145,15 @@ func exitOf(t *testing.T, p stepfleet.Process) stepfleet.Exit {
 		t.Fatal("the process does not end")
 	}
 	return p.Exit()
+}
+
+func receiveWithin(t *testing.T, c <-chan struct{}, otherwise string) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(wait):
+		t.Fatal(otherwise)
+	}
 }
 
 func modes(t *testing.T, f func(t *testing.T, mode pyhost.Mode)) {
@@ -331,6 +341,40 @@ func TestATemplateThatNeverLoadsDoesNotTakeTheHostAway(t *testing.T) {
 	if reasons := h.Ready(); len(reasons) != 1 || !strings.Contains(reasons[0], "template") {
 		t.Errorf("reasons %v", reasons)
 	}
+}
+
+const startsThread = `    import threading
+    def later():
+        time.sleep(1)
+        open(os.path.join(os.path.dirname(__file__), "later"), "w").write("x")
+        %s
+    threading.Thread(target=later).start()`
+
+func TestAStepWaitsForItsThreadsBeforeItReports(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, fmt.Sprintf(startsThread, ""))
+		t.Setenv("DAGSTER_HOME", dir)
+		p := launch(t, startHost(t, mode, dir), run, payload, newGate())
+		receiveWithin(t, p.Lingers(), "the process does not say that threads are left")
+		receiveWithin(t, p.Reported(), "the process does not report")
+		if _, err := os.Stat(filepath.Join(dir, "later")); err != nil {
+			t.Errorf("it has reported before its thread had ended: %v", err)
+		}
+		if exit := exitOf(t, p); exit.Result == nil || !exit.Result.Success || exit.Result.ExecutionSeconds < 1 {
+			t.Errorf("exit %+v with result %+v", exit, exit.Result)
+		}
+	})
+}
+
+func TestAThreadThatEndsTheProcessDoesNotUndoItsStep(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, fmt.Sprintf(startsThread, "os._exit(7)"))
+		t.Setenv("DAGSTER_HOME", dir)
+		exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, newGate()))
+		if exit.Result == nil || exit.Result.Event != "STEP_SUCCESS" || exit.Status != 7 {
+			t.Errorf("exit %+v with result %+v, want STEP_SUCCESS and status 7", exit, exit.Result)
+		}
+	})
 }
 
 func TestADyingStepIsReportedByItsStatus(t *testing.T) {

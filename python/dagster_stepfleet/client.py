@@ -551,12 +551,10 @@ class Completions:
         with self._condition:
             return self._ended.get((step_key, attempt))
 
-    def lost_attempts(self, step_key: str) -> int:
-        """How many attempts of the step the ledger has lost, this run's whole life long."""
+    def lost_attempts(self, step_key: str) -> set[int]:
+        """Which attempts of the step the ledger has lost, this run's whole life long."""
         with self._condition:
-            return sum(
-                1 for (k, _), e in self._ended.items() if k == step_key and e.state == "lost"
-            )
+            return {a for (k, a), e in self._ended.items() if k == step_key and e.state == "lost"}
 
     def wait(self, version: int, timeout_seconds: float) -> bool:
         with self._condition:
