@@ -190,8 +190,9 @@ def _await_threads(parent: Parent, outcome: Outcome, started: float) -> None:
     The step has its end by then, whatever becomes of this process: the parent gets the result now,
     should the process not come to its last word.
     """
-    if any(t is not threading.main_thread() and not t.daemon for t in threading.enumerate()):
-        parent.send({"op": "lingers", "result": outcome.result(time.monotonic() - started)})
+    if all(t.daemon or t is threading.main_thread() for t in threading.enumerate()):
+        return
+    parent.send({"op": "lingers", "result": outcome.result(time.monotonic() - started)})
     try:
         seams.join_threads()
     except BaseException:  # of a hook, or of the user's own signal handler
