@@ -19,7 +19,7 @@ import (
 )
 
 // retryDelay is longer than it takes to kill a run worker in a retry's delay and to resume the run.
-const retryDelay = 15 * time.Second
+const retryDelay = 30 * time.Second
 
 // stage is a point of a run at which its run worker is killed, to be resumed by run monitoring.
 type stage struct {
