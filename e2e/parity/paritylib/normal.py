@@ -4,12 +4,17 @@ docs/dagster.md lists RULES and NAMES; a test holds it to that.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+
+def _in_order(found: re.Match[str]) -> str:
+    return f"{found[1]} RESOURCES[{', '.join(sorted(found[2].split(', ')))}]"
+
+
 # What a pattern of each kind becomes.
-RULES: Mapping[str, tuple[re.Pattern[str], str]] = {
+RULES: Mapping[str, tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = {
     "VARIANT": (re.compile(r"on_(?:inprocess|multiproc|delegated|stepfleet)"), "on_VARIANT"),
     "UUID": (
         re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"),
@@ -22,6 +27,8 @@ RULES: Mapping[str, tuple[re.Pattern[str], str]] = {
     "DURATION": (re.compile(r"\b\d+(?:\.\d+)?(?:ms|s|µs)\b"), "DURATION"),
     "ADDRESS": (re.compile(r"\b0x[0-9a-f]+\b"), "ADDRESS"),
     "PID": (re.compile(r"(\bpid:? )\d+|( - RUN\d* - )\d+(?= - )"), r"\1\2PID"),
+    # Dagster has them in a set.
+    "RESOURCES": (re.compile(r"\b(initialization of resources) \[([^]]*)\]", re.I), _in_order),
 }
 # What ids and paths are called. Of several runs of a case the second is RUN1, and so on.
 NAMES = ("RUN", "HOME", "BACKFILL", "TICK")

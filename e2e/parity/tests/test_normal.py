@@ -37,6 +37,13 @@ SAID: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("Capturing logs for process (pid 1018).", "Capturing logs for process (pid 977)."),
         ("1018 rows", "977 rows"),
     ),
+    "RESOURCES": (
+        (
+            "Initialization of resources [a, b] failed.",
+            "Initialization of resources [b, a] failed.",
+        ),
+        ("Initialization of resources [a, b] failed.", "Initialization of resources [a] failed."),
+    ),
 }
 
 
