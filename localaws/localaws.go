@@ -8,10 +8,16 @@
 //	cfg.HTTPClient = &http.Client{Transport: aws.Transport()}
 //
 // As a command, Run serves it on a loopback address. It is never reachable from elsewhere:
-// signatures are read for region and account and are not verified.
+// signatures are read for region and account, and verified only where Options.Credentials says so.
 //
-// The packages: api is what a service is to this front, awsjson is a wire protocol, fault makes
-// things go wrong, clock is time, and each service (sqs) has its own package. None of them imports
+// Where to read: localaws.go takes a call from the request to the answer; protocol.go finds the
+// protocol, the service and the operation; request.go says who calls; body.go reads bodies;
+// operations.go lists what exists.
+//
+// The packages: api is what a service is to this front; awsjson, awsquery, ec2query and awscbor are
+// the wire protocols, the last three by way of shape; sigv4 is signatures, arn and page are names
+// and lists, fault makes things go wrong and control does so over HTTP, clock is time, journal
+// outlives a kill, and each service (sqs, sts, cloudwatch) has its own package. None of them imports
 // the product. An operation that is missing answers as AWS answers an unknown one, and says "not
 // emulated" in the log.
 package localaws
@@ -22,14 +28,19 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"strings"
+	"path/filepath"
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
-	"github.com/stepfleet/stepfleet/localaws/awsjson"
 	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/cloudwatch"
+	"github.com/stepfleet/stepfleet/localaws/control"
 	"github.com/stepfleet/stepfleet/localaws/fault"
+	"github.com/stepfleet/stepfleet/localaws/journal"
+	"github.com/stepfleet/stepfleet/localaws/page"
+	"github.com/stepfleet/stepfleet/localaws/seal"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
+	"github.com/stepfleet/stepfleet/localaws/sts"
 )
 
 // What an unsigned call, or a key that is no account number, is taken for.
@@ -52,8 +63,22 @@ type Options struct {
 	Faults *fault.Set
 	// Hosts are names, besides loopback ones, that a Host header may have.
 	Hosts []string
+	// Credentials are access keys with their secrets. When there are any, every call must be signed
+	// with one of them, or with temporary credentials that STS gave out.
+	Credentials map[string]string
+	// Mode is how much of what AWS permits itself is done; empty is sqs.Faithful.
+	Mode sqs.Mode
+	// QueueURL is how SQS makes queue URLs; empty is sqs.PathURL.
+	QueueURL sqs.URLTemplate
+	// Metrics has CloudWatch fed by the other services, each minute. It sets a timer that never ends.
+	Metrics bool
 	// SQSMaxInFlight lowers the limit of messages in flight; 0 is AWS's.
 	SQSMaxInFlight int
+	// Dir is where state is kept that shall outlive the process; empty keeps all in memory. Only
+	// Open looks at it.
+	Dir string
+	// Sync is when what is kept in Dir is forced to the disk; empty is journal.SyncInterval.
+	Sync journal.Sync
 }
 
 // AWS is the services behind one endpoint.
@@ -61,27 +86,92 @@ type AWS struct {
 	// Faults makes calls misbehave, at any time.
 	Faults *fault.Set
 
-	clock    clock.Clock
-	ids      *api.IDs
-	log      *slog.Logger
-	region   string
-	account  string
-	hosts    []string
-	byName   map[string]*api.Service // by the name in a credential scope
-	byTarget map[string]*api.Service // by X-Amz-Target
-	guarded  http.Handler
+	clock       clock.Clock
+	ids         *api.IDs
+	log         *slog.Logger
+	region      string
+	account     string
+	hosts       []string
+	credentials map[string]string
+	sqs         *sqs.Service
+	sts         *sts.Service
+	services    []*api.Service
+	byName      map[string]*api.Service // by the name in a credential scope
+	byTarget    map[string]*api.Service // by X-Amz-Target
+	byShape     map[string]*api.Service // by the path of a CBOR call
+	control     http.Handler
+	sameOrigin  *http.CrossOriginProtection
 }
 
-// New returns an AWS that holds nothing.
+// New returns an AWS that holds nothing, and keeps what it will hold in memory.
 func New(o Options) *AWS {
+	o.Dir = ""
+	a, err := Open(o)
+	if err != nil {
+		panic(err) // without a directory there is nothing that could fail
+	}
+	return a
+}
+
+// Open returns an AWS with what Options.Dir holds. Close it, so that the directory is free again.
+func Open(o Options) (*AWS, error) {
 	o = o.withDefaults()
 	a := &AWS{
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
-		hosts: o.Hosts, byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{},
+		hosts: o.Hosts, credentials: o.Credentials,
+		byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{}, byShape: map[string]*api.Service{},
+		sameOrigin: http.NewCrossOriginProtection(),
 	}
-	a.add(sqs.New(sqs.Options{Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight}).API())
-	a.guarded = http.NewCrossOriginProtection().Handler(http.HandlerFunc(a.serve))
-	return a
+	a.Faults.UseClock(o.Clock)
+	if err := a.addServices(o); err != nil {
+		return nil, err
+	}
+	a.control = control.New(control.Options{
+		Faults: a.Faults, Clock: a.clock, Services: a.byName, Reset: a.Reset, Logger: a.log,
+	})
+	return a, nil
+}
+
+func (a *AWS) addServices(o Options) error {
+	key := seal.NewKey(o.Seed)
+	queues, err := sqs.New(sqs.Options{
+		Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight, Mode: o.Mode, QueueURL: o.QueueURL,
+		Tokens: page.NewTokens(key), Dir: o.dir("sqs"), Sync: o.Sync,
+	})
+	if err != nil {
+		return err
+	}
+	a.sqs = queues
+	a.add(queues.API())
+	a.sts = sts.New(sts.Options{Clock: o.Clock, IDs: a.ids, Key: key})
+	a.add(a.sts.API())
+	metrics := cloudwatch.New(cloudwatch.Options{Clock: o.Clock, Logger: o.Logger})
+	if o.Metrics {
+		metrics.Feed(cloudwatch.QueueNamespace, time.Minute, cloudwatch.QueueFeed(a.queueStats))
+	}
+	a.add(metrics.API())
+	return nil
+}
+
+// queueStats is what CloudWatch is told of the queues.
+func (a *AWS) queueStats() []cloudwatch.QueueStats {
+	stats := a.sqs.Stats()
+	told := make([]cloudwatch.QueueStats, 0, len(stats))
+	for _, q := range stats {
+		told = append(told, cloudwatch.QueueStats(q))
+	}
+	return told
+}
+
+// Close writes what is not yet on the disk and frees the directory. No call may be under way.
+func (a *AWS) Close() error { return a.sqs.Close() }
+
+// dir returns where a service keeps its state, or nothing.
+func (o Options) dir(service string) string {
+	if o.Dir == "" {
+		return ""
+	}
+	return filepath.Join(o.Dir, service)
 }
 
 func (o Options) withDefaults() Options {
@@ -107,8 +197,25 @@ func (o Options) withDefaults() Options {
 }
 
 func (a *AWS) add(s api.Service) {
+	a.services = append(a.services, &s)
 	a.byName[s.Name] = &s
-	a.byTarget[s.Target] = &s
+	if s.Target != "" {
+		a.byTarget[s.Target] = &s
+	}
+	if s.Shape != "" {
+		a.byShape[s.Shape] = &s
+	}
+}
+
+// Reset ends every fault and outage and empties every service. Calls that are under way end as
+// they would if their queues and alarms had been deleted.
+func (a *AWS) Reset() {
+	a.Faults.Clear()
+	for _, s := range a.services {
+		if s.Reset != nil {
+			s.Reset()
+		}
+	}
 }
 
 // ServeHTTP answers a call of any service. It refuses Host headers that are not loopback names,
@@ -118,7 +225,22 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "localaws answers to loopback names only, not to "+r.Host, http.StatusForbidden)
 		return
 	}
-	a.guarded.ServeHTTP(w, r)
+	if err := a.checkOrigin(r); err != nil {
+		http.Error(w, "localaws answers no page of another origin: "+err.Error(), http.StatusForbidden)
+		return
+	}
+	a.serve(w, r)
+}
+
+// checkOrigin refuses what a browser sends for a page of another origin. The standard library lets
+// a GET pass, since it changes nothing; in the Query protocol it may.
+func (a *AWS) checkOrigin(r *http.Request) error {
+	if r.Method != http.MethodPost {
+		changing := *r
+		changing.Method = http.MethodPost
+		r = &changing
+	}
+	return a.sameOrigin.Check(r)
 }
 
 func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
@@ -127,69 +249,73 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 		return
 	}
-	target, op, ok := awsjson.Target(r)
+	if control.Is(r.URL.Path) {
+		a.control.ServeHTTP(w, r)
+		return
+	}
+	sent, err := readBody(r)
+	defer sent.release()
+	to, ok := a.routeOf(r, sent.plain)
 	if !ok {
-		a.refuseProtocol(w, r)
+		a.refuse(w, r)
 		return
 	}
-	a.serveJSON(w, r, target, op)
-}
-
-// refuseProtocol answers what is of no protocol we have. A form with an Action is the old Query
-// protocol, whose clients understand XML only.
-func (a *AWS) refuseProtocol(w http.ResponseWriter, r *http.Request) {
-	requestID := a.ids.UUID()
-	w.Header().Set("X-Amzn-Requestid", requestID)
-	action := r.URL.Query().Get("Action")
-	form := strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded")
-	if action == "" && !form {
-		a.log.Warn("not emulated: a request of no known protocol", "method", r.Method, "path", r.URL.Path)
-		w.WriteHeader(http.StatusNotFound)
-		_, _ = w.Write([]byte("<UnknownOperationException/>\n"))
-		return
+	if err != nil {
+		to.refused = err.(*api.Error)
 	}
-	a.log.Warn("not emulated: the Query protocol", "service", scopeOf(r).service, "action", action)
-	w.Header().Set("Content-Type", "text/xml")
-	w.WriteHeader(http.StatusBadRequest)
-	_, _ = w.Write([]byte(`<?xml version="1.0"?><ErrorResponse><Error><Type>Sender</Type><Code>InvalidAction</Code>` +
-		`<Message>localaws does not emulate the Query protocol yet; use a client that speaks JSON.</Message></Error><RequestId>` +
-		requestID + `</RequestId></ErrorResponse>`))
+	x := &exchange{aws: a, w: w, route: to, sent: &sent, call: a.callOf(r, to.op)}
+	a.finish(r, x)
 }
 
-// exchange is one call of the JSON protocol and its answer.
+// refuse answers what is of no protocol, as AWS does.
+func (a *AWS) refuse(w http.ResponseWriter, r *http.Request) {
+	a.log.Warn("not emulated: a request of no known protocol", "method", r.Method, "path", r.URL.Path)
+	api.Respond(w, a.ids.UUID(), "", http.StatusNotFound, []byte("<UnknownOperationException/>\n"))
+}
+
+// exchange is one call and its answer.
 type exchange struct {
-	aws       *AWS
-	w         http.ResponseWriter
-	call      *api.Call
-	version   string
-	namespace string
-	queryMode bool
-	throttled *api.Error
+	route
+	aws  *AWS
+	w    http.ResponseWriter
+	call *api.Call
+	sent *body // until the input is decoded
 }
 
-func (a *AWS) serveJSON(w http.ResponseWriter, r *http.Request, target, op string) {
-	x := &exchange{
-		aws: a, w: w, call: a.callOf(r, op), version: versionOf(r),
-		queryMode: r.Header.Get("X-Amzn-Query-Mode") == "true", throttled: api.ErrThrottling,
+// finish checks the call and runs its operation.
+func (a *AWS) finish(r *http.Request, x *exchange) {
+	var operation api.Operation
+	known := false
+	if x.service != nil {
+		x.call.Service = x.service.Name
+		operation, known = x.service.Ops[x.op]
 	}
-	service := a.byTarget[target]
-	if service == nil {
-		x.unknown(target)
+	if err := a.authenticate(r, x, operation); err != nil {
+		x.answer(nil, err)
 		return
 	}
-	x.call.Service, x.namespace, x.version = service.Name, service.Namespace, service.JSONVersion
-	if service.Throttled != nil {
-		x.throttled = service.Throttled
+	if !known && x.refused == nil {
+		x.refused = x.codec.Unknown(x.op)
 	}
-	operation, ok := service.Ops[op]
-	if !ok {
-		x.unknown(target)
+	if x.refused != nil {
+		if isAbsence(x.refused) {
+			a.log.Warn("not emulated", "service", x.name, "op", x.op, "request_id", x.call.RequestID, "error", x.refused)
+		}
+		x.answer(nil, x.refused)
 		return
 	}
 	started := a.clock.Now()
 	err := x.run(r, operation)
-	a.log.Debug("call", "service", service.Name, "op", op, "request_id", x.call.RequestID,
-		"took", a.clock.Now().Sub(started), "error", err)
+	if a.log.Enabled(r.Context(), slog.LevelDebug) {
+		a.log.Debug("call", "service", x.call.Service, "op", x.op, "request_id", x.call.RequestID,
+			"took", a.clock.Now().Sub(started), "error", err)
+	}
+}
+
+// isAbsence reports whether an error says that something does not exist here, which may be our lack
+// and not the caller's mistake.
+func isAbsence(e *api.Error) bool {
+	return e.Type == api.ErrInvalidAction.Type || e.Type == api.ErrUnknownOperation.Type || e.Type == errMissingAction.Type
 }
 
 // run acts out the fault in force, if any, and the operation. The error is for the log: it has
@@ -201,27 +327,28 @@ func (x *exchange) run(r *http.Request, operation api.Operation) error {
 	err := x.before(ctx, rule)
 	var out any
 	if err == nil {
-		if rule.Kind == fault.Duplicate {
-			ctx = fault.WithDuplicate(ctx)
-		}
-		out, err = decodeAndCall(ctx, r, operation)
+		ctx = rule.Mark(ctx)
+		out, err = x.decodeAndCall(ctx, operation)
 	}
 	if end() || rule.Kind == fault.LoseAnswer || errors.Is(err, errDropped) {
 		x.aws.log.Debug("connection dropped by a fault", "service", x.call.Service, "op", x.call.Op)
 		panic(http.ErrAbortHandler) // how net/http closes a connection without an answer
 	}
 	if rule.Kind == fault.FailAfter {
-		err = api.ErrInternal
+		err = rule.Failure()
 	}
 	x.answer(out, err)
 	return err
 }
 
-func decodeAndCall(ctx context.Context, r *http.Request, operation api.Operation) (any, error) {
+// decodeAndCall reads the input, lets go of the body, which a long poll does not need, and runs the
+// operation.
+func (x *exchange) decodeAndCall(ctx context.Context, operation api.Operation) (any, error) {
 	in := operation.NewIn()
-	if err := awsjson.Decode(r, in); err != nil {
+	if err := x.codec.Decode(in); err != nil {
 		return nil, err
 	}
+	x.sent.release()
 	return operation.Call(ctx, in)
 }
 
@@ -234,32 +361,19 @@ func (x *exchange) before(ctx context.Context, rule fault.Rule) error {
 	case fault.Drop:
 		return errDropped
 	case fault.Throttle:
-		return x.throttled
+		if x.service.Throttled != nil {
+			return x.service.Throttled
+		}
+		return api.ErrThrottling
 	case fault.Fail:
-		return api.ErrInternal
-	case fault.Delay:
-		return x.aws.wait(ctx, rule.Delay)
+		return rule.Failure()
 	}
-	return nil
-}
-
-// wait lets d pass on the clock that the services have.
-func (a *AWS) wait(ctx context.Context, d time.Duration) error {
-	over := make(chan struct{})
-	timer := a.clock.AfterFunc(d, func() { close(over) })
-	defer timer.Stop()
-	select {
-	case <-over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return x.aws.Faults.Wait(ctx, rule)
 }
 
 func (x *exchange) answer(out any, err error) {
 	if err == nil {
-		err = awsjson.Encode(x.w, x.version, x.call.RequestID, out)
-		if err == nil {
+		if err = x.codec.Encode(x.w, x.call.RequestID, out); err == nil {
 			return
 		}
 	}
@@ -269,23 +383,8 @@ func (x *exchange) answer(out any, err error) {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		e = api.ErrUnavailable // the caller is gone, or we are going
 	default:
-		x.aws.log.Error("internal failure", "service", x.call.Service, "op", x.call.Op, "error", err)
+		x.aws.log.Error("internal failure", "service", x.call.Service, "op", x.op, "error", err)
 		e = api.ErrInternal
 	}
-	awsjson.EncodeError(x.w, x.version, x.call.RequestID, x.namespace, x.queryMode, e)
-}
-
-// unknown answers as AWS does to an operation it does not have.
-func (x *exchange) unknown(target string) {
-	x.aws.log.Warn("not emulated", "target", target, "op", x.call.Op, "request_id", x.call.RequestID)
-	awsjson.EncodeError(x.w, x.version, x.call.RequestID, x.namespace, x.queryMode,
-		api.ErrUnknownOperation.With("The operation %s is not emulated by localaws.", x.call.Op))
-}
-
-// versionOf is the awsJson version to answer in when the service is unknown.
-func versionOf(r *http.Request) string {
-	if strings.HasSuffix(r.Header.Get("Content-Type"), "1.1") {
-		return "1.1"
-	}
-	return "1.0"
+	x.codec.EncodeError(x.w, x.call.RequestID, e)
 }

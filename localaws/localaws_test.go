@@ -90,9 +90,9 @@ func TestWhatIsNotEmulatedSaysSo(t *testing.T) {
 		status              int
 		body                string
 	}{
-		{"AmazonSQS.StartMessageMoveTask", "application/x-amz-json-1.0", 400, "com.amazon.coral.service#UnknownOperationException"},
+		{"AmazonSQS.StartEverything", "application/x-amz-json-1.0", 400, "com.amazon.coral.service#UnknownOperationException"},
 		{"DynamoDB_20120810.ListTables", "application/x-amz-json-1.0", 400, "com.amazon.coral.service#UnknownOperationException"},
-		{"", "application/x-www-form-urlencoded", 400, "<Code>InvalidAction</Code>"},
+		{"", "application/x-www-form-urlencoded", 400, "<Code>MissingAction</Code>"},
 		{"", "text/plain", 404, "<UnknownOperationException/>"},
 	} {
 		log.Reset()

@@ -1,54 +1,82 @@
 package localaws
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/sigv4"
 )
 
-// scope is what a SigV4 signature says about a call: Credential=KEY/DATE/REGION/SERVICE/aws4_request.
-type scope struct{ key, region, service string }
-
-var credential = regexp.MustCompile(`Credential=([^/,\s]+)/\d{8}/([^/,\s]+)/([^/,\s]+)/aws4_request`)
-
-// scopeOf reads the scope from the header, or from the query of a presigned call; a call without a
-// signature has the zero one.
-func scopeOf(r *http.Request) scope {
-	text := r.Header.Get("Authorization")
-	if text == "" {
-		if presigned := r.URL.Query().Get("X-Amz-Credential"); presigned != "" {
-			text = "Credential=" + presigned
-		}
-	}
-	found := credential.FindStringSubmatch(text)
-	if found == nil {
-		return scope{}
-	}
-	return scope{key: found[1], region: found[2], service: found[3]}
-}
-
-var accountNumber = regexp.MustCompile(`^\d{12}$`)
-
-// callOf describes the call. An access key of twelve digits is its own account, as in other
-// emulators, so that a test may have several.
+// callOf describes the call. A session token of ours says whose call it is; an access key of
+// twelve digits is its own account, as in other emulators, so that a test may have several.
 func (a *AWS) callOf(r *http.Request, op string) *api.Call {
-	s := scopeOf(r)
+	s := sigv4.ScopeOf(r)
 	c := &api.Call{
-		Service: s.service, Op: op, Region: s.region, Account: a.account, AccessKey: s.key,
-		RequestID: a.ids.UUID(), BaseURL: "http://" + r.Host,
+		Service: s.Service, Op: op, Region: s.Region, Account: a.account, AccessKey: s.AccessKey,
+		SessionToken: sigv4.SessionTokenOf(r), RequestID: a.ids.UUID(), BaseURL: "http://" + r.Host,
 	}
 	if c.Region == "" {
 		c.Region = a.region
 	}
-	if accountNumber.MatchString(s.key) {
-		c.Account = s.key
+	if isAccount(s.AccessKey) {
+		c.Account = s.AccessKey
+	}
+	if c.SessionToken != "" {
+		if session, err := a.sts.Open(c.AccessKey, c.SessionToken); err == nil {
+			c.Account = session.Account
+		}
 	}
 	return c
+}
+
+func isAccount(key string) bool {
+	if len(key) != 12 {
+		return false
+	}
+	for i := range len(key) {
+		if key[i] < '0' || key[i] > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// authenticate returns nil for a call whose signature holds. While no credentials are set it lets
+// every call pass but those with temporary credentials that were given out here and are over.
+func (a *AWS) authenticate(r *http.Request, x *exchange, operation api.Operation) error {
+	if len(a.credentials) == 0 {
+		if token := x.call.SessionToken; token != "" {
+			if _, err := a.sts.Open(x.call.AccessKey, token); errors.Is(err, sigv4.ErrExpiredToken) {
+				return err
+			}
+		}
+		return nil
+	}
+	service := ""
+	if x.service != nil {
+		service = x.service.Name
+	}
+	err := sigv4.Verify(r, x.sent.sent, service, a.clock.Now(), a.secret)
+	if errors.Is(err, sigv4.ErrMissingToken) && operation.IsUnsigned() {
+		return nil
+	}
+	return err
+}
+
+// secret finds the secret of an access key. One that is set beforehand has no session token.
+func (a *AWS) secret(accessKey, token string) (string, error) {
+	if token != "" {
+		return a.sts.Secret(accessKey, token)
+	}
+	if secret, ok := a.credentials[accessKey]; ok {
+		return secret, nil
+	}
+	return "", sigv4.ErrUnknownKey
 }
 
 // hostAllowed refuses names by which a web page could reach us through its own domain.

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+
+	"github.com/stepfleet/stepfleet/localaws/clock"
 )
 
 // DefaultAddr is where the command listens unless told otherwise.
@@ -25,33 +27,37 @@ const (
 
 // Config is what Run needs; the zero value serves on DefaultAddr and logs nothing.
 type Config struct {
+	Options
 	// Addr is a loopback address and a port, 0 for a free one.
 	Addr string
-	// Logger gets where we listen, and what AWS itself logs.
-	Logger *slog.Logger
-	// Region and Account stand in where a call names none.
-	Region, Account string
-	// Seed makes identifiers repeat; 0 picks one at random.
-	Seed uint64
+	// MovableClock lets clients move the time forward, below /_localaws/clock.
+	MovableClock bool
 	// Ready, if set, is called once with the address that is served.
 	Ready func(net.Addr)
 }
 
-// Run serves a fresh AWS until ctx ends, and returns nil then. It holds everything in memory.
+// Run serves an AWS with what Options.Dir holds until ctx ends, and returns nil then.
 func Run(ctx context.Context, c Config) error {
 	if c.Addr == "" {
 		c.Addr = DefaultAddr
 	}
-	a := New(Options{Logger: c.Logger, Region: c.Region, Account: c.Account, Seed: c.Seed})
+	if c.MovableClock {
+		c.Clock = clock.NewOffset(clock.System())
+	}
 	ln, err := Listen(ctx, c.Addr)
 	if err != nil {
+		return err
+	}
+	a, err := Open(c.Options)
+	if err != nil {
+		_ = ln.Close()
 		return err
 	}
 	a.log.Info("local AWS is up", "url", "http://"+ln.Addr().String())
 	if c.Ready != nil {
 		c.Ready(ln.Addr())
 	}
-	return a.Serve(ctx, ln)
+	return errors.Join(a.Serve(ctx, ln), a.Close())
 }
 
 // Listen listens on a loopback address and refuses any other: what is served has no protection of

@@ -1,12 +1,31 @@
 package main
 
-import "github.com/stepfleet/stepfleet/localaws"
+import (
+	"github.com/stepfleet/stepfleet/localaws"
+	"github.com/stepfleet/stepfleet/localaws/journal"
+	"github.com/stepfleet/stepfleet/localaws/sqs"
+)
 
 type awsCmd struct {
-	Listen string `help:"Address to answer on; loopback only." default:"127.0.0.1:9324" env:"STEPFLEET_AWS_LISTEN"`
+	Listen   string `help:"Address to answer on; loopback only." default:"127.0.0.1:9324" env:"STEPFLEET_AWS_LISTEN"`
+	Region   string `help:"Region of a call that names none." default:"us-east-1" env:"STEPFLEET_AWS_REGION"`
+	Account  string `help:"Account of a call whose access key is no account number." default:"000000000000" env:"STEPFLEET_AWS_ACCOUNT"`
+	Mode     string `help:"faithful, or adversarial: duplicates, disorder, short answers and late counters, as AWS permits itself." enum:"faithful,adversarial" default:"faithful" env:"STEPFLEET_AWS_MODE"`
+	QueueURL string `help:"How queue URLs are made: path, domain (sqs.REGION.HOST), or a template that ends in /{account}/{name}." default:"path" env:"STEPFLEET_AWS_QUEUE_URL"`
+	Dir      string `help:"Directory to keep queues and messages in; without it they end with the process." type:"path" env:"STEPFLEET_AWS_DIR"`
+	Fsync    string `help:"When what is kept in --dir is forced to the disk: always, interval (a second) or never. A killed process loses nothing with any." enum:"always,interval,never" default:"interval" env:"STEPFLEET_AWS_FSYNC"`
+	Clock    bool   `name:"movable-clock" help:"Let clients move the time forward, below /_localaws/clock." env:"STEPFLEET_AWS_MOVABLE_CLOCK"`
+	Seed     uint64 `help:"Seed of identifiers and of the adversarial mode; 0 picks one." default:"0" env:"STEPFLEET_AWS_SEED"`
 }
 
 // Run serves the local AWS until it is told to stop.
 func (c *awsCmd) Run(g *globals) error {
-	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, Logger: g.log})
+	urls, err := sqs.ParseURLTemplate(c.QueueURL)
+	if err != nil {
+		return err
+	}
+	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, MovableClock: c.Clock, Options: localaws.Options{
+		Logger: g.log, Region: c.Region, Account: c.Account, Seed: c.Seed, Mode: sqs.Mode(c.Mode), QueueURL: urls,
+		Metrics: true, Dir: c.Dir, Sync: journal.Sync(c.Fsync),
+	}})
 }

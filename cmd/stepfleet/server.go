@@ -26,6 +26,7 @@ type serverCmd struct {
 	Hosts        []string `name:"allow-host" help:"Host header to answer besides loopback names and the advertised one." env:"STEPFLEET_ALLOW_HOSTS"`
 	Queue        []string `help:"Queue that tasks may name; repeat for more." default:"default" env:"STEPFLEET_QUEUES"`
 	QueuePrefix  string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
+	QueueFIFO    bool     `name:"queue-fifo" help:"The SQS queues are FIFO queues: their names end in .fifo." env:"STEPFLEET_QUEUE_FIFO"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
 	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here, and cancelled runs whose run worker is gone are ended there. Without it the first is left to executors, the second to Dagster's run monitoring." env:"STEPFLEET_DAGSTER_URL"`
 	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
@@ -58,7 +59,7 @@ func (c *serverCmd) Run(g *globals) error {
 		return fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
 	defer ledger.Close()
-	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, Logger: g.log})
+	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, Logger: g.log})
 	if err != nil {
 		return err
 	}

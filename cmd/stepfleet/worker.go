@@ -27,6 +27,7 @@ type workerCmd struct {
 	Instance    string   `help:"Id of this process for its supervisor; random if empty." env:"STEPFLEET_INSTANCE"`
 	Queue       []string `help:"Queue to serve and its slots, as default:4; repeat for more." default:"default:4" env:"STEPFLEET_WORKER_QUEUES"`
 	QueuePrefix string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
+	QueueFIFO   bool     `name:"queue-fifo" help:"The SQS queues are FIFO queues: their names end in .fifo." env:"STEPFLEET_QUEUE_FIFO"`
 	Prepare     bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	Listen      string   `help:"Address of the probes /livez and /readyz." default:"127.0.0.1:0" env:"STEPFLEET_WORKER_LISTEN"`
 
@@ -133,7 +134,7 @@ func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), erro
 		return worker.Ports{}, nil, err
 	}
 	closeBoth := func() { claims.Close(); renewals.Close() }
-	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, Logger: g.log})
+	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, Logger: g.log})
 	if err != nil {
 		closeBoth()
 		return worker.Ports{}, nil, err

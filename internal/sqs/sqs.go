@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/google/uuid"
 
 	"github.com/stepfleet/stepfleet"
 )
@@ -53,6 +54,7 @@ type Client interface {
 type Bells struct {
 	client Client
 	prefix string
+	fifo   bool
 	log    *slog.Logger
 
 	mu   sync.Mutex
@@ -68,6 +70,9 @@ var (
 type Options struct {
 	// Prefix is what the names of the SQS queues start with; empty is DefaultPrefix.
 	Prefix string
+	// FIFO uses FIFO queues, whose names end in .fifo. Each bell is a group of its own there: order
+	// and exclusivity are the ledger's, and no bell shall wait for another.
+	FIFO   bool
 	Logger *slog.Logger
 }
 
@@ -89,7 +94,30 @@ func New(client Client, o Options) *Bells {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Bells{client: client, prefix: o.Prefix, log: o.Logger, urls: map[string]string{}}
+	return &Bells{client: client, prefix: o.Prefix, fifo: o.FIFO, log: o.Logger, urls: map[string]string{}}
+}
+
+// name returns the name of the queue's SQS queue.
+func (b *Bells) name(queue string) string {
+	if b.fifo {
+		return b.prefix + queue + ".fifo"
+	}
+	return b.prefix + queue
+}
+
+// attributes are those of a queue that EnsureQueue creates.
+func (b *Bells) attributes() map[string]string {
+	all := map[string]string{
+		string(types.QueueAttributeNameVisibilityTimeout):             wholeSeconds(stepfleet.BellVisibility),
+		string(types.QueueAttributeNameMessageRetentionPeriod):        wholeSeconds(retention),
+		string(types.QueueAttributeNameReceiveMessageWaitTimeSeconds): wholeSeconds(0),
+	}
+	if b.fifo {
+		all[string(types.QueueAttributeNameFifoQueue)] = "true"
+		all[string(types.QueueAttributeNameDeduplicationScope)] = "messageGroup"
+		all[string(types.QueueAttributeNameFifoThroughputLimit)] = "perMessageGroupId"
+	}
+	return all
 }
 
 // EnsureQueue creates the queue's SQS queue unless it is there, whatever attributes it has then.
@@ -103,12 +131,7 @@ func (b *Bells) EnsureQueue(ctx context.Context, queue string) error {
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	out, err := b.client.CreateQueue(call, &sqs.CreateQueueInput{
-		QueueName: aws.String(b.prefix + queue),
-		Attributes: map[string]string{
-			string(types.QueueAttributeNameVisibilityTimeout):             wholeSeconds(stepfleet.BellVisibility),
-			string(types.QueueAttributeNameMessageRetentionPeriod):        wholeSeconds(retention),
-			string(types.QueueAttributeNameReceiveMessageWaitTimeSeconds): wholeSeconds(0),
-		},
+		QueueName: aws.String(b.name(queue)), Attributes: b.attributes(),
 	})
 	var exists *types.QueueNameExists
 	if errors.As(err, &exists) {
@@ -145,7 +168,12 @@ func (b *Bells) Ring(ctx context.Context, queue string, n int) error {
 func (b *Bells) ringBatch(ctx context.Context, queue, url, body string, n int) error {
 	in := &sqs.SendMessageBatchInput{QueueUrl: &url}
 	for i := range n {
-		in.Entries = append(in.Entries, types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &body})
+		e := types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &body}
+		if b.fifo {
+			one := uuid.NewString()
+			e.MessageGroupId, e.MessageDeduplicationId = &one, &one
+		}
+		in.Entries = append(in.Entries, e)
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -273,7 +301,7 @@ func (b *Bells) url(ctx context.Context, queue string) (string, error) {
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	out, err := b.client.GetQueueUrl(call, &sqs.GetQueueUrlInput{QueueName: aws.String(b.prefix + queue)})
+	out, err := b.client.GetQueueUrl(call, &sqs.GetQueueUrlInput{QueueName: aws.String(b.name(queue))})
 	if err != nil {
 		return "", b.explain(ctx, "find the SQS queue of", queue, err)
 	}
@@ -302,7 +330,7 @@ func (b *Bells) explain(ctx context.Context, doing, queue string, err error) err
 	var missing *types.QueueDoesNotExist
 	if errors.As(err, &missing) {
 		b.forget(queue)
-		return fmt.Errorf("%s queue %s: SQS has no queue %s: %w", doing, queue, b.prefix+queue, stepfleet.ErrUnknownQueue)
+		return fmt.Errorf("%s queue %s: SQS has no queue %s: %w", doing, queue, b.name(queue), stepfleet.ErrUnknownQueue)
 	}
 	return fmt.Errorf("%s queue %s: %w: %w", doing, queue, stepfleet.ErrUnavailable, err)
 }

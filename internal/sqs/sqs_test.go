@@ -42,15 +42,20 @@ func ensure(t *testing.T, b *Bells, queues ...string) {
 }
 
 func TestBells(t *testing.T) {
-	conformance.RunBells(t, func(t *testing.T) conformance.BellEnv {
-		local := localaws.New(localaws.Options{Seed: 1})
-		b := New(client(local), Options{})
-		ensure(t, b, "one", "two")
-		return conformance.BellEnv{
-			Ringer: b, Listener: b, Queue: "one", Other: "two", Missing: "three",
-			Break: func(broken bool) { local.Faults.Outage("sqs", broken) },
-		}
-	})
+	for name, o := range map[string]Options{"standard": {}, "FIFO": {FIFO: true}} {
+		t.Run(name, func(t *testing.T) {
+			conformance.RunBells(t, func(t *testing.T) conformance.BellEnv {
+				local := localaws.New(localaws.Options{Seed: 1})
+				b := New(client(local), o)
+				ensure(t, b, "one", "two")
+				return conformance.BellEnv{
+					Ringer: b, Listener: b, Queue: "one", Other: "two", Missing: "three",
+					Break:       func(broken bool) { local.Faults.Outage("sqs", broken) },
+					RefusesLate: o.FIFO,
+				}
+			})
+		})
+	}
 }
 
 func TestForeignMessagesAreDeletedAndHaveNoEffect(t *testing.T) {

@@ -1,40 +1,92 @@
 // Package api is what a service of localaws is to the front that serves it: a table of typed
-// operations, free of any wire protocol. A protocol (package awsjson, others later) decodes into
-// an operation's input and encodes its output or its *Error.
+// operations, free of any wire protocol. A Codec decodes into an operation's input and encodes its
+// output or its *Error; each wire protocol is a package with one (awsjson, awsquery, ec2query,
+// awscbor), and all of them work on the same structs.
+//
+// Where to read: api.go is services, operations and calls; errors.go is errors and the codes that
+// every service has; wire.go is what codecs share; ids.go makes identifiers.
 package api
 
 import (
 	"context"
-	"fmt"
-	"net/http"
+	"reflect"
 )
 
 // Service is one AWS service.
 type Service struct {
 	// Name is the service in a SigV4 credential scope: "sqs", "ecs".
 	Name string
-	// Target is the service in an X-Amz-Target header, before the dot: "AmazonSQS".
+	// Target is the service in an X-Amz-Target header, before the dot: "AmazonSQS". It is empty
+	// for a service that has no JSON protocol.
 	Target string
 	// Namespace is the prefix of the service's own error types: "com.amazonaws.sqs".
 	Namespace string
 	// JSONVersion is the service's awsJson version: "1.0" or "1.1".
 	JSONVersion string
+	// Query is the service's Query or EC2 protocol; nil for a service that has neither.
+	Query *Query
+	// Shape is the service in the path of an rpc-v2-cbor call: "GraniteServiceVersion20100801".
+	// It is empty for a service that has no CBOR protocol.
+	Shape string
 	// Ops is every operation that is emulated, by name.
 	Ops map[string]Operation
 	// Throttled is how the service says that the caller is too fast; nil is ThrottlingException.
 	Throttled *Error
+	// Reset empties the service: afterwards it is as when it was made. Nil is for a service that
+	// holds nothing.
+	Reset func()
+}
+
+// Query is a service's side of the AWS Query protocol, or of its EC2 variant.
+type Query struct {
+	// Version is the API's date, "2012-11-05"; calls name it.
+	Version string
+	// Others are versions that are taken for Version; "" is a call that names none.
+	Others []string
+	// Namespace is the XML namespace of answers.
+	Namespace string
+	// EC2 marks the variant that only EC2 speaks.
+	EC2 bool
+	// FromPath returns the parameters that a URL path other than "/" stands for; those that the
+	// call has itself win. It returns false for an operation that does not exist at that path. A
+	// service without it ignores the path.
+	FromPath func(op, path string) (parameters map[string]string, ok bool)
+}
+
+// Protocols returns the names of the wire protocols that the service speaks, as AWS's models have
+// them.
+func (s *Service) Protocols() []string {
+	var names []string
+	if s.Target != "" {
+		names = append(names, map[string]string{"1.0": "awsJson1_0", "1.1": "awsJson1_1"}[s.JSONVersion])
+	}
+	switch {
+	case s.Query == nil:
+	case s.Query.EC2:
+		names = append(names, "ec2Query")
+	default:
+		names = append(names, "awsQuery")
+	}
+	if s.Shape != "" {
+		names = append(names, "rpcv2Cbor")
+	}
+	return names
 }
 
 // Operation is one operation with its types put away; make it with Op.
 type Operation struct {
-	newIn func() any
-	call  func(context.Context, any) (any, error)
+	in, out  reflect.Type
+	unsigned bool
+	newIn    func() any
+	call     func(context.Context, any) (any, error)
 }
 
-// Op makes a typed function an operation. In and Out are structs with json tags. The function
-// returns an *Error for what AWS would answer; any other error is answered as an internal failure.
+// Op makes a typed function an operation. In and Out are structs with json tags, and query tags
+// where the Query protocol differs; package shape says what they may hold. The function returns an
+// *Error for what AWS would answer; any other error is answered as an internal failure.
 func Op[In, Out any](f func(context.Context, *In) (*Out, error)) Operation {
 	return Operation{
+		in: reflect.TypeFor[In](), out: reflect.TypeFor[Out](),
 		newIn: func() any { return new(In) },
 		call: func(ctx context.Context, in any) (any, error) {
 			out, err := f(ctx, in.(*In))
@@ -46,6 +98,18 @@ func Op[In, Out any](f func(context.Context, *In) (*Out, error)) Operation {
 	}
 }
 
+// Unsigned returns the operation open to calls without a signature, where signatures are verified.
+func (o Operation) Unsigned() Operation {
+	o.unsigned = true
+	return o
+}
+
+// IsUnsigned reports whether a call needs no signature.
+func (o Operation) IsUnsigned() bool { return o.unsigned }
+
+// Types returns the structs of the input and of the output.
+func (o Operation) Types() (in, out reflect.Type) { return o.in, o.out }
+
 // NewIn returns a fresh input to decode into.
 func (o Operation) NewIn() any { return o.newIn() }
 
@@ -55,66 +119,16 @@ func (o Operation) Call(ctx context.Context, in any) (any, error) { return o.cal
 // Empty is the output of an operation that has none; it is answered with an empty body.
 type Empty struct{}
 
-// Error is an error as a service answers it.
-type Error struct {
-	// Type is the shape's name: "QueueDoesNotExist".
-	Type string
-	// Common marks a type that all services share, outside the service's own namespace.
-	Common bool
-	// Code is the code of the old Query protocol, which clients go on matching on; empty is Type.
-	Code    string
-	Status  int
-	Message string
-}
-
-// Error returns code and message as AWS's own clients print them.
-func (e *Error) Error() string { return e.QueryCode() + ": " + e.Message }
-
-// QueryCode returns the code of the Query protocol.
-func (e *Error) QueryCode() string {
-	if e.Code != "" {
-		return e.Code
-	}
-	return e.Type
-}
-
-// SenderFault reports whether the caller is to blame.
-func (e *Error) SenderFault() bool { return e.Status < http.StatusInternalServerError }
-
-// With returns a copy of the error with this message.
-func (e *Error) With(format string, args ...any) *Error {
-	copied := *e
-	copied.Message = fmt.Sprintf(format, args...)
-	return &copied
-}
-
-// The errors of every service.
-var (
-	ErrUnknownOperation = &Error{Type: "UnknownOperationException", Common: true, Status: http.StatusBadRequest}
-	ErrSerialization    = &Error{Type: "SerializationException", Common: true, Status: http.StatusBadRequest}
-	ErrInternal         = &Error{
-		Type: "InternalFailure", Common: true, Status: http.StatusInternalServerError,
-		Message: "The request processing has failed because of an unknown error, exception or failure.",
-	}
-	ErrUnavailable = &Error{
-		Type: "ServiceUnavailable", Common: true, Status: http.StatusServiceUnavailable,
-		Message: "The request has failed due to a temporary failure of the server.",
-	}
-	ErrThrottling = &Error{Type: "ThrottlingException", Common: true, Status: http.StatusBadRequest, Message: "Rate exceeded"}
-	ErrTooLarge   = &Error{
-		Type: "RequestEntityTooLargeException", Common: true, Status: http.StatusRequestEntityTooLarge,
-		Message: "The request body is too large.",
-	}
-)
-
 // Call is what an operation may know of the call it serves.
 type Call struct {
 	Service, Op string
 	Region      string
 	Account     string
-	// AccessKey is the caller's, empty for an unsigned call. Signatures are not verified.
+	// AccessKey is the caller's, empty for an unsigned call.
 	AccessKey string
-	RequestID string
+	// SessionToken comes with temporary credentials.
+	SessionToken string
+	RequestID    string
 	// BaseURL is scheme and host as the caller reached us, for addresses in answers.
 	BaseURL string
 }

@@ -5,18 +5,13 @@ package awsjson
 import (
 	"bytes"
 	"encoding/json"
-	"io"
+	"errors"
 	"net/http"
 	"strings"
+	"sync"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 )
-
-// MaxBodyBytes bounds a request. An SQS message may have 1 MiB, which JSON may write six times as long.
-const MaxBodyBytes = 8 << 20
-
-// commonNamespace is where the error types live that all services share.
-const commonNamespace = "com.amazon.coral.service"
 
 // Target returns the service and the operation that the request names; ok is false for a request
 // that is not of this protocol.
@@ -32,19 +27,33 @@ func Target(r *http.Request) (service, op string, ok bool) {
 	return target[:dot], target[dot+1:], true
 }
 
-// Decode reads the request's body into in. Its errors are *api.Error.
-func Decode(r *http.Request, in any) error {
-	body, err := io.ReadAll(io.LimitReader(r.Body, MaxBodyBytes+1))
-	if err != nil {
-		return api.ErrSerialization.With("The request body could not be read: %v", err)
+// Version returns the version that the request is written in.
+func Version(r *http.Request) string {
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	if strings.HasSuffix(kind, "1.1") {
+		return "1.1"
 	}
-	if len(body) > MaxBodyBytes {
-		return api.ErrTooLarge
+	return "1.0"
+}
+
+// Codec is one call; it implements api.Codec.
+type Codec struct {
+	// Body is the request's.
+	Body []byte
+	// Version is the one to answer in.
+	Version string
+	// Namespace is the prefix of the service's error types.
+	Namespace string
+	// QueryMode adds the Query protocol's code to errors.
+	QueryMode bool
+}
+
+// Decode reads the body into in; an absent one is an empty object.
+func (c *Codec) Decode(in any) error {
+	if len(bytes.TrimLeft(c.Body, " \t\r\n")) == 0 {
+		return nil
 	}
-	if len(bytes.TrimSpace(body)) == 0 {
-		return nil // AWS takes an absent body for an empty object
-	}
-	if err := json.Unmarshal(body, in); err != nil {
+	if err := json.Unmarshal(c.Body, in); err != nil {
 		return api.ErrSerialization.With("%s", describe(err))
 	}
 	return nil
@@ -52,54 +61,75 @@ func Decode(r *http.Request, in any) error {
 
 // describe words a decoding error without Go's own vocabulary.
 func describe(err error) string {
-	if wrong, ok := err.(*json.UnmarshalTypeError); ok {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
 		return wrong.Value + " can not be converted to the type of member " + wrong.Field
 	}
 	return "The request body is not a valid JSON object: " + err.Error()
 }
 
-// Encode writes an operation's output.
-func Encode(w http.ResponseWriter, version, requestID string, out any) error {
-	var body bytes.Buffer
-	if _, empty := out.(*api.Empty); !empty {
-		enc := json.NewEncoder(&body)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(out); err != nil {
-			return err
-		}
-		body.Truncate(body.Len() - 1)
+// encoder is a buffer and what writes into it; one serves many answers.
+type encoder struct {
+	buffer bytes.Buffer
+	json   *json.Encoder
+}
+
+// maxKept is the largest buffer that is kept for another answer.
+const maxKept = 64 << 10
+
+var encoders = sync.Pool{New: func() any {
+	e := &encoder{}
+	e.json = json.NewEncoder(&e.buffer)
+	e.json.SetEscapeHTML(false)
+	return e
+}}
+
+func (e *encoder) release() {
+	if e.buffer.Cap() <= maxKept {
+		e.buffer.Reset()
+		encoders.Put(e)
 	}
-	write(w, version, requestID, http.StatusOK, body.Bytes())
+}
+
+// Encode answers with an operation's output.
+func (c *Codec) Encode(w http.ResponseWriter, requestID string, out any) error {
+	if _, empty := out.(*api.Empty); empty {
+		c.respond(w, requestID, http.StatusOK, nil)
+		return nil
+	}
+	e := encoders.Get().(*encoder)
+	if err := e.json.Encode(out); err != nil {
+		return err // with the encoder, which remembers its errors
+	}
+	c.respond(w, requestID, http.StatusOK, bytes.TrimSuffix(e.buffer.Bytes(), []byte{'\n'}))
+	e.release()
 	return nil
 }
 
-// EncodeError writes an error. queryMode adds the header by which clients that came from the
-// Query protocol go on seeing its codes.
-func EncodeError(w http.ResponseWriter, version, requestID, namespace string, queryMode bool, e *api.Error) {
-	if e.Common {
-		namespace = commonNamespace
-	}
+// EncodeError answers with an error.
+func (c *Codec) EncodeError(w http.ResponseWriter, requestID string, e *api.Error) {
 	body, err := json.Marshal(struct {
 		Type    string `json:"__type"`
 		Message string `json:"message,omitempty"`
-	}{namespace + "#" + e.Type, e.Message})
+	}{e.TypeName(c.Namespace), e.Message})
 	if err != nil {
 		panic(err) // two strings always encode
 	}
-	if queryMode {
-		fault := "Sender"
-		if !e.SenderFault() {
-			fault = "Receiver"
-		}
-		w.Header().Set("X-Amzn-Query-Error", e.QueryCode()+";"+fault)
+	if c.QueryMode {
+		api.SetQueryError(w, e)
 	}
-	write(w, version, requestID, e.Status, body)
+	c.respond(w, requestID, e.Status, body)
 }
 
-func write(w http.ResponseWriter, version, requestID string, status int, body []byte) {
-	h := w.Header()
-	h.Set("X-Amzn-Requestid", requestID)
-	h.Set("Content-Type", "application/x-amz-json-"+version)
-	w.WriteHeader(status)
-	_, _ = w.Write(body) // the caller may be gone; there is nobody else to tell
+// Unknown returns the error for an operation that the service does not have.
+func (c *Codec) Unknown(op string) *api.Error {
+	return api.ErrUnknownOperation.With("The operation %s is not emulated by localaws.", op)
+}
+
+func (c *Codec) respond(w http.ResponseWriter, requestID string, status int, body []byte) {
+	kind := "application/x-amz-json-1.0"
+	if c.Version == "1.1" {
+		kind = "application/x-amz-json-1.1"
+	}
+	api.Respond(w, requestID, kind, status, body)
 }

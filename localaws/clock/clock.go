@@ -2,11 +2,11 @@
 // package time directly, so that a test may pass days in milliseconds.
 //
 // System works as it stands inside testing/synctest, where the standard library's own time is
-// virtual. Manual is for tests that must move time while real sockets are in use.
+// virtual. Manual is for tests that must move time while real sockets are in use. Offset runs with
+// another clock and can be moved forward, for a server whose clients want to skip a wait.
 package clock
 
 import (
-	"container/heap"
 	"sync"
 	"time"
 )
@@ -16,6 +16,14 @@ type Clock interface {
 	Now() time.Time
 	// AfterFunc calls f in its own goroutine once d has passed.
 	AfterFunc(d time.Duration, f func()) Timer
+}
+
+// Movable is a clock that can be moved forward.
+type Movable interface {
+	Clock
+	// Advance moves the clock by d, which is not negative. What falls due on the way has run, in
+	// order, when Advance returns.
+	Advance(d time.Duration)
 }
 
 // Timer is a pending call of AfterFunc; its methods behave as those of time.Timer.
@@ -37,8 +45,7 @@ func (system) AfterFunc(d time.Duration, f func()) Timer { return time.AfterFunc
 type Manual struct {
 	mu      sync.Mutex
 	now     time.Time
-	pending timers
-	seq     uint64
+	pending schedule
 }
 
 // NewManual returns a clock that stands at start.
@@ -53,7 +60,7 @@ func (c *Manual) Now() time.Time {
 
 // AfterFunc arranges for f to be called by the Advance that reaches d from now.
 func (c *Manual) AfterFunc(d time.Duration, f func()) Timer {
-	t := &manualTimer{clock: c, f: f, index: -1}
+	t := &manualTimer{clock: c, entry: newEntry(f)}
 	t.Reset(d)
 	return t
 }
@@ -64,13 +71,16 @@ func (c *Manual) Advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	end := c.now.Add(d)
-	for len(c.pending) > 0 && !c.pending[0].due.After(end) {
-		t := heap.Pop(&c.pending).(*manualTimer)
-		if t.due.After(c.now) {
-			c.now = t.due
+	for {
+		e := c.pending.pop(end)
+		if e == nil {
+			break
+		}
+		if e.due.After(c.now) {
+			c.now = e.due
 		}
 		c.mu.Unlock()
-		t.f()
+		e.f()
 		c.mu.Lock()
 	}
 	c.now = end
@@ -78,67 +88,19 @@ func (c *Manual) Advance(d time.Duration) {
 
 type manualTimer struct {
 	clock *Manual
-	f     func()
-	due   time.Time
-	seq   uint64
-	index int
+	entry *entry
 }
 
 // Stop takes the timer out and reports whether it was pending.
 func (t *manualTimer) Stop() bool {
 	t.clock.mu.Lock()
 	defer t.clock.mu.Unlock()
-	return t.remove()
+	return t.clock.pending.remove(t.entry)
 }
 
 // Reset sets the timer to d from now and reports whether it was pending.
 func (t *manualTimer) Reset(d time.Duration) bool {
-	c := t.clock
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	was := t.remove()
-	c.seq++
-	t.due, t.seq = c.now.Add(d), c.seq
-	heap.Push(&c.pending, t)
-	return was
-}
-
-func (t *manualTimer) remove() bool {
-	if t.index < 0 {
-		return false
-	}
-	heap.Remove(&t.clock.pending, t.index)
-	return true
-}
-
-// timers is a heap by due time; timers due together fire in the order they were set.
-type timers []*manualTimer
-
-func (h timers) Len() int { return len(h) }
-
-func (h timers) Less(i, j int) bool {
-	if h[i].due.Equal(h[j].due) {
-		return h[i].seq < h[j].seq
-	}
-	return h[i].due.Before(h[j].due)
-}
-
-func (h timers) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-func (h *timers) Push(x any) {
-	t := x.(*manualTimer)
-	t.index = len(*h)
-	*h = append(*h, t)
-}
-
-func (h *timers) Pop() any {
-	old := *h
-	last := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	last.index = -1
-	return last
+	t.clock.mu.Lock()
+	defer t.clock.mu.Unlock()
+	return t.clock.pending.set(t.entry, t.clock.now.Add(d))
 }

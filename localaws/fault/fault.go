@@ -1,14 +1,23 @@
 // Package fault lets a test make localaws misbehave the ways AWS and the network do. Rules are
 // matched per call, by service and operation, in the order they were added; the first that
-// matches acts. An outage takes a whole service away, with the long polls that are under way.
+// matches acts. An outage takes a service, or one operation of it, away, with the long polls that
+// are under way.
+//
+// A rule or an outage lasts for a count of calls, for a time on the clock of the services, or
+// until it is removed. What is random follows a seed.
+//
+// Where to read: fault.go is what a rule may say, set.go the rules in force and the matching of a
+// call, hold.go how calls are held back and swapped, outage.go the outages.
 package fault
 
 import (
 	"context"
-	"math/rand/v2"
-	"slices"
-	"sync"
+	"fmt"
+	"net/http"
+	"strings"
 	"time"
+
+	"github.com/stepfleet/stepfleet/localaws/api"
 )
 
 // Kind is a way to misbehave.
@@ -23,189 +32,155 @@ const (
 	// Duplicate makes a send take effect twice, or leaves what a receive returns visible to the
 	// next one: the at-least-once delivery of a standard queue.
 	Duplicate
-	// Throttle answers that the caller is too fast; the operation has not run.
+	// Throttle answers, in the service's own words, that the caller is too fast; the operation has
+	// not run.
 	Throttle
-	// Fail answers 500 InternalFailure; the operation has not run.
+	// Fail answers Rule.Error, or 500 InternalFailure; the operation has not run.
 	Fail
-	// FailAfter runs the operation and then answers 500 InternalFailure.
+	// FailAfter runs the operation and then answers Rule.Error, or 500 InternalFailure.
 	FailAfter
 	// LoseAnswer runs the operation and then closes the connection.
 	LoseAnswer
+	// Reorder makes calls take effect in another order than they came in. With a Delay it holds a
+	// call back until the next matching call is over, or for the Delay if none comes: calls 1 2 3 4
+	// take effect as 2 1 4 3, whatever the probability hits; the call that passes is no hit. With
+	// or without a Delay the call is marked (IsReorder), so that a service may hand out or store
+	// what the one call carries in another order, as a standard queue does.
+	Reorder
 )
 
-// String returns the kind's name, for logs.
+var kindNames = [...]string{
+	"none", "drop", "delay", "duplicate", "throttle", "fail", "fail_after", "lose_answer", "reorder",
+}
+
+// String returns the kind's name, as ParseKind reads it.
 func (k Kind) String() string {
-	names := [...]string{"none", "drop", "delay", "duplicate", "throttle", "fail", "fail after", "lose answer"}
-	if k < 0 || int(k) >= len(names) {
+	if k < 0 || int(k) >= len(kindNames) {
 		return "unknown"
 	}
-	return names[k]
+	return kindNames[k]
+}
+
+// Kinds returns the name of every kind.
+func Kinds() []string { return append([]string(nil), kindNames[1:]...) }
+
+// ParseKind returns the kind of that name. Its error lists the names.
+func ParseKind(name string) (Kind, error) {
+	for i, known := range kindNames[1:] {
+		if name == known {
+			return Kind(i + 1), nil
+		}
+	}
+	return 0, fmt.Errorf("no kind of fault is called %q; the kinds are %s", name, strings.Join(kindNames[1:], ", "))
 }
 
 // Rule says which calls misbehave, and how.
 type Rule struct {
-	// Service and Op name the calls, as in "sqs" and "SendMessage"; empty is any.
+	// Name tells the rule from others; empty gives it one. A new rule takes the place of the one
+	// that has its name.
+	Name string
+	// Service and Op name the calls, as in "sqs" and "SendMessage"; empty is any. A service has the
+	// name that signatures have: CloudWatch is "monitoring".
 	Service, Op string
 	Kind        Kind
-	// Delay is for Kind Delay.
+	// Delay is how long Kind Delay holds a call back, and how long Reorder does at most; other kinds
+	// have no use for it.
 	Delay time.Duration
+	// Error is what the kinds Fail and FailAfter answer; nil is 500 InternalFailure. Only its Type is
+	// needed: Status 0 is 400.
+	Error *api.Error
 	// Skip lets that many matching calls pass first.
 	Skip int
 	// Times ends the rule after that many hits; 0 is for ever.
 	Times int
+	// For ends the rule when that much time has passed on the clock of the services; 0 is for ever.
+	For time.Duration
 	// Probability is the share of matching calls hit; 0 is all of them.
 	Probability float64
+	// Seed gives the rule's probability a sequence of its own; 0 shares that of the Set.
+	Seed uint64
+
+	hold *hold // of a matched rule: what the call waits for
 }
 
-// Active is a rule in force.
-type Active struct {
-	rule Rule
-	set  *Set
-	seen int
-	hits int
-}
-
-// Hits returns how many calls the rule has hit.
-func (a *Active) Hits() int {
-	a.set.mu.Lock()
-	defer a.set.mu.Unlock()
-	return a.hits
-}
-
-// Remove ends the rule.
-func (a *Active) Remove() {
-	a.set.mu.Lock()
-	defer a.set.mu.Unlock()
-	a.set.drop(a)
-}
-
-// Set is the rules in force for one AWS. The zero value has none and is ready.
-type Set struct {
-	mu      sync.Mutex
-	random  *rand.Rand
-	rules   []*Active
-	down    map[string]bool
-	running map[string]map[*running]struct{}
-}
-
-type running struct{ cancel context.CancelFunc }
-
-// New returns an empty set whose probabilities follow the seed.
-func New(seed uint64) *Set { return &Set{random: rand.New(rand.NewPCG(seed, 0xfa017))} }
-
-// Add puts a rule in force.
-func (s *Set) Add(r Rule) *Active {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	a := &Active{rule: r, set: s}
-	s.rules = append(s.rules, a)
-	return a
-}
-
-// Clear ends every rule and every outage.
-func (s *Set) Clear() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.rules, s.down = nil, nil
-}
-
-// Outage takes the service away or brings it back. While it is away its connections are closed
-// without an answer, those of calls already running included.
-func (s *Set) Outage(service string, on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.down == nil {
-		s.down = map[string]bool{}
+// Check returns what is wrong with the rule, in words for whoever wrote it.
+func (r Rule) Check() error {
+	switch {
+	case r.Kind < Drop || r.Kind > Reorder:
+		return fmt.Errorf("a fault needs a kind: %s", strings.Join(kindNames[1:], ", "))
+	case r.Kind == Delay && r.Delay <= 0:
+		return fmt.Errorf("a fault of kind delay needs a delay above zero")
+	case r.Delay < 0 || r.For < 0:
+		return fmt.Errorf("a fault's times must not be negative: delay %v, for %v", r.Delay, r.For)
+	case r.Skip < 0 || r.Times < 0:
+		return fmt.Errorf("a fault's counts must not be negative: skip %d, times %d", r.Skip, r.Times)
+	case !(r.Probability >= 0 && r.Probability <= 1):
+		return fmt.Errorf("a fault's probability lies between 0 and 1, and is %v", r.Probability)
 	}
-	s.down[service] = on
-	if !on {
-		return
-	}
-	for r := range s.running[service] {
-		r.cancel()
-	}
+	return r.checkError()
 }
 
-// Begin announces a call and returns the fault to act out, or the zero Rule. The returned context
-// ends when an outage of the service begins. The caller calls end when the call is over; end
-// reports whether the service is away, in which case the answer must be dropped.
-func (s *Set) Begin(ctx context.Context, service, op string) (_ context.Context, r Rule, end func() (down bool)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.down[service] {
-		return ctx, Rule{Service: service, Op: op, Kind: Drop}, func() bool { return true }
+func (r Rule) checkError() error {
+	e := r.Error
+	switch {
+	case e == nil:
+		return nil
+	case r.Kind != Fail && r.Kind != FailAfter:
+		return fmt.Errorf("a fault of kind %v answers no error; only fail and fail_after do", r.Kind)
+	case e.Type == "":
+		return fmt.Errorf("a fault's error needs a type, the name of the error's shape, such as QueueDoesNotExist")
+	case e.Status != 0 && (e.Status < 400 || e.Status > 599):
+		return fmt.Errorf("a fault's error has a status from 400 to 599, not %d", e.Status)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	call := s.enter(service, cancel)
-	return ctx, s.match(service, op), func() bool {
-		defer cancel()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.running[service], call)
-		return s.down[service]
-	}
+	return nil
 }
 
-func (s *Set) enter(service string, cancel context.CancelFunc) *running {
-	if s.running == nil {
-		s.running = map[string]map[*running]struct{}{}
+// Failure returns what a rule of the kinds Fail and FailAfter answers.
+func (r Rule) Failure() *api.Error {
+	if r.Error == nil {
+		return api.ErrInternal
 	}
-	if s.running[service] == nil {
-		s.running[service] = map[*running]struct{}{}
+	e := *r.Error
+	if e.Status == 0 {
+		e.Status = http.StatusBadRequest
 	}
-	call := &running{cancel}
-	s.running[service][call] = struct{}{}
-	return call
+	return &e
 }
 
-func (s *Set) match(service, op string) Rule {
-	for _, a := range s.rules {
-		if !a.hit(service, op) {
-			continue
-		}
-		if a.rule.Times > 0 && a.hits >= a.rule.Times {
-			s.drop(a)
-		}
-		return a.rule
-	}
-	return Rule{}
-}
+type (
+	duplicateKey struct{}
+	reorderKey   struct{}
+)
 
-func (a *Active) hit(service, op string) bool {
-	r := a.rule
-	if r.Service != "" && r.Service != service || r.Op != "" && r.Op != op {
-		return false
+// Mark returns ctx with the mark that the service acts out, if the rule's kind has one.
+func (r Rule) Mark(ctx context.Context) context.Context {
+	switch r.Kind {
+	case Duplicate:
+		return WithDuplicate(ctx)
+	case Reorder:
+		return WithReorder(ctx)
 	}
-	if a.seen++; a.seen <= r.Skip {
-		return false
-	}
-	if r.Probability > 0 && a.set.float() >= r.Probability {
-		return false
-	}
-	a.hits++
-	return true
+	return ctx
 }
-
-func (s *Set) float() float64 {
-	if s.random == nil {
-		s.random = rand.New(rand.NewPCG(1, 0xfa017))
-	}
-	return s.random.Float64()
-}
-
-func (s *Set) drop(a *Active) {
-	s.rules = slices.DeleteFunc(slices.Clone(s.rules), func(x *Active) bool { return x == a })
-}
-
-type duplicateKey struct{}
 
 // WithDuplicate marks a call for Kind Duplicate; the service acts it out.
 func WithDuplicate(ctx context.Context) context.Context {
 	return context.WithValue(ctx, duplicateKey{}, true)
 }
 
-// IsDuplicate reports whether the call is marked.
+// IsDuplicate reports whether the call is marked for Kind Duplicate.
 func IsDuplicate(ctx context.Context) bool {
 	marked, _ := ctx.Value(duplicateKey{}).(bool)
+	return marked
+}
+
+// WithReorder marks a call for Kind Reorder; the service acts it out.
+func WithReorder(ctx context.Context) context.Context {
+	return context.WithValue(ctx, reorderKey{}, true)
+}
+
+// IsReorder reports whether the call is marked for Kind Reorder.
+func IsReorder(ctx context.Context) bool {
+	marked, _ := ctx.Value(reorderKey{}).(bool)
 	return marked
 }

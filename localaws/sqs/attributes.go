@@ -1,6 +1,7 @@
 package sqs
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"strconv"
@@ -11,6 +12,9 @@ import (
 type settings struct {
 	delay, retention, visibility, wait time.Duration
 	maxSize                            int
+	contentBased                       bool // the body's digest stands in for a deduplication id
+	redrive                            redrivePolicy
+	allowed                            allowDocument
 }
 
 // number is an attribute that is a whole number in a range.
@@ -30,15 +34,42 @@ var numbers = map[string]number{
 	"VisibilityTimeout":             {0, maxVisibilitySeconds, 30, func(s *settings, n int) { s.visibility = time.Duration(n) * time.Second }},
 }
 
-// stored are attributes that are kept and returned and change nothing here: there is no encryption
-// and no evaluation of policies.
-var stored = []string{"Policy", "KmsMasterKeyId", "KmsDataKeyReusePeriodSeconds", "SqsManagedSseEnabled"}
-
-// redrive are attributes whose effect is not emulated yet; a value is refused, an empty one clears nothing.
-var redrive = []string{"RedrivePolicy", "RedriveAllowPolicy"}
+// choices are attributes with a few values; the first is that of a new queue.
+var choices = map[string][]string{
+	"ContentBasedDeduplication": {"false", "true"},
+	"DeduplicationScope":        {"queue", "messageGroup"},
+	"FifoThroughputLimit":       {"perQueue", "perMessageGroupId"},
+	"SqsManagedSseEnabled":      {"true", "false"},
+	"FifoQueue":                 {"true"},
+}
 
 // fifoOnly are attributes that a standard queue does not know.
 var fifoOnly = []string{"FifoQueue", "ContentBasedDeduplication", "DeduplicationScope", "FifoThroughputLimit"}
+
+// documents are attributes in JSON, and how each is checked and put into the form that AWS answers.
+var documents = map[string]func(text string) (string, error){
+	"RedrivePolicy": func(text string) (string, error) {
+		policy, err := parseRedrive(text)
+		return asJSON(policy), err
+	},
+	"RedriveAllowPolicy": func(text string) (string, error) {
+		policy, err := parseAllow(text)
+		return asJSON(policy), err
+	},
+	"Policy": func(text string) (string, error) {
+		if !json.Valid([]byte(text)) {
+			return "", errAttributeValue.With("Invalid value for the parameter Policy.")
+		}
+		return text, nil
+	},
+}
+
+// There is no encryption: a key is kept and answered.
+const (
+	kmsKey          = "KmsMasterKeyId"
+	kmsReuse        = "KmsDataKeyReusePeriodSeconds"
+	kmsReuseInitial = "300" // which AWS does not answer
+)
 
 // computed are attributes that are read and never set.
 var computed = []string{
@@ -46,21 +77,32 @@ var computed = []string{
 	"CreatedTimestamp", "LastModifiedTimestamp", "QueueArn",
 }
 
+func asJSON(v any) string {
+	text, _ := json.Marshal(v) // documents of strings and numbers always encode
+	return string(text)
+}
+
 // defaults returns the attributes of a queue that was created with none.
-func defaults() map[string]string {
+func defaults(fifo bool) map[string]string {
 	attributes := map[string]string{"SqsManagedSseEnabled": "true"}
 	for name, n := range numbers {
 		attributes[name] = strconv.Itoa(n.initial)
 	}
+	if fifo {
+		for _, name := range fifoOnly {
+			attributes[name] = choices[name][0]
+		}
+	}
 	return attributes
 }
 
-// merge validates changes and returns attributes with them applied.
-func merge(attributes, changes map[string]string) (map[string]string, error) {
+// merge validates changes and returns attributes with them applied, in the form that AWS answers.
+// An empty value takes an attribute back.
+func merge(attributes, changes map[string]string, fifo bool) (map[string]string, error) {
 	merged := maps.Clone(attributes)
 	for _, name := range slices.Sorted(maps.Keys(changes)) {
-		value := changes[name]
-		if err := checkAttribute(name, value); err != nil {
+		value, err := checkAttribute(name, changes[name], fifo)
+		if err != nil {
 			return nil, err
 		}
 		if value == "" {
@@ -69,51 +111,72 @@ func merge(attributes, changes map[string]string) (map[string]string, error) {
 		}
 		merged[name] = value
 	}
+	if merged["FifoThroughputLimit"] == "perMessageGroupId" && merged["DeduplicationScope"] != "messageGroup" {
+		return nil, errAttributeValue.With("Invalid value for the parameter FifoThroughputLimit. Reason: perMessageGroupId is allowed only when DeduplicationScope is messageGroup.")
+	}
 	return exclusiveEncryption(merged, changes)
 }
 
-func checkAttribute(name, value string) error {
+// checkAttribute returns the value as it is kept; an empty one takes the attribute back.
+func checkAttribute(name, value string, fifo bool) (string, error) {
+	badValue := errAttributeValue.With("Invalid value for the parameter %s.", name)
+	if slices.Contains(fifoOnly, name) && !fifo {
+		return "", errAttributeName.With("Unknown Attribute %s.", name)
+	}
 	if n, ok := numbers[name]; ok {
-		given, err := strconv.Atoi(value)
-		if err != nil || given < n.min || given > n.max {
-			return errAttributeValue.With("Invalid value for the parameter %s.", name)
-		}
-		return nil
+		return checkNumber(value, n.min, n.max, badValue)
 	}
-	if slices.Contains(redrive, name) {
+	if allowed, ok := choices[name]; ok {
+		if !slices.Contains(allowed, value) {
+			return "", badValue
+		}
+		return value, nil
+	}
+	if check, ok := documents[name]; ok {
 		if value == "" {
-			return nil
+			return "", nil
 		}
-		return errUnsupported.With("localaws does not emulate %s yet.", name)
+		return check(value)
 	}
-	if !slices.Contains(stored, name) {
-		return errAttributeName.With("Unknown Attribute %s.", name)
+	switch name {
+	case kmsKey:
+		return value, nil
+	case kmsReuse:
+		if value == "" || value == kmsReuseInitial {
+			return "", nil
+		}
+		return checkNumber(value, 60, 86_400, badValue)
 	}
-	if name == "SqsManagedSseEnabled" && value != "true" && value != "false" {
-		return errAttributeValue.With("Invalid value for the parameter %s.", name)
+	return "", errAttributeName.With("Unknown Attribute %s.", name)
+}
+
+func checkNumber(value string, low, high int, bad error) (string, error) {
+	given, err := strconv.Atoi(value)
+	if err != nil || given < low || given > high {
+		return "", bad
 	}
-	return nil
+	return strconv.Itoa(given), nil
 }
 
 // exclusiveEncryption keeps a queue to one kind of encryption: naming a key switches the managed
 // one off, naming both is an error.
 func exclusiveEncryption(merged, changes map[string]string) (map[string]string, error) {
-	if changes["KmsMasterKeyId"] != "" && changes["SqsManagedSseEnabled"] == "true" {
+	if changes[kmsKey] != "" && changes["SqsManagedSseEnabled"] == "true" {
 		return nil, errAttributeName.With("You can use one type of server-side encryption (SSE) at one time. You can either enable KMS SSE or SQS SSE.")
 	}
-	if changes["KmsMasterKeyId"] != "" {
+	if changes[kmsKey] != "" {
 		merged["SqsManagedSseEnabled"] = "false"
 	}
 	if changes["SqsManagedSseEnabled"] == "true" {
-		delete(merged, "KmsMasterKeyId")
-		delete(merged, "KmsDataKeyReusePeriodSeconds")
+		delete(merged, kmsKey)
+		delete(merged, kmsReuse)
 	}
 	return merged, nil
 }
 
 // settingsOf parses attributes that merge has validated.
 func settingsOf(attributes map[string]string) settings {
-	var s settings
+	s := settings{contentBased: attributes["ContentBasedDeduplication"] == "true"}
 	for name, n := range numbers {
 		value, err := strconv.Atoi(attributes[name])
 		if err != nil {
@@ -121,12 +184,19 @@ func settingsOf(attributes map[string]string) settings {
 		}
 		n.set(&s, value)
 	}
+	if policy, err := parseRedrive(attributes["RedrivePolicy"]); err == nil {
+		s.redrive.target, _ = parseARN(policy.Target)
+		s.redrive.maxReceives = policy.MaxReceives
+	}
+	if allowed, err := parseAllow(attributes["RedriveAllowPolicy"]); err == nil {
+		s.allowed = allowed
+	}
 	return s
 }
 
-// differing returns the first attribute of wanted whose value the queue does not have.
-func differing(have, wanted map[string]string) (string, bool) {
-	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+// differing returns the first of the attributes that were asked for whose value the queue has not.
+func differing(have, wanted, asked map[string]string) (string, bool) {
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
 		if have[name] != wanted[name] {
 			return name, true
 		}
@@ -154,6 +224,6 @@ func selectAttributes(all map[string]string, names []string) (map[string]string,
 
 func knownAttribute(name string) bool {
 	_, numeric := numbers[name]
-	return numeric || slices.Contains(stored, name) || slices.Contains(redrive, name) ||
-		slices.Contains(fifoOnly, name) || slices.Contains(computed, name)
+	return numeric || choices[name] != nil || documents[name] != nil || name == kmsKey || name == kmsReuse ||
+		slices.Contains(computed, name)
 }

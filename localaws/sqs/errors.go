@@ -13,7 +13,8 @@ const legacy = "AWS.SimpleQueueService."
 var (
 	errNoQueue = &api.Error{
 		Type: "QueueDoesNotExist", Code: legacy + "NonExistentQueue", Status: http.StatusBadRequest,
-		Message: "The specified queue does not exist.",
+		Message:      "The specified queue does not exist.",
+		QueryMessage: "The specified queue does not exist for this wsdl version.",
 	}
 	errQueueExists   = &api.Error{Type: "QueueNameExists", Code: "QueueAlreadyExists", Status: http.StatusBadRequest}
 	errDeletedLately = &api.Error{
@@ -26,6 +27,7 @@ var (
 		Message: "Too many messages in flight: delete messages or wait for their visibility timeout.",
 	}
 	errThrottled      = &api.Error{Type: "RequestThrottled", Status: http.StatusForbidden, Message: "Request is throttled."}
+	errNotFound       = &api.Error{Type: "ResourceNotFoundException", Status: http.StatusNotFound}
 	errUnsupported    = &api.Error{Type: "UnsupportedOperation", Code: legacy + "UnsupportedOperation", Status: http.StatusBadRequest}
 	errInvalidAddress = &api.Error{Type: "InvalidAddress", Status: http.StatusNotFound}
 	errBadHandle      = &api.Error{Type: "ReceiptHandleIsInvalid", Status: http.StatusNotFound}

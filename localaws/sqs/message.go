@@ -1,6 +1,9 @@
 package sqs
 
-import "time"
+import (
+	"container/heap"
+	"time"
+)
 
 // content is a message as its sender made it; it never changes once sent.
 type content struct {
@@ -10,20 +13,28 @@ type content struct {
 	attributes map[string]AttributeValue
 	trace      string // the AWSTraceHeader
 	group      string
+	dedup      string // as given, or the digest of the body
 	sender     string
+	// deadFrom is the ARN of the queue that gave the message up; empty unless it was dead-lettered.
+	deadFrom string
 }
+
+// size is what AWS counts: the body and every attribute's name, type and value.
+func (c *content) size() int { return len(c.body) + sizeOf(c.attributes) }
 
 // message is a message in a queue. Its fields below content belong to the queue's mutex.
 type message struct {
 	content
 	seq           uint64
-	sent          time.Time
+	nonce         uint64    // of the last receive; a FIFO queue takes no other handle
+	sent          time.Time // SentTimestamp; the retention counts from it
 	due           time.Time // when it becomes visible, while hidden
-	slot          int       // its place in the heap of hidden messages, or -1
-	inFlight      bool      // hidden because it was received
-	receives      int
 	received      time.Time // the last receive
 	firstReceived time.Time
+	receives      int
+	inFlight      bool // hidden because it was received
+	lane          *lane
+	slots         [2]int32 // its places in the heaps, or -1
 	links         [2]link
 }
 
@@ -32,8 +43,8 @@ type link struct{ prev, next *message }
 
 // The chains a message may be in.
 const (
-	linkAge = iota
-	linkReady
+	linkArrival = iota
+	linkLane
 )
 
 // chain is a doubly linked list through the messages themselves: taking one out of the middle, as
@@ -44,15 +55,38 @@ type chain struct {
 	n          int
 }
 
-func (c *chain) push(m *message) {
-	m.links[c.which] = link{prev: c.tail}
-	if c.tail == nil {
-		c.head = m
+func (c *chain) push(m *message) { c.insertAfter(c.tail, m) }
+
+// insertAfter puts m behind place, or first if place is nil.
+func (c *chain) insertAfter(place, m *message) {
+	l := link{prev: place, next: c.head}
+	if place != nil {
+		l.next = place.links[c.which].next
+		place.links[c.which].next = m
 	} else {
-		c.tail.links[c.which].next = m
+		c.head = m
 	}
-	c.tail = m
+	if l.next != nil {
+		l.next.links[c.which].prev = m
+	} else {
+		c.tail = m
+	}
+	m.links[c.which] = l
 	c.n++
+}
+
+// insertInOrder puts m where its sequence number belongs, looking from both ends. What comes back
+// to a FIFO group was received from its front, so the way is never longer than one receive.
+func (c *chain) insertInOrder(m *message) {
+	if c.tail == nil || c.tail.seq < m.seq {
+		c.push(m)
+		return
+	}
+	var place *message
+	for at := c.head; at.seq < m.seq; at = at.links[c.which].next {
+		place = at
+	}
+	c.insertAfter(place, m)
 }
 
 func (c *chain) remove(m *message) {
@@ -71,34 +105,66 @@ func (c *chain) remove(m *message) {
 	c.n--
 }
 
-// deadline is a heap of hidden messages; those due together come in the order they were sent.
-type deadline []*message
+// The heaps a message may be in.
+const (
+	slotHidden = iota
+	slotMoved
+)
 
-func (h deadline) Len() int { return len(h) }
+// byTime is a heap of messages: the hidden ones by when they become visible, or those that came
+// with an older date by when they were sent. Equal times come in the order of arrival.
+type byTime struct {
+	which int
+	items []*message
+}
 
-func (h deadline) Less(i, j int) bool {
-	if h[i].due.Equal(h[j].due) {
-		return h[i].seq < h[j].seq
+func (h *byTime) first() *message {
+	if len(h.items) == 0 {
+		return nil
 	}
-	return h[i].due.Before(h[j].due)
+	return h.items[0]
 }
 
-func (h deadline) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].slot, h[j].slot = i, j
+func (h *byTime) add(m *message) { heap.Push(h, m) }
+
+func (h *byTime) has(m *message) bool { return m.slots[h.which] >= 0 }
+
+func (h *byTime) remove(m *message) { heap.Remove(h, int(m.slots[h.which])) }
+
+func (h *byTime) fix(m *message) { heap.Fix(h, int(m.slots[h.which])) }
+
+func (h *byTime) key(m *message) time.Time {
+	if h.which == slotHidden {
+		return m.due
+	}
+	return m.sent
 }
 
-func (h *deadline) Push(x any) {
+func (h *byTime) Len() int { return len(h.items) }
+
+func (h *byTime) Less(i, j int) bool {
+	a, b := h.items[i], h.items[j]
+	if ta, tb := h.key(a), h.key(b); !ta.Equal(tb) {
+		return ta.Before(tb)
+	}
+	return a.seq < b.seq
+}
+
+func (h *byTime) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.items[i].slots[h.which], h.items[j].slots[h.which] = int32(i), int32(j)
+}
+
+func (h *byTime) Push(x any) {
 	m := x.(*message)
-	m.slot = len(*h)
-	*h = append(*h, m)
+	m.slots[h.which] = int32(len(h.items))
+	h.items = append(h.items, m)
 }
 
-func (h *deadline) Pop() any {
-	old := *h
-	last := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	last.slot = -1
+func (h *byTime) Pop() any {
+	last := h.items[len(h.items)-1]
+	h.items[len(h.items)-1] = nil
+	h.items = h.items[:len(h.items)-1]
+	last.slots[h.which] = -1
 	return last
 }

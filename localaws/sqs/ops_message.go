@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unique"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/fault"
@@ -16,8 +17,8 @@ import (
 type sendEntry struct {
 	MessageBody             string                    `json:"MessageBody"`
 	DelaySeconds            *int                      `json:"DelaySeconds"`
-	MessageAttributes       map[string]AttributeValue `json:"MessageAttributes"`
-	MessageSystemAttributes map[string]AttributeValue `json:"MessageSystemAttributes"`
+	MessageAttributes       map[string]AttributeValue `json:"MessageAttributes" query:"MessageAttribute,flat,key=Name,value=Value"`
+	MessageSystemAttributes map[string]AttributeValue `json:"MessageSystemAttributes" query:"MessageSystemAttribute,flat,key=Name,value=Value"`
 	MessageDeduplicationID  string                    `json:"MessageDeduplicationId"`
 	MessageGroupID          string                    `json:"MessageGroupId"`
 }
@@ -25,9 +26,11 @@ type sendEntry struct {
 // size is what counts against the limits: the body and every attribute's name, type and value.
 func (e *sendEntry) size() int { return len(e.MessageBody) + sizeOf(e.MessageAttributes) }
 
+// groupID is what a message group id, a deduplication id and an attempt id look like.
 var groupID = regexp.MustCompile("^[A-Za-z0-9!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~]{1,128}$")
 
-func (e *sendEntry) check() error {
+// check refuses what AWS would; a FIFO queue wants more.
+func (e *sendEntry) check(fifo bool) error {
 	if e.MessageBody == "" {
 		return missing("MessageBody")
 	}
@@ -37,11 +40,8 @@ func (e *sendEntry) check() error {
 	if d := e.DelaySeconds; d != nil && (*d < 0 || *d > 900) {
 		return invalid(*d, "DelaySeconds", "DelaySeconds must be >= 0 and <= 900.")
 	}
-	if e.MessageDeduplicationID != "" {
-		return invalid(e.MessageDeduplicationID, "MessageDeduplicationId", "The request include parameter that is not valid for this queue type.")
-	}
-	if e.MessageGroupID != "" && !groupID.MatchString(e.MessageGroupID) {
-		return invalid(e.MessageGroupID, "MessageGroupId", "MessageGroupId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
+	if err := e.checkIDs(fifo); err != nil {
+		return err
 	}
 	if err := checkSystemAttributes(e.MessageSystemAttributes); err != nil {
 		return err
@@ -49,14 +49,43 @@ func (e *sendEntry) check() error {
 	return checkAttributes(e.MessageAttributes)
 }
 
+const wrongType = "The request include parameter that is not valid for this queue type."
+
+func (e *sendEntry) checkIDs(fifo bool) error {
+	if !fifo && e.MessageDeduplicationID != "" {
+		return invalid(e.MessageDeduplicationID, "MessageDeduplicationId", wrongType)
+	}
+	if fifo && e.DelaySeconds != nil && *e.DelaySeconds != 0 {
+		return invalid(*e.DelaySeconds, "DelaySeconds", wrongType)
+	}
+	if e.MessageGroupID != "" && !groupID.MatchString(e.MessageGroupID) {
+		return invalid(e.MessageGroupID, "MessageGroupId", "MessageGroupId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
+	}
+	if e.MessageDeduplicationID != "" && !groupID.MatchString(e.MessageDeduplicationID) {
+		return invalid(e.MessageDeduplicationID, "MessageDeduplicationId", "MessageDeduplicationId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
+	}
+	return nil
+}
+
+// checkFIFO refuses a message that says too little for a FIFO queue.
+func (e *sendEntry) checkFIFO(contentBased bool) error {
+	if e.MessageGroupID == "" {
+		return missing("MessageGroupId")
+	}
+	if e.MessageDeduplicationID == "" && !contentBased {
+		return errInvalidValue.With("The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly")
+	}
+	return nil
+}
+
 // message makes what the engine sends. The entry must have been checked.
-func (s *Service) message(c *api.Call, e *sendEntry) outgoing {
+func (s *Service) message(c *api.Call, e *sendEntry, fifo bool) outgoing {
 	out := outgoing{content: content{
 		id: s.ids.UUID(), body: e.MessageBody, md5: md5Text(e.MessageBody), attributes: e.MessageAttributes,
-		group: e.MessageGroupID, sender: c.Account,
+		group: e.MessageGroupID, dedup: e.MessageDeduplicationID, sender: senderOf(c),
 	}}
-	if c.AccessKey != "" {
-		out.sender = c.AccessKey
+	if fifo && out.dedup == "" {
+		out.dedup = bodyDigest(e.MessageBody)
 	}
 	if trace, ok := e.MessageSystemAttributes["AWSTraceHeader"]; ok {
 		out.trace = *trace.StringValue
@@ -66,6 +95,15 @@ func (s *Service) message(c *api.Call, e *sendEntry) outgoing {
 		out.delay = &d
 	}
 	return out
+}
+
+// senderOf returns who sends, as one string for all messages of the same sender: a part of the
+// request's header would keep all of it.
+func senderOf(c *api.Call) string {
+	if c.AccessKey != "" {
+		return unique.Make(c.AccessKey).Value()
+	}
+	return c.Account
 }
 
 type sendMessageInput struct {
@@ -79,14 +117,26 @@ type sent struct {
 	MD5OfMessageAttributes       string `json:"MD5OfMessageAttributes,omitempty"`
 	MD5OfMessageSystemAttributes string `json:"MD5OfMessageSystemAttributes,omitempty"`
 	MessageID                    string `json:"MessageId"`
+	SequenceNumber               string `json:"SequenceNumber,omitempty"`
 }
 
-func sentOf(e *sendEntry, o *outgoing) sent {
-	return sent{
-		MD5OfMessageBody: o.md5, MessageID: o.id,
+func sentOf(e *sendEntry, q *queue, a accepted) sent {
+	answer := sent{
+		MD5OfMessageBody: md5Text(e.MessageBody), MessageID: a.id,
 		MD5OfMessageAttributes:       md5Attributes(e.MessageAttributes),
 		MD5OfMessageSystemAttributes: md5Attributes(e.MessageSystemAttributes),
 	}
+	if q.fifo {
+		answer.SequenceNumber = sequenceNumber(a.seq)
+	}
+	return answer
+}
+
+// sequenceNumber is the 20 digits by which AWS numbers the messages of a FIFO queue; they rise,
+// and not by one.
+func sequenceNumber(seq uint64) string {
+	const first, step = 14_850_845_669_355_520_000, 256
+	return strconv.FormatUint(first+seq*step, 10)
 }
 
 // copies is how often a send takes effect.
@@ -103,17 +153,23 @@ func (s *Service) sendMessage(ctx context.Context, in *sendMessageInput) (*sent,
 	if err != nil {
 		return nil, err
 	}
-	if err := in.check(); err != nil {
+	settings := q.current()
+	if err := in.check(q.fifo); err != nil {
 		return nil, err
 	}
-	if limit := q.current().maxSize; in.size() > limit {
-		return nil, errInvalidValue.With("One or more parameters are invalid. Reason: Message must be shorter than %d bytes.", limit)
+	if q.fifo {
+		if err := in.checkFIFO(settings.contentBased); err != nil {
+			return nil, err
+		}
 	}
-	m := s.message(c, &in.sendEntry)
-	if err := q.send([]outgoing{m}, copies(ctx)); err != nil {
+	if in.size() > settings.maxSize {
+		return nil, errInvalidValue.With("One or more parameters are invalid. Reason: Message must be shorter than %d bytes.", settings.maxSize)
+	}
+	accepted, err := q.send([]outgoing{s.message(c, &in.sendEntry, q.fifo)}, copies(ctx))
+	if err != nil {
 		return nil, err
 	}
-	answer := sentOf(&in.sendEntry, &m)
+	answer := sentOf(&in.sendEntry, q, accepted[0])
 	return &answer, nil
 }
 
@@ -124,7 +180,7 @@ type sendBatchEntry struct {
 
 type sendMessageBatchInput struct {
 	QueueURL string           `json:"QueueUrl"`
-	Entries  []sendBatchEntry `json:"Entries"`
+	Entries  []sendBatchEntry `json:"Entries" query:"SendMessageBatchRequestEntry,flat"`
 }
 
 type sendBatchResult struct {
@@ -133,8 +189,8 @@ type sendBatchResult struct {
 }
 
 type sendMessageBatchOutput struct {
-	Successful []sendBatchResult `json:"Successful,omitempty"`
-	Failed     []batchFailure    `json:"Failed,omitempty"`
+	Successful []sendBatchResult `json:"Successful,omitempty" query:"SendMessageBatchResultEntry,flat"`
+	Failed     []batchFailure    `json:"Failed,omitempty" query:"BatchResultErrorEntry,flat"`
 }
 
 // sendMessageBatch checks the whole batch against 1 MiB and not against the queue's own
@@ -155,29 +211,58 @@ func (s *Service) sendMessageBatch(ctx context.Context, in *sendMessageBatchInpu
 	if total > MaxMessageBytes {
 		return nil, errBatchTooLong.With("Batch requests cannot be longer than %d bytes. You have sent %d bytes.", MaxMessageBytes, total)
 	}
-	out := &sendMessageBatchOutput{}
-	var messages []outgoing
+	if err := in.checkFIFO(q); err != nil {
+		return nil, err
+	}
+	return s.sendEntries(ctx, c, q, in.Entries)
+}
+
+// checkFIFO refuses the whole batch for an entry that says too little, and names the missing
+// parameter by another code than a single send does, as AWS does.
+func (in *sendMessageBatchInput) checkFIFO(q *queue) error {
+	if !q.fifo {
+		return nil
+	}
+	contentBased := q.current().contentBased
 	for i := range in.Entries {
-		e := &in.Entries[i]
-		if err := e.check(); err != nil {
+		if err := in.Entries[i].checkFIFO(contentBased); err != nil {
+			return errInvalidValue.With("%s", messageOf(err))
+		}
+	}
+	return nil
+}
+
+func (s *Service) sendEntries(ctx context.Context, c *api.Call, q *queue, entries []sendBatchEntry) (*sendMessageBatchOutput, error) {
+	out := &sendMessageBatchOutput{}
+	messages := make([]outgoing, 0, len(entries))
+	good := make([]*sendBatchEntry, 0, len(entries))
+	for i := range entries {
+		e := &entries[i]
+		if err := e.check(q.fifo); err != nil {
 			out.Failed = append(out.Failed, failureOf(e.ID, err))
 			continue
 		}
-		m := s.message(c, &e.sendEntry)
-		messages = append(messages, m)
-		out.Successful = append(out.Successful, sendBatchResult{e.ID, sentOf(&e.sendEntry, &m)})
+		messages, good = append(messages, s.message(c, &e.sendEntry, q.fifo)), append(good, e)
 	}
-	return out, q.send(messages, copies(ctx))
+	accepted, err := q.send(messages, copies(ctx))
+	if err != nil {
+		return nil, err
+	}
+	for i, e := range good {
+		out.Successful = append(out.Successful, sendBatchResult{e.ID, sentOf(&e.sendEntry, q, accepted[i])})
+	}
+	return out, nil
 }
 
 type receiveMessageInput struct {
 	QueueURL                    string   `json:"QueueUrl"`
-	AttributeNames              []string `json:"AttributeNames"` // the old name of MessageSystemAttributeNames
-	MessageSystemAttributeNames []string `json:"MessageSystemAttributeNames"`
-	MessageAttributeNames       []string `json:"MessageAttributeNames"`
+	AttributeNames              []string `json:"AttributeNames" query:"AttributeName,flat"` // the old name of MessageSystemAttributeNames
+	MessageSystemAttributeNames []string `json:"MessageSystemAttributeNames" query:"MessageSystemAttributeName,flat"`
+	MessageAttributeNames       []string `json:"MessageAttributeNames" query:"MessageAttributeName,flat"`
 	MaxNumberOfMessages         *int     `json:"MaxNumberOfMessages"`
 	VisibilityTimeout           *int     `json:"VisibilityTimeout"`
 	WaitTimeSeconds             *int     `json:"WaitTimeSeconds"`
+	ReceiveRequestAttemptID     string   `json:"ReceiveRequestAttemptId"`
 }
 
 type receivedMessage struct {
@@ -185,13 +270,13 @@ type receivedMessage struct {
 	ReceiptHandle          string                    `json:"ReceiptHandle"`
 	MD5OfBody              string                    `json:"MD5OfBody"`
 	Body                   string                    `json:"Body"`
-	Attributes             map[string]string         `json:"Attributes,omitempty"`
+	Attributes             map[string]string         `json:"Attributes,omitempty" query:"Attribute,flat,key=Name,value=Value"`
 	MD5OfMessageAttributes string                    `json:"MD5OfMessageAttributes,omitempty"`
-	MessageAttributes      map[string]AttributeValue `json:"MessageAttributes,omitempty"`
+	MessageAttributes      map[string]AttributeValue `json:"MessageAttributes,omitempty" query:"MessageAttribute,flat,key=Name,value=Value"`
 }
 
 type receiveMessageOutput struct {
-	Messages []receivedMessage `json:"Messages,omitempty"`
+	Messages []receivedMessage `json:"Messages,omitempty" query:"Message,flat,json=messages"`
 }
 
 func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (*receiveMessageOutput, error) {
@@ -203,11 +288,11 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 	if err := checkSystemNames(system); err != nil {
 		return nil, err
 	}
-	request, err := in.request(q.current())
+	request, err := in.request(q)
 	if err != nil {
 		return nil, err
 	}
-	request.visible = fault.IsDuplicate(ctx)
+	request.duplicate, request.reorder = fault.IsDuplicate(ctx), fault.IsReorder(ctx)
 	got, err := q.receive(ctx, request)
 	if err != nil {
 		return nil, err
@@ -219,8 +304,17 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 	return out, nil
 }
 
-func (in *receiveMessageInput) request(s settings) (receive, error) {
-	r := receive{max: 1, wait: s.wait}
+func (in *receiveMessageInput) request(q *queue) (receive, error) {
+	r := receive{max: 1, wait: q.current().wait}
+	if id := in.ReceiveRequestAttemptID; id != "" {
+		if !q.fifo {
+			return r, invalid(id, "ReceiveRequestAttemptId", wrongType)
+		}
+		if !groupID.MatchString(id) {
+			return r, invalid(id, "ReceiveRequestAttemptId", "ReceiveRequestAttemptId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
+		}
+		r.attempt = id
+	}
 	if n := in.MaxNumberOfMessages; n != nil {
 		if r.max = *n; r.max < 1 || r.max > maxBatch {
 			return r, invalid(r.max, "MaxNumberOfMessages", "Must be between 1 and 10, if provided.")
@@ -284,11 +378,15 @@ func (d *delivery) system(names []string) map[string]string {
 		"ApproximateReceiveCount":          strconv.Itoa(d.count),
 		"ApproximateFirstReceiveTimestamp": strconv.FormatInt(d.firstReceived.UnixMilli(), 10),
 	}
-	if d.group != "" {
-		all["MessageGroupId"] = d.group
+	if d.lane.fifo {
+		all["SequenceNumber"] = sequenceNumber(d.seq)
 	}
-	if d.trace != "" {
-		all["AWSTraceHeader"] = d.trace
+	for name, value := range map[string]string{
+		"MessageGroupId": d.group, "MessageDeduplicationId": d.dedup, "AWSTraceHeader": d.trace, "DeadLetterQueueSourceArn": d.deadFrom,
+	} {
+		if value != "" {
+			all[name] = value
+		}
 	}
 	if slices.Contains(names, "All") {
 		return all
@@ -325,10 +423,10 @@ func (s *Service) changeMessageVisibility(ctx context.Context, in *changeMessage
 	if err != nil {
 		return nil, err
 	}
-	return &api.Empty{}, q.change(in.ReceiptHandle, in.VisibilityTimeout)
+	return &api.Empty{}, q.changeTimeout(in.ReceiptHandle, in.VisibilityTimeout)
 }
 
-func (q *queue) change(handle string, visibility *int) error {
+func (q *queue) changeTimeout(handle string, visibility *int) error {
 	if visibility == nil {
 		return missing("VisibilityTimeout")
 	}
@@ -338,58 +436,84 @@ func (q *queue) change(handle string, visibility *int) error {
 	return q.changeVisibility(handle, time.Duration(*visibility)*time.Second)
 }
 
-// handleEntry is an entry of a batch that names received messages.
-type handleEntry struct {
-	ID                string `json:"Id"`
-	ReceiptHandle     string `json:"ReceiptHandle"`
-	VisibilityTimeout *int   `json:"VisibilityTimeout"`
+type deleteBatchEntry struct {
+	ID            string `json:"Id"`
+	ReceiptHandle string `json:"ReceiptHandle"`
 }
 
-type handleBatchInput struct {
-	QueueURL string        `json:"QueueUrl"`
-	Entries  []handleEntry `json:"Entries"`
+type deleteMessageBatchInput struct {
+	QueueURL string             `json:"QueueUrl"`
+	Entries  []deleteBatchEntry `json:"Entries" query:"DeleteMessageBatchRequestEntry,flat"`
 }
 
 type batchID struct {
 	ID string `json:"Id"`
 }
 
-type handleBatchOutput struct {
-	Successful []batchID      `json:"Successful,omitempty"`
-	Failed     []batchFailure `json:"Failed,omitempty"`
+type deleteMessageBatchOutput struct {
+	Successful []batchID      `json:"Successful,omitempty" query:"DeleteMessageBatchResultEntry,flat"`
+	Failed     []batchFailure `json:"Failed,omitempty" query:"BatchResultErrorEntry,flat"`
 }
 
-func (s *Service) deleteMessageBatch(ctx context.Context, in *handleBatchInput) (*handleBatchOutput, error) {
-	return s.each(ctx, "DeleteMessage", in, func(q *queue, _ int, e handleEntry) error { return q.delete(e.ReceiptHandle) })
-}
-
-func (s *Service) changeMessageVisibilityBatch(ctx context.Context, in *handleBatchInput) (*handleBatchOutput, error) {
-	return s.each(ctx, "ChangeMessageVisibility", in, func(q *queue, i int, e handleEntry) error {
-		if e.VisibilityTimeout == nil { // AWS counts entries from one here
-			return missing("ChangeMessageVisibilityBatchRequestEntry." + strconv.Itoa(i+1) + ".VisibilityTimeout")
-		}
-		return q.change(e.ReceiptHandle, e.VisibilityTimeout)
-	})
-}
-
-// each runs f for every entry; one that fails does not stop the others.
-func (s *Service) each(ctx context.Context, action string, in *handleBatchInput, f func(*queue, int, handleEntry) error) (*handleBatchOutput, error) {
+func (s *Service) deleteMessageBatch(ctx context.Context, in *deleteMessageBatchInput) (*deleteMessageBatchOutput, error) {
 	q, err := s.find(api.CallOf(ctx), in.QueueURL)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkBatch(action, in.Entries, func(e handleEntry) string { return e.ID }); err != nil {
+	id := func(e deleteBatchEntry) string { return e.ID }
+	if err := checkBatch("DeleteMessage", in.Entries, id); err != nil {
 		return nil, err
 	}
-	out := &handleBatchOutput{}
-	for i, e := range in.Entries {
-		if err := f(q, i, e); err != nil {
-			out.Failed = append(out.Failed, failureOf(e.ID, err))
+	out := &deleteMessageBatchOutput{}
+	out.Successful, out.Failed = each(in.Entries, id, func(_ int, e deleteBatchEntry) error { return q.delete(e.ReceiptHandle) })
+	return out, nil
+}
+
+type visibilityBatchEntry struct {
+	ID                string `json:"Id"`
+	ReceiptHandle     string `json:"ReceiptHandle"`
+	VisibilityTimeout *int   `json:"VisibilityTimeout"`
+}
+
+type visibilityBatchInput struct {
+	QueueURL string                 `json:"QueueUrl"`
+	Entries  []visibilityBatchEntry `json:"Entries" query:"ChangeMessageVisibilityBatchRequestEntry,flat"`
+}
+
+type visibilityBatchOutput struct {
+	Successful []batchID      `json:"Successful,omitempty" query:"ChangeMessageVisibilityBatchResultEntry,flat"`
+	Failed     []batchFailure `json:"Failed,omitempty" query:"BatchResultErrorEntry,flat"`
+}
+
+func (s *Service) changeMessageVisibilityBatch(ctx context.Context, in *visibilityBatchInput) (*visibilityBatchOutput, error) {
+	q, err := s.find(api.CallOf(ctx), in.QueueURL)
+	if err != nil {
+		return nil, err
+	}
+	id := func(e visibilityBatchEntry) string { return e.ID }
+	if err := checkBatch("ChangeMessageVisibility", in.Entries, id); err != nil {
+		return nil, err
+	}
+	out := &visibilityBatchOutput{}
+	out.Successful, out.Failed = each(in.Entries, id, func(i int, e visibilityBatchEntry) error {
+		if e.VisibilityTimeout == nil { // AWS counts entries from one here
+			return missing("ChangeMessageVisibilityBatchRequestEntry." + strconv.Itoa(i+1) + ".VisibilityTimeout")
+		}
+		return q.changeTimeout(e.ReceiptHandle, e.VisibilityTimeout)
+	})
+	return out, nil
+}
+
+// each runs f for every entry; one that fails does not stop the others.
+func each[E any](entries []E, id func(E) string, f func(int, E) error) (done []batchID, failed []batchFailure) {
+	for i, e := range entries {
+		if err := f(i, e); err != nil {
+			failed = append(failed, failureOf(id(e), err))
 			continue
 		}
-		out.Successful = append(out.Successful, batchID{e.ID})
+		done = append(done, batchID{id(e)})
 	}
-	return out, nil
+	return done, failed
 }
 
 // maxBatch is how many entries a batch, and messages a receive, may have.
@@ -424,6 +548,14 @@ type batchFailure struct {
 	SenderFault bool   `json:"SenderFault"`
 	Code        string `json:"Code"`
 	Message     string `json:"Message,omitempty"`
+}
+
+func messageOf(err error) string {
+	var e *api.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
 }
 
 func failureOf(id string, err error) batchFailure {

@@ -2,17 +2,20 @@ package sqs
 
 import (
 	"context"
-	"encoding/base64"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/page"
 )
 
 type createQueueInput struct {
 	QueueName  string            `json:"QueueName"`
-	Attributes map[string]string `json:"Attributes"`
-	Tags       map[string]string `json:"tags"`
+	Attributes map[string]string `json:"Attributes" query:"Attribute,flat,key=Name,value=Value"`
+	Tags       map[string]string `json:"tags" query:"Tag,flat,key=Key,value=Value"`
 }
 
 type queueURLOutput struct {
@@ -21,31 +24,33 @@ type queueURLOutput struct {
 
 func (s *Service) createQueue(ctx context.Context, in *createQueueInput) (*queueURLOutput, error) {
 	c := api.CallOf(ctx)
-	if err := checkName(in.QueueName, in.Attributes); err != nil {
+	fifo := in.Attributes["FifoQueue"] == "true"
+	if err := checkName(in.QueueName, fifo); err != nil {
 		return nil, err
 	}
-	if len(in.Tags) > 0 {
-		s.log.Warn("not emulated: queue tags are dropped", "service", "sqs", "op", c.Op, "queue", in.QueueName)
+	if err := checkTags(in.Tags, 0); err != nil {
+		return nil, err
 	}
-	attributes, err := merge(defaults(), in.Attributes)
+	attributes, err := merge(defaults(fifo), in.Attributes, fifo)
 	if err != nil {
 		return nil, err
 	}
 	key := queueKey{c.Region, c.Account, in.QueueName}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if q := s.queues[key]; q != nil {
-		if name, differs := differing(q.snapshot(), in.Attributes); differs {
+	if err := s.checkTarget(key, fifo, in.Attributes["RedrivePolicy"]); err != nil {
+		return nil, err
+	}
+	fresh := newQueue(s, key, attributes, maps.Clone(in.Tags))
+	q, err := s.queues.add(fresh, s.clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	if q != fresh {
+		if name, differs := differing(q.snapshot(), attributes, in.Attributes); differs {
 			return nil, errQueueExists.With("A queue already exists with the same name and a different value for attribute %s", name)
 		}
-		return &queueURLOutput{key.url(c.BaseURL)}, nil
+		return &queueURLOutput{s.url(c, key)}, nil
 	}
-	if at, ok := s.deleted[key]; ok && s.clock.Now().Sub(at) < deletedFor {
-		return nil, errDeletedLately
-	}
-	delete(s.deleted, key)
-	s.queues[key] = newQueue(s, key, attributes)
-	return &queueURLOutput{key.url(c.BaseURL)}, nil
+	return &queueURLOutput{s.url(c, key)}, q.change(func(time.Time) error { return nil })
 }
 
 type getQueueURLInput struct {
@@ -63,21 +68,19 @@ func (s *Service) getQueueURL(ctx context.Context, in *getQueueURLInput) (*queue
 		account = in.QueueOwnerAWSAccountID
 	}
 	key := queueKey{c.Region, account, in.QueueName}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.queues[key] == nil {
+	if s.queues.get(key) == nil {
 		return nil, errNoQueue
 	}
-	return &queueURLOutput{key.url(c.BaseURL)}, nil
+	return &queueURLOutput{s.url(c, key)}, nil
 }
 
 type getQueueAttributesInput struct {
 	QueueURL       string   `json:"QueueUrl"`
-	AttributeNames []string `json:"AttributeNames"`
+	AttributeNames []string `json:"AttributeNames" query:"AttributeName,flat"`
 }
 
 type getQueueAttributesOutput struct {
-	Attributes map[string]string `json:"Attributes,omitempty"`
+	Attributes map[string]string `json:"Attributes,omitempty" query:"Attribute,flat,key=Name,value=Value"`
 }
 
 func (s *Service) getQueueAttributes(ctx context.Context, in *getQueueAttributesInput) (*getQueueAttributesOutput, error) {
@@ -92,9 +95,25 @@ func (s *Service) getQueueAttributes(ctx context.Context, in *getQueueAttributes
 	return &getQueueAttributesOutput{selected}, nil
 }
 
+// snapshot returns every attribute, the computed ones included.
+func (q *queue) snapshot() map[string]string {
+	q.mu.Lock()
+	now := q.advance()
+	defer q.leave(now)
+	all := maps.Clone(q.attributes)
+	shown := q.service.mischief.counters(&q.lagging, counts{q.visible, q.inFlight, len(q.hidden.items) - q.inFlight}, now)
+	all["QueueArn"] = q.key.arn()
+	all["CreatedTimestamp"] = strconv.FormatInt(q.created.Unix(), 10)
+	all["LastModifiedTimestamp"] = strconv.FormatInt(q.modified.Unix(), 10)
+	all["ApproximateNumberOfMessages"] = strconv.Itoa(shown.visible)
+	all["ApproximateNumberOfMessagesNotVisible"] = strconv.Itoa(shown.notVisible)
+	all["ApproximateNumberOfMessagesDelayed"] = strconv.Itoa(shown.delayed)
+	return all
+}
+
 type setQueueAttributesInput struct {
 	QueueURL   string            `json:"QueueUrl"`
-	Attributes map[string]string `json:"Attributes"`
+	Attributes map[string]string `json:"Attributes" query:"Attribute,flat,key=Name,value=Value"`
 }
 
 func (s *Service) setQueueAttributes(ctx context.Context, in *setQueueAttributesInput) (*api.Empty, error) {
@@ -105,10 +124,19 @@ func (s *Service) setQueueAttributes(ctx context.Context, in *setQueueAttributes
 	if len(in.Attributes) == 0 {
 		return nil, missing("Attribute.Name")
 	}
-	return &api.Empty{}, q.set(in.Attributes)
+	if err := s.checkTarget(q.key, q.fifo, in.Attributes["RedrivePolicy"]); err != nil {
+		return nil, err
+	}
+	return &api.Empty{}, q.change(func(now time.Time) error {
+		merged, err := merge(q.attributes, in.Attributes, q.fifo)
+		if err == nil {
+			q.set(merged, now)
+		}
+		return err
+	})
 }
 
-// maxListed is how many queues one ListQueues returns.
+// maxListed is how many queues one list returns.
 const maxListed = 1000
 
 type listQueuesInput struct {
@@ -118,49 +146,51 @@ type listQueuesInput struct {
 }
 
 type listQueuesOutput struct {
-	QueueURLs []string `json:"QueueUrls,omitempty"`
+	QueueURLs []string `json:"QueueUrls,omitempty" query:"QueueUrl,flat"`
 	NextToken string   `json:"NextToken,omitempty"`
 }
 
-// listQueues lists by name. As on AWS only a call with MaxResults gets a token for the rest.
 func (s *Service) listQueues(ctx context.Context, in *listQueuesInput) (*listQueuesOutput, error) {
 	c := api.CallOf(ctx)
-	limit := maxListed
-	if in.MaxResults != nil {
-		if limit = *in.MaxResults; limit < 1 || limit > maxListed {
-			return nil, invalid(limit, "MaxResults", "Must be between 1 and 1000, if provided.")
-		}
-	}
-	after, err := base64.StdEncoding.DecodeString(in.NextToken)
+	urls, token, err := s.page(c, "queues "+in.QueueNamePrefix, in.MaxResults, in.NextToken, func(q *queue) bool {
+		return q.key.region == c.Region && q.key.account == c.Account && strings.HasPrefix(q.key.name, in.QueueNamePrefix)
+	})
 	if err != nil {
-		return nil, invalid(in.NextToken, "NextToken", "The token is not valid.")
+		return nil, err
 	}
-	names := s.names(c, in.QueueNamePrefix, string(after))
-	out := &listQueuesOutput{}
-	if len(names) > limit {
-		names = names[:limit]
-		if in.MaxResults != nil {
-			out.NextToken = base64.StdEncoding.EncodeToString([]byte(names[limit-1]))
-		}
-	}
-	for _, name := range names {
-		out.QueueURLs = append(out.QueueURLs, queueKey{c.Region, c.Account, name}.url(c.BaseURL))
-	}
-	return out, nil
+	return &listQueuesOutput{urls, token}, nil
 }
 
-// names returns the caller's queues with the prefix that sort behind after, in order.
-func (s *Service) names(c *api.Call, prefix, after string) []string {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	var names []string
-	for key := range s.queues {
-		if key.region == c.Region && key.account == c.Account && key.name > after && strings.HasPrefix(key.name, prefix) {
-			names = append(names, key.name)
+// page lists the URLs of the queues that belong, by name; list says of what. As on AWS only a call
+// with MaxResults gets a token for the rest.
+func (s *Service) page(c *api.Call, list string, maxResults *int, token string, belongs func(*queue) bool) (urls []string, next string, err error) {
+	limit := maxListed
+	if maxResults != nil {
+		if limit = *maxResults; limit < 1 || limit > maxListed {
+			return nil, "", invalid(limit, "MaxResults", "Must be between 1 and 1000, if provided.")
 		}
 	}
-	slices.Sort(names)
-	return names
+	list += " " + c.Region + " " + c.Account
+	after, err := s.tokens.Read(list, token)
+	if err != nil {
+		return nil, "", invalid(token, "NextToken", "The token is not valid.")
+	}
+	var found []*queue
+	for _, q := range s.queues.all() {
+		if belongs(q) {
+			found = append(found, q)
+		}
+	}
+	name := func(q *queue) string { return q.key.name }
+	slices.SortFunc(found, func(a, b *queue) int { return strings.Compare(name(a), name(b)) })
+	part, last := page.Cut(found, name, after, limit)
+	if last != "" && maxResults != nil {
+		next = s.tokens.Make(list, last)
+	}
+	for _, q := range part {
+		urls = append(urls, s.url(c, q.key))
+	}
+	return urls, next, nil
 }
 
 type queueInput struct {
@@ -172,25 +202,13 @@ func (s *Service) deleteQueue(ctx context.Context, in *queueInput) (*api.Empty, 
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	if s.queues[q.key] == q {
-		delete(s.queues, q.key)
-		s.forget()
-		s.deleted[q.key] = s.clock.Now()
-	}
-	s.mu.Unlock()
-	q.close()
-	return &api.Empty{}, nil
-}
-
-// forget drops the names that are free again, so that their map does not grow for ever.
-func (s *Service) forget() {
 	now := s.clock.Now()
-	for key, at := range s.deleted {
-		if now.Sub(at) >= deletedFor {
-			delete(s.deleted, key)
-		}
+	s.queues.remove(q, now)
+	s.journal.logDeleted(q.key, now)
+	if q.close() {
+		s.moves.drop(q)
 	}
+	return &api.Empty{}, nil
 }
 
 func (s *Service) purgeQueue(ctx context.Context, in *queueInput) (*api.Empty, error) {

@@ -1,14 +1,8 @@
 package sqs
 
 import (
-	"container/heap"
 	"container/list"
 	"context"
-	"encoding/base64"
-	"encoding/binary"
-	"hash/crc32"
-	"maps"
-	"strconv"
 	"sync"
 	"time"
 
@@ -21,17 +15,26 @@ const maxVisibilitySeconds = 43_200
 // purgeEvery is how far apart two purges of a queue must be.
 const purgeEvery = 60 * time.Second
 
-// queue is the engine of one standard queue. A message is in byAge and, by its place, either in
-// ready or in hidden; every step is O(1) or O(log n) of those, whatever the backlog.
+// scanned is how far into its backlog a FIFO queue looks for groups that are free. Behind that
+// many messages of groups that are not, the others wait, as they do on AWS.
+const scanned = 120_000
+
+// queue is the engine of one queue. A message is in messages; by its age it is in arrivals or, if
+// it came from elsewhere with an older date, in moved; by its state it is in its lane or in hidden.
+// Every step is O(1) or O(log n) of those, whatever the backlog and however many the groups.
 type queue struct {
+	service *Service
 	key     queueKey
 	uid     uint64
-	clock   clock.Clock
-	nonce   func() uint64
-	maxHeld int
+	fifo    bool
+	// perGroup is whether deduplication ids are per group. It is settled when the queue is made: a
+	// later change to high throughput leaves it as it is.
+	perGroup bool
+	clock    clock.Clock
 
 	mu         sync.Mutex
 	attributes map[string]string
+	tags       map[string]string
 	settings   settings
 	created    time.Time
 	modified   time.Time
@@ -40,42 +43,30 @@ type queue struct {
 
 	seq      uint64
 	messages map[uint64]*message
-	byAge    chain    // every message, oldest first: retention takes from the front
-	ready    chain    // visible messages, next first
-	hidden   deadline // delayed and received messages, by when they become visible
-	inFlight int      // how many of hidden were received
+	arrivals chain    // in the order of arrival and of age: the retention takes from the front
+	horizon  *message // the last arrival that a FIFO queue looks at
+	moved    byTime
+	lanes    map[string]*lane
+	open     openLanes
+	hidden   byTime // delayed and received messages, by when they become visible
+	visible  int
+	inFlight int // how many of hidden were received
+
+	sends    memory[accepted]    // by deduplication key
+	attempts memory[attempt]     // by ReceiveRequestAttemptId
+	outbox   []departure         // what leaves for another queue when the mutex is free
+	leaving  map[uint64]*message // what left and has not arrived, by its number here
+	written  ticket              // of the last record in the journal
+	counted  counters
+	lagging  lagging
 
 	waiters list.List // of *waiter, longest waiting first
 	timer   clock.Timer
 	armed   time.Time // when timer fires; zero when it is not set
 }
 
-// waiter is a long poll. It is out of the list once done is closed, and then never changes.
-type waiter struct {
-	request receive
-	place   *list.Element
-	timeout clock.Timer
-	got     []delivery
-	err     error
-	done    chan struct{}
-}
-
-// receive is what a receiver asks for. A nil visibility is the queue's own.
-type receive struct {
-	max        int
-	wait       time.Duration
-	visibility *time.Duration
-	// visible leaves what is returned visible to others: a duplicate delivery.
-	visible bool
-}
-
-// delivery is a message as one receive returned it.
-type delivery struct {
-	*message
-	handle        string
-	count         int
-	firstReceived time.Time
-}
+// counters are how many messages ever passed.
+type counters struct{ sent, sentBytes, received, deleted, emptyReceives uint64 }
 
 // outgoing is a message as it is sent. A nil delay is the queue's own.
 type outgoing struct {
@@ -83,34 +74,74 @@ type outgoing struct {
 	delay *time.Duration
 }
 
-func newQueue(s *Service, key queueKey, attributes map[string]string) *queue {
+func newQueue(s *Service, key queueKey, attributes, tags map[string]string) *queue {
 	now := s.clock.Now()
-	return &queue{
-		key: key, uid: s.ids.Uint64(), clock: s.clock, nonce: s.ids.Uint64, maxHeld: s.maxInFlight,
-		attributes: attributes, settings: settingsOf(attributes), created: now, modified: now,
-		messages: map[uint64]*message{}, byAge: chain{which: linkAge}, ready: chain{which: linkReady},
+	q := &queue{
+		service: s, key: key, uid: s.ids.Uint64(), clock: s.clock, fifo: attributes["FifoQueue"] == "true",
+		perGroup:   attributes["DeduplicationScope"] == "messageGroup",
+		attributes: attributes, tags: tags, settings: settingsOf(attributes), created: now, modified: now,
 	}
+	q.clear()
+	return q
+}
+
+// clear forgets every message.
+func (q *queue) clear() {
+	q.messages, q.lanes, q.open = map[uint64]*message{}, map[string]*lane{}, nil
+	q.arrivals, q.horizon = chain{which: linkArrival}, nil
+	q.hidden, q.moved = byTime{which: slotHidden}, byTime{which: slotMoved}
+	q.visible, q.inFlight = 0, 0
+	q.sends.clear()
+	q.attempts.clear()
+}
+
+// enter locks the queue and lets pass what fell due. Every operation begins with it and, unless it
+// returned an error, ends with leave.
+func (q *queue) enter() (time.Time, error) {
+	q.mu.Lock()
+	if q.gone {
+		q.mu.Unlock()
+		return time.Time{}, errNoQueue
+	}
+	return q.advance(), nil
+}
+
+// leave serves who waits, sets the timer and unlocks; then it takes what the queue gave up to its
+// dead-letter queue and waits until the journal holds what was done.
+func (q *queue) leave(now time.Time) {
+	q.serve(now)
+	q.arm(now)
+	departed, written := q.outbox, q.written
+	q.outbox = nil
+	q.mu.Unlock()
+	for _, d := range departed {
+		d.to.accept(d)
+		q.arrived(d)
+	}
+	q.service.journal.wait(written)
 }
 
 // advance lets pass what fell due, hands what became visible to those who wait, and returns the
-// time. Every operation calls it first, so whoever waits has no claim on what is ready after it.
+// time: whoever waits has no claim on what is ready after it.
 func (q *queue) advance() time.Time {
 	now := q.clock.Now()
-	for len(q.hidden) > 0 && !q.hidden[0].due.After(now) {
-		q.reveal(q.hidden[0])
+	for m := q.hidden.first(); m != nil && !m.due.After(now); m = q.hidden.first() {
+		q.reveal(m)
 	}
-	for m := q.byAge.head; m != nil && !m.sent.Add(q.settings.retention).After(now); m = q.byAge.head {
-		q.drop(m)
-	}
+	q.expire(now)
 	q.serve(now)
 	return now
 }
 
-// settle serves who waits and sets the timer for the next message. Every operation that changed
-// something calls it last.
-func (q *queue) settle(now time.Time) {
-	q.serve(now)
-	q.arm(now)
+// expire drops what is older than the retention allows.
+func (q *queue) expire(now time.Time) {
+	over := func(m *message) bool { return m != nil && !m.sent.Add(q.settings.retention).After(now) }
+	for m := q.arrivals.head; over(m); m = q.arrivals.head {
+		q.drop(m)
+	}
+	for m := q.moved.first(); over(m); m = q.moved.first() {
+		q.drop(m)
+	}
 }
 
 // serve hands ready messages to waiting receivers, the longest waiting first.
@@ -127,63 +158,341 @@ func (q *queue) serve(now time.Time) {
 
 // arm sets the timer to the next message that becomes visible, while somebody waits for one.
 func (q *queue) arm(now time.Time) {
-	if q.waiters.Len() == 0 || len(q.hidden) == 0 {
+	next := q.hidden.first()
+	if q.waiters.Len() == 0 || next == nil {
 		if q.timer != nil && !q.armed.IsZero() {
 			q.timer.Stop()
 			q.armed = time.Time{}
 		}
 		return
 	}
-	due := q.hidden[0].due
-	if !q.armed.IsZero() && !due.Before(q.armed) {
+	if !q.armed.IsZero() && !next.due.Before(q.armed) {
 		return // it fires in time, and sets itself again
 	}
-	q.armed = due
+	q.armed = next.due
 	if q.timer == nil {
-		q.timer = q.clock.AfterFunc(due.Sub(now), q.onTimer)
+		q.timer = q.clock.AfterFunc(next.due.Sub(now), q.onTimer)
 		return
 	}
-	q.timer.Reset(due.Sub(now))
+	q.timer.Reset(next.due.Sub(now))
 }
 
 func (q *queue) onTimer() {
 	q.mu.Lock()
-	defer q.mu.Unlock()
 	q.armed = time.Time{}
-	q.settle(q.advance())
+	q.leave(q.advance())
 }
 
-// send adds messages; copies > 1 doubles each under the same id.
-func (q *queue) send(out []outgoing, copies int) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
-		return errNoQueue
+// send adds messages and returns what it answers for each; copies > 1 sends each again under the
+// same id. A FIFO queue answers a repeated deduplication id as it answered the first, and adds nothing.
+func (q *queue) send(out []outgoing, copies int) ([]accepted, error) {
+	now, err := q.enter()
+	if err != nil {
+		return nil, err
 	}
-	now := q.advance()
-	for _, o := range out {
-		for range copies {
-			q.add(now, o)
+	defer q.leave(now)
+	answers := make([]accepted, 0, len(out))
+	for i := range out {
+		answers = append(answers, q.sendOne(now, &out[i], copies))
+	}
+	return answers, nil
+}
+
+func (q *queue) sendOne(now time.Time, o *outgoing, copies int) accepted {
+	if q.fifo {
+		key := q.dedupKey(&o.content)
+		if before, ok := q.sends.get(key, now); ok {
+			return before
 		}
+		m := q.add(now, o)
+		answer := accepted{m.id, m.seq}
+		q.sends.put(key, answer, now.Add(remembered), now)
+		q.logPut(m, &dedupRecord{Key: key, ID: m.id, Seq: m.seq, Until: now.Add(remembered)})
+		return answer
 	}
-	q.settle(now)
-	return nil
+	var m *message
+	for range copies {
+		m = q.add(now, o)
+		q.logPut(m, nil)
+	}
+	return accepted{m.id, m.seq}
 }
 
-func (q *queue) add(now time.Time, o outgoing) {
+func (q *queue) add(now time.Time, o *outgoing) *message {
 	q.seq++
-	m := &message{content: o.content, seq: q.seq, sent: now, slot: -1}
-	q.messages[m.seq] = m
-	q.byAge.push(m)
+	m := &message{content: o.content, seq: q.seq, sent: now}
 	delay := q.settings.delay
-	if o.delay != nil {
+	if o.delay != nil && !q.fifo {
 		delay = *o.delay
 	}
 	if delay > 0 {
-		q.hide(m, now.Add(delay))
+		m.due = now.Add(delay)
+	}
+	q.counted.sent++
+	q.counted.sentBytes += uint64(m.size())
+	q.insert(m)
+	return m
+}
+
+// insert takes m in as new: hidden if it has a due time, else visible.
+func (q *queue) insert(m *message) {
+	m.slots = [2]int32{-1, -1}
+	q.messages[m.seq] = m
+	if last := q.arrivals.tail; last != nil && m.sent.Before(last.sent) {
+		q.moved.add(m)
+	} else {
+		q.arrivals.push(m)
+		if q.arrivals.n <= scanned {
+			q.horizon = m
+		}
+	}
+	m.lane = q.laneOf(m.group)
+	m.lane.total++
+	if !m.due.IsZero() {
+		q.hide(m, m.due)
 		return
 	}
-	q.ready.push(m)
+	q.show(m)
+}
+
+func (q *queue) laneOf(group string) *lane {
+	l := q.lanes[group]
+	if l == nil {
+		l = &lane{name: group, fifo: q.fifo, ready: chain{which: linkLane}, slot: -1}
+		q.lanes[group] = l
+	}
+	return l
+}
+
+// show makes m visible.
+func (q *queue) show(m *message) {
+	m.lane.put(m)
+	q.visible++
+	q.open.update(m.lane)
+}
+
+// pop takes the next visible message out of the lane.
+func (q *queue) pop(l *lane) *message {
+	m := l.ready.head
+	l.ready.remove(m)
+	q.visible--
+	q.open.update(l)
+	return m
+}
+
+// fly marks m as received and hides it until the time.
+func (q *queue) fly(m *message, until time.Time) {
+	m.inFlight = true
+	m.lane.flying++
+	q.inFlight++
+	q.hide(m, until)
+	q.open.update(m.lane)
+}
+
+func (q *queue) hide(m *message, until time.Time) {
+	m.due = until
+	q.hidden.add(m)
+}
+
+func (q *queue) reveal(m *message) {
+	q.unhide(m)
+	m.due = time.Time{}
+	q.show(m)
+}
+
+func (q *queue) unhide(m *message) {
+	q.hidden.remove(m)
+	if m.inFlight {
+		m.inFlight = false
+		m.lane.flying--
+		q.inFlight--
+	}
+}
+
+// drop removes m for good, wherever it is.
+func (q *queue) drop(m *message) {
+	if q.hidden.has(m) {
+		q.unhide(m)
+	} else {
+		m.lane.ready.remove(m)
+		q.visible--
+	}
+	q.forget(m)
+}
+
+// forget removes a message that is neither visible nor hidden.
+func (q *queue) forget(m *message) {
+	delete(q.messages, m.seq)
+	if q.moved.has(m) {
+		q.moved.remove(m)
+	} else {
+		q.retreat(m)
+		q.arrivals.remove(m)
+	}
+	m.lane.total--
+	q.open.update(m.lane)
+	if m.lane.total == 0 && m.lane.name != "" {
+		delete(q.lanes, m.lane.name)
+	}
+}
+
+// retreat keeps the horizon in place when m leaves.
+func (q *queue) retreat(m *message) {
+	if m.seq > q.horizon.seq {
+		return
+	}
+	if next := q.horizon.links[linkArrival].next; next != nil {
+		q.horizon = next
+	} else if m == q.horizon {
+		q.horizon = m.links[linkArrival].prev
+	}
+}
+
+// delete removes the message of a handle; one that is already gone is no error. A standard queue
+// takes any handle of the message, a FIFO queue only the last one, and only while it holds.
+func (q *queue) delete(handle string) error {
+	r, err := q.parseHandle(handle)
+	if err != nil {
+		return err
+	}
+	now, err := q.enter()
+	if err != nil {
+		return err
+	}
+	defer q.leave(now) // room in flight may let a waiting receiver go on
+	m := q.messages[r.seq]
+	if m == nil {
+		return nil
+	}
+	if q.fifo && !q.holds(m, r) {
+		return invalid(handle, "ReceiptHandle", "The receipt handle has expired.")
+	}
+	q.drop(m)
+	q.counted.deleted++
+	q.logDelete(m)
+	return nil
+}
+
+// holds reports whether the receipt is of the receive that has the message now.
+func (q *queue) holds(m *message, r receipt) bool { return m.inFlight && m.nonce == r.nonce }
+
+// changeVisibility hides the message of a handle for d from now. On a standard queue a message
+// that is visible again is left so, without an error, as AWS does.
+func (q *queue) changeVisibility(handle string, d time.Duration) error {
+	r, err := q.parseHandle(handle)
+	if err != nil {
+		return err
+	}
+	now, err := q.enter()
+	if err != nil {
+		return err
+	}
+	defer q.leave(now)
+	m := q.messages[r.seq]
+	if m == nil || q.fifo && !q.holds(m, r) {
+		return invalid(handle, "ReceiptHandle", "Message does not exist or is not available for visibility timeout change.")
+	}
+	if !m.inFlight {
+		return nil
+	}
+	// AWS counts whole seconds here: 12 hours right after a receive are allowed.
+	if now.Sub(m.received).Truncate(time.Second)+d > maxVisibilitySeconds*time.Second {
+		return invalid(seconds(d), "VisibilityTimeout", "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]")
+	}
+	if d == 0 {
+		q.reveal(m)
+	} else {
+		m.due = now.Add(d)
+		q.hidden.fix(m)
+	}
+	q.logUpdates(m)
+	return nil
+}
+
+// purge removes every message, those in flight and delayed included, and on a FIFO queue the
+// memory of what was sent.
+func (q *queue) purge() error {
+	now, err := q.enter()
+	if err != nil {
+		return err
+	}
+	defer q.leave(now)
+	if !q.purged.IsZero() && now.Sub(q.purged) < purgeEvery {
+		return errPurging.With("Only one PurgeQueue operation on %s is allowed every 60 seconds.", q.key.name)
+	}
+	q.purged = now
+	q.clear()
+	q.log(record{Purge: true})
+	return nil
+}
+
+// close ends the queue and every long poll on it. It reports whether this call did.
+func (q *queue) close() bool {
+	now, err := q.enter()
+	if err != nil {
+		return false
+	}
+	defer q.leave(now)
+	q.gone = true
+	q.clear()
+	for q.waiters.Len() > 0 {
+		q.finish(q.waiters.Front().Value.(*waiter), nil, errNoQueue)
+	}
+	q.log(record{Gone: true})
+	return true
+}
+
+// change alters what is kept about the queue and records it.
+func (q *queue) change(f func(now time.Time) error) error {
+	now, err := q.enter()
+	if err != nil {
+		return err
+	}
+	defer q.leave(now)
+	if err := f(now); err != nil {
+		return err
+	}
+	q.logQueue()
+	return nil
+}
+
+// set changes attributes. A new retention holds for all messages. A new delay holds on a standard
+// queue for messages sent from now on, on a FIFO queue also for those that were never received.
+func (q *queue) set(merged map[string]string, now time.Time) {
+	before := q.settings.delay
+	q.attributes, q.settings, q.modified = merged, settingsOf(merged), now
+	if q.fifo && before != q.settings.delay {
+		q.delayAnew(now)
+	}
+	q.expire(now)
+}
+
+func (q *queue) delayAnew(now time.Time) {
+	for _, m := range q.messages {
+		if m.inFlight || m.receives > 0 {
+			continue
+		}
+		due := m.sent.Add(q.settings.delay)
+		switch hidden := q.hidden.has(m); {
+		case hidden && due.After(now):
+			m.due = due
+			q.hidden.fix(m)
+		case hidden:
+			q.reveal(m)
+		case due.After(now):
+			m.lane.ready.remove(m)
+			q.visible--
+			q.hide(m, due)
+			q.open.update(m.lane)
+		}
+	}
+}
+
+// current returns the settings, for defaults and checks outside the engine.
+func (q *queue) current() settings {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.settings
 }
 
 // receive returns messages at once, or waits for the first. Messages that were handed to a
@@ -199,262 +508,6 @@ func (q *queue) receive(ctx context.Context, r receive) ([]delivery, error) {
 		q.giveUp(w, ctx.Err())
 		<-w.done
 	}
+	q.service.journal.wait(w.written)
 	return w.got, w.err
-}
-
-// takeOrWait returns messages, or the waiter that will get them.
-func (q *queue) takeOrWait(r receive) (*waiter, []delivery, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
-		return nil, nil, errNoQueue
-	}
-	now := q.advance()
-	got := q.take(now, r)
-	if len(got) == 0 && r.wait <= 0 && q.inFlight >= q.maxHeld {
-		return nil, nil, errOverLimit
-	}
-	if len(got) > 0 || r.wait <= 0 {
-		return nil, got, nil
-	}
-	w := &waiter{request: r, done: make(chan struct{})}
-	w.place = q.waiters.PushBack(w)
-	w.timeout = q.clock.AfterFunc(r.wait, func() { q.giveUp(w, nil) })
-	q.arm(now)
-	return w, nil, nil
-}
-
-// giveUp ends a long poll that got nothing; one that was served is left as it is.
-func (q *queue) giveUp(w *waiter, err error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if w.place == nil {
-		return
-	}
-	now := q.clock.Now()
-	if err == nil {
-		now = q.advance() // a message that falls due with the wait's end is still for it
-	}
-	if w.place != nil {
-		q.finish(w, nil, err)
-	}
-	q.arm(now)
-}
-
-func (q *queue) finish(w *waiter, got []delivery, err error) {
-	q.waiters.Remove(w.place)
-	w.place = nil
-	w.timeout.Stop()
-	w.got, w.err = got, err
-	close(w.done)
-}
-
-// take moves up to r.max messages from ready into flight.
-func (q *queue) take(now time.Time, r receive) []delivery {
-	n := min(r.max, q.ready.n, q.maxHeld-q.inFlight)
-	if n <= 0 {
-		return nil
-	}
-	visibility := q.settings.visibility
-	if r.visibility != nil {
-		visibility = *r.visibility
-	}
-	got := make([]delivery, 0, n)
-	for range n {
-		m := q.ready.head
-		q.ready.remove(m)
-		m.receives++
-		m.received = now
-		if m.receives == 1 {
-			m.firstReceived = now
-		}
-		got = append(got, delivery{m, q.handle(m), m.receives, m.firstReceived})
-		if visibility <= 0 || r.visible {
-			q.ready.push(m)
-			continue
-		}
-		m.inFlight = true
-		q.inFlight++
-		q.hide(m, now.Add(visibility))
-	}
-	return got
-}
-
-// delete removes the message of a handle, old or new; one that is already gone is no error.
-func (q *queue) delete(handle string) error {
-	seq, err := q.parseHandle(handle)
-	if err != nil {
-		return err
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
-		return errNoQueue
-	}
-	now := q.advance()
-	if m := q.messages[seq]; m != nil {
-		q.drop(m)
-		q.settle(now) // room in flight may let a waiting receiver go on
-	}
-	return nil
-}
-
-// changeVisibility hides the message of a handle for d from now. A message that is visible again is
-// left so, without an error, as AWS does on a standard queue.
-func (q *queue) changeVisibility(handle string, d time.Duration) error {
-	seq, err := q.parseHandle(handle)
-	if err != nil {
-		return err
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
-		return errNoQueue
-	}
-	now := q.advance()
-	m := q.messages[seq]
-	if m == nil {
-		return invalid(handle, "ReceiptHandle", "Message does not exist or is not available for visibility timeout change.")
-	}
-	if !m.inFlight {
-		return nil
-	}
-	// AWS counts whole seconds here: 12 hours right after a receive are allowed.
-	if now.Sub(m.received).Truncate(time.Second)+d > maxVisibilitySeconds*time.Second {
-		return invalid(seconds(d), "VisibilityTimeout", "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]")
-	}
-	if d == 0 {
-		q.reveal(m)
-	} else {
-		m.due = now.Add(d)
-		heap.Fix(&q.hidden, m.slot)
-	}
-	q.settle(now)
-	return nil
-}
-
-// purge removes every message, those in flight and delayed included.
-func (q *queue) purge() error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
-		return errNoQueue
-	}
-	now := q.advance()
-	if !q.purged.IsZero() && now.Sub(q.purged) < purgeEvery {
-		return errPurging.With("Only one PurgeQueue operation on %s is allowed every 60 seconds.", q.key.name)
-	}
-	q.purged = now
-	q.clear()
-	q.arm(now)
-	return nil
-}
-
-// close ends the queue and every long poll on it.
-func (q *queue) close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.gone = true
-	q.clear()
-	for q.waiters.Len() > 0 {
-		q.finish(q.waiters.Front().Value.(*waiter), nil, errNoQueue)
-	}
-	q.arm(q.clock.Now())
-}
-
-func (q *queue) clear() {
-	q.messages = map[uint64]*message{}
-	q.byAge, q.ready = chain{which: linkAge}, chain{which: linkReady}
-	q.hidden, q.inFlight = nil, 0
-}
-
-// set changes attributes. A new delay holds for messages sent from now on, a new retention for all.
-func (q *queue) set(changes map[string]string) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
-		return errNoQueue
-	}
-	merged, err := merge(q.attributes, changes)
-	if err != nil {
-		return err
-	}
-	q.attributes, q.settings = merged, settingsOf(merged)
-	q.modified = q.advance()
-	return nil
-}
-
-// snapshot returns every attribute, the computed ones included.
-func (q *queue) snapshot() map[string]string {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.advance()
-	all := maps.Clone(q.attributes)
-	all["QueueArn"] = q.key.arn()
-	all["CreatedTimestamp"] = strconv.FormatInt(q.created.Unix(), 10)
-	all["LastModifiedTimestamp"] = strconv.FormatInt(q.modified.Unix(), 10)
-	all["ApproximateNumberOfMessages"] = strconv.Itoa(q.ready.n)
-	all["ApproximateNumberOfMessagesNotVisible"] = strconv.Itoa(q.inFlight)
-	all["ApproximateNumberOfMessagesDelayed"] = strconv.Itoa(len(q.hidden) - q.inFlight)
-	return all
-}
-
-// current returns the settings, for defaults and checks outside the engine.
-func (q *queue) current() settings {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.settings
-}
-
-func (q *queue) hide(m *message, until time.Time) {
-	m.due = until
-	heap.Push(&q.hidden, m)
-}
-
-func (q *queue) reveal(m *message) {
-	q.unhide(m)
-	q.ready.push(m)
-}
-
-func (q *queue) unhide(m *message) {
-	heap.Remove(&q.hidden, m.slot)
-	if m.inFlight {
-		m.inFlight = false
-		q.inFlight--
-	}
-}
-
-func (q *queue) drop(m *message) {
-	if m.slot >= 0 {
-		q.unhide(m)
-	} else {
-		q.ready.remove(m)
-	}
-	q.byAge.remove(m)
-	delete(q.messages, m.seq)
-}
-
-// handleBytes is a receipt handle: queue, message, nonce, checksum. The nonce makes the handle of
-// every receive its own.
-const handleBytes = 8 + 8 + 8 + 4
-
-func (q *queue) handle(m *message) string {
-	var b [handleBytes]byte
-	binary.BigEndian.PutUint64(b[0:], q.uid)
-	binary.BigEndian.PutUint64(b[8:], m.seq)
-	binary.BigEndian.PutUint64(b[16:], q.nonce())
-	binary.BigEndian.PutUint32(b[24:], crc32.ChecksumIEEE(b[:24]))
-	return base64.StdEncoding.EncodeToString(b[:])
-}
-
-func (q *queue) parseHandle(handle string) (seq uint64, err error) {
-	if handle == "" {
-		return 0, missing("ReceiptHandle")
-	}
-	b, err := base64.StdEncoding.DecodeString(handle)
-	if err != nil || len(b) != handleBytes || binary.BigEndian.Uint32(b[24:]) != crc32.ChecksumIEEE(b[:24]) ||
-		binary.BigEndian.Uint64(b) != q.uid {
-		return 0, errBadHandle.With("The input receipt handle %q is not a valid receipt handle.", handle)
-	}
-	return binary.BigEndian.Uint64(b[8:]), nil
 }

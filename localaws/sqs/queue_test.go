@@ -3,7 +3,6 @@ package sqs
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -20,14 +19,21 @@ import (
 
 // testQueue returns a queue that keeps the clock's time.
 func testQueue(c clock.Clock) *queue {
-	s := New(Options{Clock: c, IDs: api.NewIDs(1), Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	return newQueue(s, queueKey{"r", "a", "q"}, defaults())
+	return newQueue(testService(c, Faithful), queueKey{"r", "a", "q"}, defaults(false), nil)
+}
+
+func testService(c clock.Clock, m Mode) *Service {
+	s, err := New(Options{Clock: c, IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Mode: m})
+	if err != nil {
+		panic(err)
+	}
+	return s
 }
 
 func fill(t testing.TB, q *queue, n int) {
 	t.Helper()
 	for range n {
-		if err := q.send([]outgoing{{content: content{body: "x"}}}, 1); err != nil {
+		if _, err := q.send([]outgoing{{content: content{body: "x"}}}, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -37,25 +43,39 @@ func fill(t testing.TB, q *queue, n int) {
 func (q *queue) check() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	flying := 0
-	for i, m := range q.hidden {
-		if m.slot != i {
+	flying, visible, total := 0, 0, 0
+	for i, m := range q.hidden.items {
+		if int(m.slots[slotHidden]) != i {
 			return errors.New("a hidden message does not know its place")
 		}
 		if m.inFlight {
 			flying++
 		}
 	}
+	for name, l := range q.lanes {
+		visible, total = visible+l.ready.n, total+l.total
+		switch {
+		case l.name != name, l.total == 0 && name != "":
+			return errors.New("a lane is left over")
+		case l.open() != (l.slot >= 0):
+			return errors.New("a lane is open and not among the open ones, or the other way round")
+		case l.slot >= 0 && q.open[l.slot] != l:
+			return errors.New("an open lane does not know its place")
+		}
+	}
+	next := q.hidden.first()
 	switch {
-	case q.ready.n+len(q.hidden) != len(q.messages) || q.byAge.n != len(q.messages):
+	case q.visible+len(q.hidden.items) != len(q.messages), visible != q.visible, total != len(q.messages):
 		return errors.New("a message is in no place, or in two")
+	case q.arrivals.n+len(q.moved.items) != len(q.messages):
+		return errors.New("a message has no age, or two")
 	case flying != q.inFlight:
 		return errors.New("the count of messages in flight is wrong")
-	case q.waiters.Len() > 0 && q.ready.n > 0 && q.inFlight < q.maxHeld:
+	case q.waiters.Len() > 0 && len(q.open) > 0 && q.inFlight < q.service.maxInFlight:
 		return errors.New("somebody waits while a message is ready")
-	case q.waiters.Len() > 0 && len(q.hidden) > 0 && (q.armed.IsZero() || q.armed.After(q.hidden[0].due)):
+	case q.waiters.Len() > 0 && next != nil && (q.armed.IsZero() || q.armed.After(next.due)):
 		return errors.New("somebody waits and no timer is set for the next message")
-	case q.waiters.Len() == 0 && !q.armed.IsZero() && len(q.hidden) == 0:
+	case q.waiters.Len() == 0 && !q.armed.IsZero() && next == nil:
 		return errors.New("a timer is set for nobody")
 	}
 	return nil
@@ -92,7 +112,7 @@ func (m *model) visible(seq uint64) bool { return !m.due[seq].After(m.clock.Now(
 
 func (m *model) send(t *rapid.T) {
 	delay := time.Duration(rapid.IntRange(0, 60).Draw(t, "delay")) * time.Second
-	if err := m.q.send([]outgoing{{delay: &delay}}, 1); err != nil {
+	if _, err := m.q.send([]outgoing{{delay: &delay}}, 1); err != nil {
 		t.Fatal(err)
 	}
 	m.due[m.q.seq] = m.clock.Now().Add(delay)
@@ -125,11 +145,11 @@ func (m *model) handle(t *rapid.T) (string, uint64) {
 		t.Skip("nothing received yet")
 	}
 	h := rapid.SampledFrom(m.handles).Draw(t, "handle")
-	seq, err := m.q.parseHandle(h)
+	r, err := m.q.parseHandle(h)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h, seq
+	return h, r.seq
 }
 
 func (m *model) delete(t *rapid.T) {
@@ -162,8 +182,8 @@ func (m *model) compare(t *rapid.T) {
 			hidden++
 		}
 	}
-	if m.q.ready.n != ready || len(m.q.hidden) != hidden {
-		t.Fatalf("ready %d, hidden %d; the model has %d, %d (%v)", m.q.ready.n, len(m.q.hidden), ready, hidden, all)
+	if m.q.visible != ready || len(m.q.hidden.items) != hidden {
+		t.Fatalf("ready %d, hidden %d; the model has %d, %d (%v)", m.q.visible, len(m.q.hidden.items), ready, hidden, all)
 	}
 	if err := m.q.check(); err != nil {
 		t.Fatal(err)
@@ -184,7 +204,7 @@ func TestEngineUnderRandomLoad(t *testing.T) {
 				r := rand.New(rand.NewPCG(uint64(i), 1))
 				for range each {
 					delay := time.Duration(r.IntN(3)) * time.Second
-					_ = q.send([]outgoing{{delay: &delay}}, 1)
+					_, _ = q.send([]outgoing{{delay: &delay}}, 1)
 					time.Sleep(time.Duration(r.IntN(1000)) * time.Millisecond)
 				}
 			})

@@ -1,39 +1,55 @@
-// Package sqs is Amazon SQS in memory: standard queues as AWS documents them and as its recorded
-// answers show them. FIFO queues, dead-letter queues, tags and permissions are not emulated yet
-// and are refused, never half-accepted.
+// Package sqs is Amazon SQS on one machine: standard, fair and FIFO queues, dead-letter queues and
+// move tasks, as AWS documents them and as its recorded answers show them.
 //
-// Where to read: sqs.go holds the service and finds queues; queue.go is the engine of one queue;
-// ops_queue.go and ops_message.go are the operations, thin over both; attributes.go and
-// message_attributes.go are validation; errors.go has AWS's codes and texts.
+// Where to read: sqs.go holds the service and finds queues. The engine of a queue is queue.go with
+// receive.go (long polls, attempts), lanes.go (message groups), message.go (the lists it is made
+// of), dedup.go, handle.go, redrive.go (dead letters) and move.go (move tasks). The operations,
+// thin over it, are ops_queue.go, ops_message.go, ops_redrive.go and ops_policy.go; attributes.go
+// and message_attributes.go are validation, errors.go has AWS's codes and texts. mode.go is what
+// AWS permits itself and hardly ever does; persist.go survives a kill.
 //
-// What is authoritative: a queue's mutex guards everything in it. A queue has no goroutine and no
-// tick. Every operation first lets pass what fell due since the last one (visibility, delay,
-// retention), so a deadline is exact however late a timer is; a timer is armed only while a long
-// poll waits, so an idle service costs nothing.
+// What is authoritative: a queue's mutex guards everything in it, and no two are held at a time. A
+// queue has no goroutine and no tick. Every operation first lets pass what fell due since the last
+// one (visibility, delay, retention), so a deadline is exact however late a timer is; a timer is
+// armed only while a long poll waits, so an idle service costs nothing.
 package sqs
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/journal"
+	"github.com/stepfleet/stepfleet/localaws/page"
 )
 
-// Options is what the service needs from outside; every field but MaxInFlight is required.
+// Options is what the service needs from outside; Clock, IDs and Logger are required.
 type Options struct {
 	Clock  clock.Clock
 	IDs    *api.IDs
 	Logger *slog.Logger
 	// MaxInFlight is how many messages of a queue may be received and not deleted; 0 is AWS's 120,000.
 	MaxInFlight int
+	// Mode is how much of what AWS permits itself the service does; empty is Faithful.
+	Mode Mode
+	// QueueURL is how queue URLs are made; empty is PathURL.
+	QueueURL URLTemplate
+	// Tokens are those of its lists.
+	Tokens page.Tokens
+	// Dir is where queues and messages are kept; empty keeps them in memory only.
+	Dir string
+	// Sync is when Dir's files are forced to the disk; empty is journal.SyncInterval.
+	Sync journal.Sync
 }
 
-// MaxInFlight is AWS's limit for a standard queue.
+// MaxInFlight is AWS's limit for a queue of either type.
 const MaxInFlight = 120_000
 
 // deletedFor is how long the name of a deleted queue stays taken.
@@ -45,99 +61,276 @@ type Service struct {
 	ids         *api.IDs
 	log         *slog.Logger
 	maxInFlight int
-
-	mu      sync.RWMutex
-	queues  map[queueKey]*queue
-	deleted map[queueKey]time.Time
+	mischief    *mischief
+	urls        URLTemplate
+	tokens      page.Tokens
+	queues      registry
+	moves       moves
+	journal     *keeper
 }
 
 // queueKey is what makes a queue: the same name in two regions is two queues.
 type queueKey struct{ region, account, name string }
 
-func (k queueKey) arn() string { return "arn:aws:sqs:" + k.region + ":" + k.account + ":" + k.name }
+const arnPrefix = "arn:aws:sqs:"
 
-func (k queueKey) url(base string) string { return base + "/" + k.account + "/" + k.name }
+func (k queueKey) arn() string { return arnPrefix + k.region + ":" + k.account + ":" + k.name }
 
-// New returns an SQS without queues.
-func New(o Options) *Service {
+func parseARN(arn string) (queueKey, bool) {
+	rest, ok := strings.CutPrefix(arn, arnPrefix)
+	parts := strings.Split(rest, ":")
+	if !ok || len(parts) != 3 || slices.Contains(parts, "") {
+		return queueKey{}, false
+	}
+	return queueKey{parts[0], parts[1], parts[2]}, true
+}
+
+// New returns an SQS with the queues that Options.Dir holds, or none. It fails only on Dir.
+func New(o Options) (*Service, error) {
 	if o.MaxInFlight == 0 {
 		o.MaxInFlight = MaxInFlight
 	}
-	return &Service{
-		clock: o.Clock, ids: o.IDs, log: o.Logger, maxInFlight: o.MaxInFlight,
-		queues: map[queueKey]*queue{}, deleted: map[queueKey]time.Time{},
+	if o.QueueURL == "" {
+		o.QueueURL = PathURL
 	}
+	s := &Service{
+		clock: o.Clock, ids: o.IDs, log: o.Logger, maxInFlight: o.MaxInFlight, mischief: newMischief(o.Mode, o.IDs.Uint64()),
+		urls: o.QueueURL, tokens: o.Tokens,
+	}
+	if o.Dir == "" {
+		return s, nil
+	}
+	return s, s.restore(o.Dir, o.Sync)
 }
 
 // API returns the service's table of operations.
 func (s *Service) API() api.Service {
 	return api.Service{
 		Name: "sqs", Target: "AmazonSQS", Namespace: "com.amazonaws.sqs", JSONVersion: "1.0",
-		Throttled: errThrottled,
+		Query: query, Throttled: errThrottled, Reset: s.Reset,
 		Ops: map[string]api.Operation{
-			"CreateQueue":                  api.Op(s.createQueue),
-			"GetQueueUrl":                  api.Op(s.getQueueURL),
-			"GetQueueAttributes":           api.Op(s.getQueueAttributes),
-			"SetQueueAttributes":           api.Op(s.setQueueAttributes),
-			"ListQueues":                   api.Op(s.listQueues),
-			"DeleteQueue":                  api.Op(s.deleteQueue),
-			"PurgeQueue":                   api.Op(s.purgeQueue),
-			"SendMessage":                  api.Op(s.sendMessage),
-			"SendMessageBatch":             api.Op(s.sendMessageBatch),
-			"ReceiveMessage":               api.Op(s.receiveMessage),
-			"DeleteMessage":                api.Op(s.deleteMessage),
-			"DeleteMessageBatch":           api.Op(s.deleteMessageBatch),
-			"ChangeMessageVisibility":      api.Op(s.changeMessageVisibility),
-			"ChangeMessageVisibilityBatch": api.Op(s.changeMessageVisibilityBatch),
+			"AddPermission":                op(s, s.addPermission),
+			"CancelMessageMoveTask":        op(s, s.cancelMessageMoveTask),
+			"ChangeMessageVisibility":      op(s, s.changeMessageVisibility),
+			"ChangeMessageVisibilityBatch": op(s, s.changeMessageVisibilityBatch),
+			"CreateQueue":                  op(s, s.createQueue),
+			"DeleteMessage":                op(s, s.deleteMessage),
+			"DeleteMessageBatch":           op(s, s.deleteMessageBatch),
+			"DeleteQueue":                  op(s, s.deleteQueue),
+			"GetQueueAttributes":           op(s, s.getQueueAttributes),
+			"GetQueueUrl":                  op(s, s.getQueueURL),
+			"ListDeadLetterSourceQueues":   op(s, s.listDeadLetterSourceQueues),
+			"ListMessageMoveTasks":         op(s, s.listMessageMoveTasks),
+			"ListQueueTags":                op(s, s.listQueueTags),
+			"ListQueues":                   op(s, s.listQueues),
+			"PurgeQueue":                   op(s, s.purgeQueue),
+			"ReceiveMessage":               op(s, s.receiveMessage),
+			"RemovePermission":             op(s, s.removePermission),
+			"SendMessage":                  op(s, s.sendMessage),
+			"SendMessageBatch":             op(s, s.sendMessageBatch),
+			"SetQueueAttributes":           op(s, s.setQueueAttributes),
+			"StartMessageMoveTask":         op(s, s.startMessageMoveTask),
+			"TagQueue":                     op(s, s.tagQueue),
+			"UntagQueue":                   op(s, s.untagQueue),
 		},
 	}
 }
 
-// find returns the queue that a URL names. Only the path counts: clients reach us by many hosts.
+// op makes a method an operation that is acknowledged only while the journal holds.
+func op[In, Out any](s *Service, f func(context.Context, *In) (*Out, error)) api.Operation {
+	return api.Op(func(ctx context.Context, in *In) (*Out, error) {
+		out, err := f(ctx, in)
+		if err == nil {
+			err = s.journal.failed()
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.compact()
+		return out, nil
+	})
+}
+
+// Reset removes every queue, without the pause that AWS makes before a name is free again.
+func (s *Service) Reset() {
+	for _, q := range s.queues.all() {
+		q.close()
+	}
+	s.queues.clear()
+	s.moves.drop(nil)
+}
+
+// QueueStats is what a queue holds, and what ever passed it.
+type QueueStats struct {
+	Region, Account, Name                             string
+	Visible, NotVisible, Delayed                      int
+	OldestAge                                         time.Duration // of the oldest message, 0 for none
+	Sent, Received, Deleted, EmptyReceives, SentBytes uint64
+}
+
+// Stats returns every queue's, in no order.
+func (s *Service) Stats() []QueueStats {
+	var all []QueueStats
+	for _, q := range s.queues.all() {
+		if now, err := q.enter(); err == nil {
+			all = append(all, q.stats(now))
+			q.leave(now)
+		}
+	}
+	return all
+}
+
+func (q *queue) stats(now time.Time) QueueStats {
+	st := QueueStats{
+		Region: q.key.region, Account: q.key.account, Name: q.key.name,
+		Visible: q.visible, NotVisible: q.inFlight, Delayed: len(q.hidden.items) - q.inFlight,
+		Sent: q.counted.sent, SentBytes: q.counted.sentBytes, Received: q.counted.received,
+		Deleted: q.counted.deleted, EmptyReceives: q.counted.emptyReceives,
+	}
+	for _, m := range []*message{q.arrivals.head, q.moved.first()} {
+		if m != nil {
+			st.OldestAge = max(st.OldestAge, now.Sub(m.sent))
+		}
+	}
+	return st
+}
+
+// registry finds queues. It calls nothing while it is locked, so that a queue may ask it.
+type registry struct {
+	mu      sync.RWMutex
+	queues  map[queueKey]*queue
+	deleted map[queueKey]time.Time
+}
+
+func (r *registry) get(k queueKey) *queue {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.queues[k]
+}
+
+func (r *registry) all() []*queue {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	all := make([]*queue, 0, len(r.queues))
+	for _, q := range r.queues {
+		all = append(all, q)
+	}
+	return all
+}
+
+// add takes the queue in, unless there is one of its name, which it returns, or there was one
+// until lately.
+func (r *registry) add(q *queue, now time.Time) (*queue, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.queues[q.key]; old != nil {
+		return old, nil
+	}
+	if at, ok := r.deleted[q.key]; ok && now.Sub(at) < deletedFor {
+		return nil, errDeletedLately
+	}
+	delete(r.deleted, q.key)
+	r.set(q)
+	return q, nil
+}
+
+func (r *registry) put(q *queue) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.set(q)
+}
+
+func (r *registry) set(q *queue) {
+	if r.queues == nil {
+		r.queues = map[queueKey]*queue{}
+	}
+	r.queues[q.key] = q
+}
+
+// remove takes the queue out and keeps its name taken from now on.
+func (r *registry) remove(q *queue, now time.Time) {
+	r.mu.Lock()
+	if r.queues[q.key] == q {
+		delete(r.queues, q.key)
+	}
+	r.mu.Unlock()
+	r.bury(q.key, now)
+}
+
+// bury keeps a name taken, and drops the names that are free again.
+func (r *registry) bury(k queueKey, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.deleted == nil {
+		r.deleted = map[queueKey]time.Time{}
+	}
+	for old, then := range r.deleted {
+		if at.Sub(then) >= deletedFor {
+			delete(r.deleted, old)
+		}
+	}
+	r.deleted[k] = at
+}
+
+func (r *registry) buried() []deletedName {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var all []deletedName
+	for k, at := range r.deleted {
+		all = append(all, deletedName{k.region, k.account, k.name, at})
+	}
+	return all
+}
+
+func (r *registry) clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queues, r.deleted = nil, nil
+}
+
+// find returns the queue that a URL, or a bare name of the caller's, names.
 func (s *Service) find(c *api.Call, url string) (*queue, error) {
 	if url == "" {
 		return nil, missing("QueueUrl")
 	}
-	key, ok := parseURL(c.Region, url)
+	key, ok := parseURL(c, url)
 	if !ok {
 		return nil, errInvalidAddress.With("The address %s is not valid for this endpoint.", url)
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if q := s.queues[key]; q != nil {
+	if q := s.queues.get(key); q != nil {
 		return q, nil
 	}
 	return nil, errNoQueue
 }
 
-func parseURL(region, url string) (queueKey, bool) {
-	path := url
-	if _, rest, ok := strings.Cut(url, "://"); ok {
-		if _, path, ok = strings.Cut(rest, "/"); !ok {
-			return queueKey{}, false
-		}
+// byARN returns the queue of an ARN, or the error that names the parameter.
+func (s *Service) byARN(parameter, arn string) (*queue, error) {
+	if arn == "" {
+		return nil, missing(parameter)
 	}
-	account, name, ok := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	if !ok || account == "" || name == "" || strings.Contains(name, "/") {
-		return queueKey{}, false
+	key, ok := parseARN(arn)
+	if !ok {
+		return nil, invalid(arn, parameter, "The ARN is not that of a queue.")
 	}
-	return queueKey{region, account, name}, true
+	if q := s.queues.get(key); q != nil {
+		return q, nil
+	}
+	return nil, errNotFound.With("The resource that you specified for the %s parameter doesn't exist.", parameter)
 }
 
-var queueName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,80}$`)
+var (
+	queueName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,80}$`)
+	fifoName  = regexp.MustCompile(`^[A-Za-z0-9_-]{1,75}\.fifo$`)
+)
 
-// checkName refuses what may not name a standard queue.
-func checkName(name string, attributes map[string]string) error {
-	if name == "" {
+// checkName refuses what may not name a queue of the type.
+func checkName(name string, fifo bool) error {
+	switch {
+	case name == "":
 		return missing("QueueName")
-	}
-	if attributes["FifoQueue"] == "true" {
-		if !strings.HasSuffix(name, ".fifo") {
-			return errInvalidValue.With("The name of a FIFO queue can only include alphanumeric characters, hyphens, or underscores, must end with .fifo suffix and be 1 to 80 in length")
-		}
-		return errUnsupported.With("localaws does not emulate FIFO queues yet: create a standard queue instead of %s.", name)
-	}
-	if !queueName.MatchString(name) {
+	case fifo && !fifoName.MatchString(name):
+		return errInvalidValue.With("The name of a FIFO queue can only include alphanumeric characters, hyphens, or underscores, must end with .fifo suffix and be 1 to 80 in length")
+	case !fifo && !queueName.MatchString(name):
 		return errInvalidValue.With("Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length")
 	}
 	return nil

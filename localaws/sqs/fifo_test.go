@@ -1,0 +1,276 @@
+package sqs
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/stepfleet/stepfleet/localaws/clock"
+)
+
+func fifoQueue(c clock.Clock) *queue {
+	return newQueue(testService(c, Faithful), queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
+}
+
+// TestFIFOAgainstModel runs random operations against a list of messages in the order they were
+// sent, which is all that a FIFO queue is.
+func TestFIFOAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := clock.NewManual(time.Unix(1_000_000, 0))
+		m := &fifoModel{clock: c, q: fifoQueue(c), handles: map[string]*fifoMessage{}}
+		t.Repeat(map[string]func(*rapid.T){
+			"":           m.compare,
+			"send":       m.send,
+			"receive":    m.receive,
+			"delete":     m.delete,
+			"visibility": m.visibility,
+			"delay":      m.delay,
+			"advance":    func(t *rapid.T) { c.Advance(time.Duration(rapid.IntRange(0, 40).Draw(t, "s")) * time.Second) },
+		})
+	})
+}
+
+type fifoMessage struct {
+	seq      uint64
+	group    string
+	sent     time.Time
+	due      time.Time // hidden until then
+	received bool
+	handle   string // of the last receive
+}
+
+type fifoModel struct {
+	clock    *clock.Manual
+	q        *queue
+	delayed  time.Duration
+	messages []*fifoMessage
+	handles  map[string]*fifoMessage
+	sends    int
+}
+
+func (m *fifoModel) hidden(x *fifoMessage) bool { return x.due.After(m.clock.Now()) }
+
+// locked reports whether a message of the group was received and is still hidden.
+func (m *fifoModel) locked(group string) bool {
+	return slices.ContainsFunc(m.messages, func(x *fifoMessage) bool { return x.group == group && x.received && m.hidden(x) })
+}
+
+func (m *fifoModel) send(t *rapid.T) {
+	group := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "group")
+	m.sends++
+	answers, err := m.q.send([]outgoing{{content: content{group: group, dedup: fmt.Sprint(m.sends)}}}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := m.clock.Now()
+	m.messages = append(m.messages, &fifoMessage{seq: answers[0].seq, group: group, sent: now, due: now.Add(m.delayed)})
+}
+
+// expected is what a receive must return: of every free group, the one with the earliest visible
+// message first, all of its visible messages in order.
+func (m *fifoModel) expected(n int) []*fifoMessage {
+	var want []*fifoMessage
+	done := map[string]bool{}
+	for _, first := range m.messages {
+		if done[first.group] || m.hidden(first) || m.locked(first.group) {
+			continue
+		}
+		done[first.group] = true
+		for _, x := range m.messages {
+			if x.group == first.group && !m.hidden(x) && len(want) < n {
+				want = append(want, x)
+			}
+		}
+	}
+	return want
+}
+
+func (m *fifoModel) receive(t *rapid.T) {
+	n := rapid.IntRange(1, 10).Draw(t, "max")
+	visibility := time.Duration(rapid.IntRange(0, 30).Draw(t, "visibility")) * time.Second
+	want := m.expected(n)
+	got, err := m.q.receive(context.Background(), receive{max: n, visibility: &visibility})
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("received %d, %v; want %d", len(got), err, len(want))
+	}
+	for i, d := range got {
+		if d.seq != want[i].seq {
+			t.Fatalf("message %d of the receive is %d, want %d", i, d.seq, want[i].seq)
+		}
+		x := want[i]
+		x.received, x.due, x.handle = true, m.clock.Now().Add(visibility), d.handle
+		m.handles[d.handle] = x
+	}
+}
+
+func (m *fifoModel) handle(t *rapid.T) (string, *fifoMessage) {
+	if len(m.handles) == 0 {
+		t.Skip("nothing received yet")
+	}
+	all := make([]string, 0, len(m.handles))
+	for h := range m.handles {
+		all = append(all, h)
+	}
+	slices.Sort(all)
+	h := rapid.SampledFrom(all).Draw(t, "handle")
+	return h, m.handles[h]
+}
+
+func (m *fifoModel) holds(h string, x *fifoMessage) bool {
+	return slices.Contains(m.messages, x) && x.handle == h && m.hidden(x)
+}
+
+func (m *fifoModel) delete(t *rapid.T) {
+	h, x := m.handle(t)
+	there := slices.Contains(m.messages, x)
+	if err := m.q.delete(h); (err == nil) != (!there || m.holds(h, x)) {
+		t.Fatalf("message there: %v, handle holds: %v, error: %v", there, m.holds(h, x), err)
+	}
+	if m.holds(h, x) {
+		m.messages = slices.DeleteFunc(m.messages, func(y *fifoMessage) bool { return y == x })
+	}
+}
+
+func (m *fifoModel) visibility(t *rapid.T) {
+	h, x := m.handle(t)
+	d := time.Duration(rapid.IntRange(0, 60).Draw(t, "seconds")) * time.Second
+	if err := m.q.changeVisibility(h, d); (err == nil) != m.holds(h, x) {
+		t.Fatalf("handle holds: %v, error: %v", m.holds(h, x), err)
+	}
+	if m.holds(h, x) {
+		x.due = m.clock.Now().Add(d)
+	}
+}
+
+// delay changes the queue's delay, which on a FIFO queue holds for what is already there.
+func (m *fifoModel) delay(t *rapid.T) {
+	m.delayed = time.Duration(rapid.IntRange(0, 30).Draw(t, "delay")) * time.Second
+	err := m.q.change(func(now time.Time) error {
+		merged, err := merge(m.q.attributes, map[string]string{"DelaySeconds": fmt.Sprint(seconds(m.delayed))}, true)
+		m.q.set(merged, now)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range m.messages {
+		if !x.received {
+			x.due = x.sent.Add(m.delayed)
+		}
+	}
+}
+
+func (m *fifoModel) compare(t *rapid.T) {
+	m.q.snapshot()
+	visible := 0
+	for _, x := range m.messages {
+		if !m.hidden(x) {
+			visible++
+		}
+	}
+	if m.q.visible != visible || len(m.q.messages) != len(m.messages) {
+		t.Fatalf("%d of %d visible; the model has %d of %d", m.q.visible, len(m.q.messages), visible, len(m.messages))
+	}
+	if err := m.q.check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFIFOLooksOnlySoFar has one group fill the queue further than AWS looks for other groups.
+func TestFIFOLooksOnlySoFar(t *testing.T) {
+	q := fifoQueue(clock.NewManual(time.Unix(0, 0)))
+	send := func(group string, n int) {
+		for range n {
+			q.seq++ // the deduplication id
+			if _, err := q.send([]outgoing{{content: content{group: group, dedup: fmt.Sprint(q.seq)}}}, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	send("fat", scanned)
+	send("late", 1)
+	fat, err := q.receive(t.Context(), receive{max: 1})
+	if err != nil || len(fat) != 1 {
+		t.Fatal(len(fat), err)
+	}
+	if got, _ := q.receive(t.Context(), receive{max: 1}); len(got) != 0 {
+		t.Errorf("received of group %s, which is behind %d messages of a locked group", got[0].group, scanned)
+	}
+	if err := q.delete(fat[0].handle); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.receive(t.Context(), receive{max: 1}); err != nil { // lock the fat group again
+		t.Fatal(err)
+	}
+	if got, _ := q.receive(t.Context(), receive{max: 1}); len(got) != 1 || got[0].group != "late" {
+		t.Errorf("received %d after the late group came near enough", len(got))
+	}
+	if err := q.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGroupsCostNothing compares the same work over one group and over a hundred thousand.
+func TestGroupsCostNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("fills a large queue")
+	}
+	const messages, times = 100_000, 5
+	cycle := func(groups int) time.Duration {
+		q := fifoQueue(clock.System())
+		n := 0
+		send := func(count int) {
+			for range count {
+				n++
+				_, _ = q.send([]outgoing{{content: content{group: fmt.Sprint(n % groups), dedup: fmt.Sprint(n)}}}, 1)
+			}
+		}
+		send(messages)
+		best := time.Duration(1<<63 - 1)
+		for range 5 {
+			started := time.Now()
+			for range 200 {
+				got, err := q.receive(t.Context(), receive{max: 10})
+				if err != nil || len(got) == 0 {
+					t.Fatal(len(got), err)
+				}
+				for _, d := range got {
+					if err := q.delete(d.handle); err != nil {
+						t.Fatal(err)
+					}
+				}
+				send(len(got))
+			}
+			best = min(best, time.Since(started))
+		}
+		return best
+	}
+	if one, many := cycle(1), cycle(100_000); many > times*one {
+		t.Errorf("100,000 groups take %v, one takes %v", many, one)
+	}
+}
+
+// TestFairTurns has a noisy group with a long backlog, and a quiet one that comes after it.
+func TestFairTurns(t *testing.T) {
+	q := testQueue(clock.NewManual(time.Unix(0, 0)))
+	for _, group := range []string{"noisy", "noisy", "noisy", "noisy", "quiet", ""} {
+		if _, err := q.send([]outgoing{{content: content{group: group}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var order []string
+	for range 6 {
+		got, err := q.receive(t.Context(), receive{max: 1})
+		if err != nil || len(got) != 1 {
+			t.Fatal(len(got), err)
+		}
+		order = append(order, got[0].group)
+	}
+	if want := []string{"noisy", "quiet", "", "noisy", "noisy", "noisy"}; !slices.Equal(order, want) {
+		t.Errorf("order %q, want %q", order, want)
+	}
+}

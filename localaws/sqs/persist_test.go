@@ -1,0 +1,179 @@
+package sqs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/journal"
+)
+
+// TestJournalHoldsTheState runs random operations, writes snapshots among them, and now and then
+// opens the journal anew: what comes out must be what was there.
+func TestJournalHoldsTheState(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		dir, err := os.MkdirTemp("", "journal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &journaled{t: t, dir: dir, clock: clock.NewManual(time.Unix(1_000_000, 0))}
+		defer func() { _ = m.service.Close(); _ = os.RemoveAll(dir) }()
+		m.open(t)
+		m.create(t)
+		t.Repeat(map[string]func(*rapid.T){
+			"send": m.send, "receive": m.receive, "delete": m.delete, "visibility": m.visibility, "purge": m.purge, "redrive": m.redrive,
+			"snapshot": func(t *rapid.T) {
+				if err := m.service.journal.log.Rotate(m.service.emit); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"reopen":  m.reopen,
+			"advance": func(t *rapid.T) { m.clock.Advance(time.Duration(rapid.IntRange(0, 90).Draw(t, "s")) * time.Second) },
+		})
+	})
+}
+
+type journaled struct {
+	t       *rapid.T
+	dir     string
+	clock   *clock.Manual
+	service *Service
+	sends   int
+	handles []handleOf
+}
+
+type handleOf struct{ queue, handle string }
+
+func (m *journaled) open(t *rapid.T) {
+	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Sync: journal.SyncNever})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.service = s
+}
+
+func (m *journaled) create(t *rapid.T) {
+	for name, attributes := range map[string]map[string]string{
+		"dlq": {}, "dlq.fifo": {"FifoQueue": "true"},
+	} {
+		m.createOne(t, name, attributes)
+	}
+	m.createOne(t, "q", map[string]string{"RedrivePolicy": `{"deadLetterTargetArn":"arn:aws:sqs:r:a:dlq","maxReceiveCount":2}`})
+	m.createOne(t, "q.fifo", map[string]string{"FifoQueue": "true", "RedrivePolicy": `{"deadLetterTargetArn":"arn:aws:sqs:r:a:dlq.fifo","maxReceiveCount":2}`})
+}
+
+func (m *journaled) createOne(t *rapid.T, name string, attributes map[string]string) {
+	ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+	if _, err := m.service.createQueue(ctx, &createQueueInput{QueueName: name, Attributes: attributes}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var journaledQueues = []string{"q", "q.fifo", "dlq", "dlq.fifo"}
+
+func (m *journaled) queue(name string) *queue { return m.service.queues.get(queueKey{"r", "a", name}) }
+
+func (m *journaled) draw(t *rapid.T) *queue {
+	return m.queue(rapid.SampledFrom(journaledQueues).Draw(t, "queue"))
+}
+
+func (m *journaled) send(t *rapid.T) {
+	q := m.draw(t)
+	m.sends++
+	o := outgoing{content: content{id: fmt.Sprint(m.sends), body: fmt.Sprint(m.sends), md5: md5Text(fmt.Sprint(m.sends))}}
+	if q.fifo {
+		o.group, o.dedup = rapid.SampledFrom([]string{"a", "b"}).Draw(t, "group"), fmt.Sprint(rapid.IntRange(0, 50).Draw(t, "dedup"))
+	} else {
+		delay := time.Duration(rapid.IntRange(0, 60).Draw(t, "delay")) * time.Second
+		o.delay = &delay
+	}
+	if _, err := q.send([]outgoing{o}, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *journaled) receive(t *rapid.T) {
+	q := m.draw(t)
+	visibility := time.Duration(rapid.IntRange(0, 60).Draw(t, "visibility")) * time.Second
+	got, err := q.receive(context.Background(), receive{max: rapid.IntRange(1, 10).Draw(t, "max"), visibility: &visibility})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range got {
+		m.handles = append(m.handles, handleOf{q.key.name, d.handle})
+	}
+}
+
+func (m *journaled) handle(t *rapid.T) (*queue, string) {
+	if len(m.handles) == 0 {
+		t.Skip("nothing received yet")
+	}
+	h := rapid.SampledFrom(m.handles).Draw(t, "handle")
+	return m.queue(h.queue), h.handle
+}
+
+func (m *journaled) delete(t *rapid.T) {
+	q, h := m.handle(t)
+	_ = q.delete(h)
+}
+
+func (m *journaled) visibility(t *rapid.T) {
+	q, h := m.handle(t)
+	_ = q.changeVisibility(h, time.Duration(rapid.IntRange(0, 60).Draw(t, "seconds"))*time.Second)
+}
+
+func (m *journaled) purge(t *rapid.T) { _ = m.draw(t).purge() }
+
+func (m *journaled) redrive(t *rapid.T) {
+	m.queue(rapid.SampledFrom([]string{"dlq", "dlq.fifo"}).Draw(t, "from")).redrive(rapid.IntRange(1, 5).Draw(t, "n"), nil)
+}
+
+func (m *journaled) reopen(t *rapid.T) {
+	before := m.dump()
+	if err := m.service.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.open(t)
+	if diff := cmp.Diff(before, m.dump()); diff != "" {
+		t.Fatalf("after opening anew (-before +after):\n%s", diff)
+	}
+	for _, name := range journaledQueues {
+		if err := m.queue(name).check(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+}
+
+// dump is everything that must outlive the process.
+func (m *journaled) dump() map[string][]string {
+	all := map[string][]string{}
+	for _, name := range journaledQueues {
+		q := m.queue(name)
+		lines := []string{fmt.Sprint(q.snapshot(), q.seq, q.uid)}
+		for _, seq := range slices.Sorted(maps.Keys(q.messages)) {
+			x := q.messages[seq]
+			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.inFlight, x.receives, x.nonce))
+			if q.hidden.has(x) {
+				lines = append(lines, fmt.Sprint(x.due.Unix()))
+			}
+		}
+		now := m.clock.Now()
+		for _, key := range slices.Sorted(maps.Keys(q.sends.entries)) {
+			if a, ok := q.sends.get(key, now); ok {
+				lines = append(lines, fmt.Sprint(key, a))
+			}
+		}
+		all[name] = lines
+	}
+	return all
+}

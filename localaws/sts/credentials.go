@@ -1,0 +1,160 @@
+package sts
+
+import (
+	"encoding/base32"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/seal"
+	"github.com/stepfleet/stepfleet/localaws/sigv4"
+)
+
+// Session is what a session token carries.
+type Session struct {
+	Identity
+	AccessKey string `json:"Key"`
+	// Ends is in seconds since 1970.
+	Ends int64 `json:"Ends"`
+	// Padding makes the token as long as the caller asked.
+	Padding string `json:"Padding,omitempty"`
+}
+
+const (
+	purposeToken  = "sts session token"
+	purposeSecret = "sts secret key"
+)
+
+// sizeInput asks for a session token of a least size.
+type sizeInput struct {
+	MinimumSessionTokenSize *int `json:"MinimumSessionTokenSize"`
+}
+
+// sizeOutput is how large a session token is, in bytes and in percent of the most.
+type sizeOutput struct {
+	SessionTokenSize        int `json:"SessionTokenSize"`
+	SessionTokenUtilization int `json:"SessionTokenUtilization"`
+}
+
+func (in sizeInput) check(c *checks) {
+	c.number("minimumSessionTokenSize", in.MinimumSessionTokenSize, 0, seal.MaxBytes, 0)
+}
+
+func (in sizeInput) least() int {
+	if in.MinimumSessionTokenSize == nil {
+		return 0
+	}
+	return *in.MinimumSessionTokenSize
+}
+
+func (c *credentials) size() sizeOutput {
+	n := len(c.SessionToken)
+	return sizeOutput{n, (100*n + seal.MaxBytes - 1) / seal.MaxBytes}
+}
+
+// credentials are temporary ones as they are given out.
+type credentials struct {
+	AccessKeyID     string   `json:"AccessKeyId"`
+	SecretAccessKey string   `json:"SecretAccessKey"`
+	SessionToken    string   `json:"SessionToken"`
+	Expiration      api.Time `json:"Expiration"`
+}
+
+// issue makes credentials for an identity that hold for that many seconds, with a session token of
+// at least so many bytes.
+func (s *Service) issue(identity Identity, seconds, least int) *credentials {
+	ends := s.clock.Now().Add(time.Duration(seconds) * time.Second).Truncate(time.Second)
+	session := Session{Identity: identity, AccessKey: s.newKey("ASIA", identity.Account), Ends: ends.Unix()}
+	token := s.seal(session)
+	if len(token) < least {
+		session.Padding = "." // with its name in JSON
+		token = s.seal(session)
+		session.Padding += strings.Repeat(".", max(0, (least-len(token)+1)*3/4))
+		token = s.seal(session)
+	}
+	return &credentials{
+		AccessKeyID: session.AccessKey, SecretAccessKey: s.secret(session.AccessKey),
+		SessionToken: token, Expiration: api.Time{Time: ends},
+	}
+}
+
+func (s *Service) seal(session Session) string {
+	content, err := json.Marshal(session)
+	if err != nil {
+		panic(err) // strings and a number always encode
+	}
+	return s.key.Seal(purposeToken, content)
+}
+
+// secret returns the secret of an access key that was given out here.
+func (s *Service) secret(accessKey string) string {
+	sum := s.key.Derive(purposeSecret, accessKey)
+	return base64.StdEncoding.EncodeToString(sum[:30]) // forty characters, like AWS's
+}
+
+// Open returns what a session token carries. It returns an *api.Error for a token that was not
+// made here for that access key, or is over.
+func (s *Service) Open(accessKey, token string) (*Session, error) {
+	content, ok := s.key.Open(purposeToken, token)
+	if !ok {
+		return nil, sigv4.ErrUnknownKey
+	}
+	var session Session
+	if err := json.Unmarshal(content, &session); err != nil || session.AccessKey != accessKey {
+		return nil, sigv4.ErrUnknownKey
+	}
+	if s.clock.Now().Unix() >= session.Ends {
+		return nil, sigv4.ErrExpiredToken
+	}
+	return &session, nil
+}
+
+// Secret returns the secret key of temporary credentials; its errors are those of Open.
+func (s *Service) Secret(accessKey, token string) (string, error) {
+	if _, err := s.Open(accessKey, token); err != nil {
+		return "", err
+	}
+	return s.secret(accessKey), nil
+}
+
+// An access key is four letters for its kind and 80 bits in base 32: a first bit that is set, the
+// account in 40, and the rest at random.
+var keyText = base32.StdEncoding
+
+const maxAccount = 999_999_999_999
+
+func (s *Service) newKey(kind, account string) string {
+	number, err := strconv.ParseUint(account, 10, 40)
+	if err != nil {
+		number = 0 // an account that is no number; its keys then name none
+	}
+	var raw [16]byte
+	random := s.ids.Uint64()
+	binary.BigEndian.PutUint64(raw[:8], 1<<63|number<<23|random>>41)
+	binary.BigEndian.PutUint16(raw[8:10], uint16(random))
+	return kind + keyText.EncodeToString(raw[:10])
+}
+
+// newID returns an identifier that always follows from a name: the role id of a role's ARN.
+func (s *Service) newID(kind, name string) string {
+	sum := s.key.Derive("sts id", name)
+	return kind + keyText.EncodeToString(sum[:10])
+}
+
+// accountOfKey returns the account in a temporary access key.
+func accountOfKey(key string) (string, bool) {
+	if len(key) != 20 || key[:4] != "ASIA" {
+		return "", false
+	}
+	raw, err := keyText.DecodeString(key[4:])
+	if err != nil || raw[0]&0x80 == 0 {
+		return "", false
+	}
+	number := binary.BigEndian.Uint64(raw[:8]) >> 23 & (1<<40 - 1)
+	return fmt.Sprintf("%012d", number), number <= maxAccount
+}
