@@ -50,12 +50,16 @@ demo: setup build ## run the example jobs on a stack of their own, kill a worker
 test: ## every test that must pass before a change goes in
 	@RACE="$(RACE)" scripts/test
 
+.PHONY: test-aws
+test-aws: setup build ## the local AWS with every client, beside another emulator, under kill -9
+	@scripts/test-aws
+
 .PHONY: check
 check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy, pyright
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: setup build ## what takes longer: check, demo three times and on the wheel, matrix, benchmark
+full: setup build ## what takes longer: check, demo three times and on the wheel, matrix, test-aws, benchmark
 	@RACE="$(RACE)" scripts/full
 
 .PHONY: matrix
@@ -78,13 +82,14 @@ bench-dagster: setup build ## measure steps and starts of runs through Dagster
 	$(PY) bench/dagster_bench.py $(BENCH_OPTIONS)
 
 # One lock for each list: the newest Dagster, and the older ones of the matrix.
-LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in))
+LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in)) localaws/clients/requirements.lock e2e/servers/localstack.lock
 
 .PHONY: lock
-lock: ## renew the locks of Python packages from python/requirements*.in
+lock: ## renew the locks of Python packages from the requirements*.in beside them
 	@for lock in $(LOCKS); do \
 	  echo "lock: $$lock"; \
-	  UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --quiet --universal --python-version 3.10 \
+	  oldest=3.10; if [[ $$lock == *localstack* ]]; then oldest=3.12; fi; \
+	  UV_PYTHON_DOWNLOADS=never $$(scripts/setup-python uv) pip compile --quiet --universal --python-version $$oldest \
 	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -o $$lock $${lock%.lock}.in; \
 	done
 

@@ -77,8 +77,8 @@ type Options struct {
 	// Dir is where state is kept that shall outlive the process; empty keeps all in memory. Only
 	// Open looks at it.
 	Dir string
-	// Sync is when what is kept in Dir is forced to the disk; empty is journal.SyncInterval.
-	Sync journal.Sync
+	// Journal is how what is in Dir is kept.
+	Journal journal.Options
 }
 
 // AWS is the services behind one endpoint.
@@ -136,7 +136,7 @@ func (a *AWS) addServices(o Options) error {
 	key := seal.NewKey(o.Seed)
 	queues, err := sqs.New(sqs.Options{
 		Clock: o.Clock, IDs: a.ids, Logger: o.Logger, MaxInFlight: o.SQSMaxInFlight, Mode: o.Mode, QueueURL: o.QueueURL,
-		Tokens: page.NewTokens(key), Dir: o.dir("sqs"), Sync: o.Sync,
+		Tokens: page.NewTokens(key), Dir: o.dir("sqs"), Journal: o.Journal,
 	})
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func newKept(t *testing.T) *kept {
 
 func (k *kept) open() {
 	k.t.Helper()
-	local, err := localaws.Open(localaws.Options{Clock: k.clock, Dir: k.dir, Sync: journal.SyncNever})
+	local, err := localaws.Open(localaws.Options{Clock: k.clock, Dir: k.dir, Journal: journal.Options{Sync: journal.SyncNever}})
 	if err != nil {
 		k.t.Fatal(err)
 	}

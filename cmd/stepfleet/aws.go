@@ -26,6 +26,6 @@ func (c *awsCmd) Run(g *globals) error {
 	}
 	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, MovableClock: c.Clock, Options: localaws.Options{
 		Logger: g.log, Region: c.Region, Account: c.Account, Seed: c.Seed, Mode: sqs.Mode(c.Mode), QueueURL: urls,
-		Metrics: true, Dir: c.Dir, Sync: journal.Sync(c.Fsync),
+		Metrics: true, Dir: c.Dir, Journal: journal.Options{Sync: journal.Sync(c.Fsync)},
 	}})
 }

@@ -26,7 +26,7 @@ type devCmd struct {
 	RunLauncher string   `help:"Who starts run workers: stepfleet (as tasks of the workers) or default (Dagster's own launcher)." enum:"stepfleet,default" default:"stepfleet"`
 	DagsterYAML string   `name:"dagster-yaml" help:"File with settings of Dagster's instance, such as compute_logs: each of its keys replaces the stack's. Storage is the stack's own." placeholder:"FILE"`
 	HostMode    string   `help:"Where step processes come from: fork, cold, or auto (fork when safe)." enum:"auto,fork,cold" default:"auto" env:"STEPFLEET_HOST_MODE"`
-	AWSEndpoint string   `name:"aws-endpoint" help:"SQS to use instead of the local one, with the credentials of your environment."`
+	AWSEndpoint string   `name:"aws-endpoint" help:"SQS to use instead of the local one, with the credentials of your environment." env:"STEPFLEET_AWS_ENDPOINT"`
 
 	PortDagster  int `help:"Port of Dagster's UI; 0 takes any free one, here and below." default:"3000"`
 	PortServer   int `help:"Port of the stepfleet server." default:"8630"`

@@ -50,10 +50,18 @@ const (
 	syncEvery      = time.Second
 	maxRecordBytes = 64 << 20
 	headerBytes    = 8
-	// rotateAt is the size of a log from which on a snapshot is worth its while, if the log is also
-	// larger than what the last snapshot took.
-	rotateAt = 64 << 20
+	// defaultRotateAt is what Options.RotateAt is unless it is set.
+	defaultRotateAt = 64 << 20
 )
+
+// Options say how a journal is kept; the zero value is ready for use.
+type Options struct {
+	// Sync is when records are forced to the disk; empty is SyncInterval.
+	Sync Sync
+	// RotateAt is the size of a log, in bytes, from which on a snapshot is worth its while, if the
+	// log is also larger than what the last snapshot took; 0 is 64 MiB.
+	RotateAt int64
+}
 
 var checksum = crc32.MakeTable(crc32.Castagnoli)
 
@@ -62,10 +70,11 @@ type Ticket uint64
 
 // Log is an open journal.
 type Log struct {
-	dir    string
-	sync   Sync
-	lock   *os.File
-	ticker *time.Timer // for SyncInterval, set while something is not synced
+	dir      string
+	sync     Sync
+	rotateAt int64
+	lock     *os.File
+	ticker   *time.Timer // for SyncInterval, set while something is not synced
 
 	mu       sync.Mutex
 	flushed  *sync.Cond
@@ -85,7 +94,13 @@ type Log struct {
 
 // Open locks the directory, making it if need be, replays what it holds and opens it for more.
 // Its errors say what to do; one from replay is returned as it is.
-func Open(dir string, s Sync, replay func(record []byte) error) (*Log, error) {
+func Open(dir string, o Options, replay func(record []byte) error) (*Log, error) {
+	if o.Sync == "" {
+		o.Sync = SyncInterval
+	}
+	if o.RotateAt == 0 {
+		o.RotateAt = defaultRotateAt
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
@@ -93,7 +108,7 @@ func Open(dir string, s Sync, replay func(record []byte) error) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, sync: s, lock: lock}
+	l := &Log{dir: dir, sync: o.Sync, rotateAt: o.RotateAt, lock: lock}
 	l.flushed = sync.NewCond(&l.mu)
 	if err := l.restore(replay); err != nil {
 		_ = lock.Close()
@@ -340,7 +355,7 @@ func (l *Log) fail(err error) {
 func (l *Log) Due() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.size > max(rotateAt, l.base)
+	return l.size > max(l.rotateAt, l.base)
 }
 
 // Rotate begins a new log and then writes a snapshot below it: write calls emit for records that

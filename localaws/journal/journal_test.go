@@ -8,13 +8,17 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // open opens the journal and returns what it replayed.
 func open(t *testing.T, dir string) (*Log, []string) {
 	t.Helper()
 	var got []string
-	l, err := Open(dir, SyncNever, func(r []byte) error { got = append(got, string(r)); return nil })
+	l, err := Open(dir, Options{Sync: SyncNever}, func(r []byte) error { got = append(got, string(r)); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +99,7 @@ func TestDamageInTheMiddleIsAnError(t *testing.T) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dir, SyncNever, func([]byte) error { return nil }); err == nil || !strings.Contains(err.Error(), "is damaged at byte 0") {
+	if _, err := Open(dir, Options{Sync: SyncNever}, func([]byte) error { return nil }); err == nil || !strings.Contains(err.Error(), "is damaged at byte 0") {
 		t.Errorf("a damaged snapshot: %v", err)
 	}
 }
@@ -146,7 +150,7 @@ func TestAnUnfinishedSnapshotIsNone(t *testing.T) {
 func TestTwoProcessesDoNotShareADirectory(t *testing.T) {
 	dir := t.TempDir()
 	l, _ := open(t, dir)
-	if _, err := Open(dir, SyncNever, nil); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+	if _, err := Open(dir, Options{Sync: SyncNever}, nil); err == nil || !strings.Contains(err.Error(), "in use by another process") {
 		t.Errorf("a second Open: %v", err)
 	}
 	_ = l.Close()

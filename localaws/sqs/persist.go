@@ -280,9 +280,9 @@ func (q *restoredQueue) apply(r record) {
 }
 
 // restore opens the journal in dir and makes the queues that it holds.
-func (s *Service) restore(dir string, sync journal.Sync) error {
+func (s *Service) restore(dir string, o journal.Options) error {
 	all := &restored{queues: map[uint64]*restoredQueue{}}
-	log, err := journal.Open(dir, sync, all.apply)
+	log, err := journal.Open(dir, o, all.apply)
 	if err != nil {
 		return err
 	}

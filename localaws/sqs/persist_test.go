@@ -55,7 +55,7 @@ type journaled struct {
 type handleOf struct{ queue, handle string }
 
 func (m *journaled) open(t *rapid.T) {
-	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Sync: journal.SyncNever})
+	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Journal: journal.Options{Sync: journal.SyncNever}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,4 +176,50 @@ func (m *journaled) dump() map[string][]string {
 		all[name] = lines
 	}
 	return all
+}
+
+// TestASnapshotHasWhatIsBetweenTwoQueues kills the service between the moment at which a message
+// has left its queue and the one at which its dead-letter queue has it, after a snapshot.
+func TestASnapshotHasWhatIsBetweenTwoQueues(t *testing.T) {
+	open := func(dir string) *Service {
+		s, err := New(Options{
+			Clock: clock.NewManual(time.Unix(1_000_000, 0)), IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: dir,
+			Journal: journal.Options{Sync: journal.SyncNever},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
+	}
+	dir := t.TempDir()
+	s := open(dir)
+	for _, name := range []string{"q", "dlq"} {
+		ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+		if _, err := s.createQueue(ctx, &createQueueInput{QueueName: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q, dlq := s.queues.get(queueKey{"r", "a", "q"}), s.queues.get(queueKey{"r", "a", "dlq"})
+	if _, err := q.send([]outgoing{{content: content{id: "1", body: "1"}}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	now, err := q.enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := q.open.first()
+	m := l.ready.head
+	q.pop(l)
+	q.depart(now, m, dlq)
+	q.mu.Unlock() // and not q.leave, which would bring it there
+	if err := s.journal.log.Rotate(s.emit); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(open(dir).queues.get(queueKey{"r", "a", "q"}).messages); n != 1 {
+		t.Errorf("%d messages after the kill, want the one that had not arrived", n)
+	}
 }

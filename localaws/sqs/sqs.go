@@ -45,8 +45,8 @@ type Options struct {
 	Tokens page.Tokens
 	// Dir is where queues and messages are kept; empty keeps them in memory only.
 	Dir string
-	// Sync is when Dir's files are forced to the disk; empty is journal.SyncInterval.
-	Sync journal.Sync
+	// Journal is how Dir is kept.
+	Journal journal.Options
 }
 
 // MaxInFlight is AWS's limit for a queue of either type.
@@ -100,7 +100,7 @@ func New(o Options) (*Service, error) {
 	if o.Dir == "" {
 		return s, nil
 	}
-	return s, s.restore(o.Dir, o.Sync)
+	return s, s.restore(o.Dir, o.Journal)
 }
 
 // API returns the service's table of operations.
