@@ -82,8 +82,14 @@ func FuzzAttribute(f *testing.F) {
 		{"RedrivePolicy", `{"deadLetterTargetArn":1,"maxReceiveCount":{}}`},
 		{"RedriveAllowPolicy", `{"redrivePermission":"byQueue","sourceQueueArns":["arn:aws:sqs:r:a:q"]}`},
 		{"RedriveAllowPolicy", `{"redrivePermission":"denyAll"}`},
-		{"Policy", `{"Statement":[null]}`}, {"VisibilityTimeout", "007"}, {"VisibilityTimeout", "+3"}, {"KmsDataKeyReusePeriodSeconds", "60"},
-		{"SqsManagedSseEnabled", "false"}, {"", ""}, {"RedrivePolicy", "null"}, {"RedriveAllowPolicy", "null"},
+		{"Policy", `{"Statement":[null]}`},
+		{"VisibilityTimeout", "007"},
+		{"VisibilityTimeout", "+3"},
+		{"KmsDataKeyReusePeriodSeconds", "60"},
+		{"SqsManagedSseEnabled", "false"},
+		{"", ""},
+		{"RedrivePolicy", "null"},
+		{"RedriveAllowPolicy", "null"},
 	} {
 		f.Add(seed[0], seed[1])
 	}
