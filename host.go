@@ -40,6 +40,9 @@ type Process interface {
 	Interrupt()
 	// Kill ends the process and everything in its process group.
 	Kill()
+	// Lingers is closed when the process has told its result and goes on, for threads that outlive
+	// the step: however it ends, that is how the step has ended. Exit holds the result from then on.
+	Lingers() <-chan struct{}
 	// Reported is closed when the process has told its result, which is its last word: nothing
 	// that it does from then on matters, and it may be killed. Exit holds the result from then on.
 	Reported() <-chan struct{}

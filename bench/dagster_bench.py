@@ -1,15 +1,17 @@
 """What a step costs on Dagster: in process, multiprocess, Celery, step delegating, stepfleet.
 
-    python bench/dagster_bench.py                 # everything; make bench-dagster
-    python bench/dagster_bench.py --quick --modes in_process,multiprocess_forkserver
+    python bench/dagster_bench.py                     # everything; make bench-dagster
+    python bench/dagster_bench.py --publish dagster-2 # a second run, kept beside the first
+    python bench/dagster_bench.py --quick --modes in_process,stepfleet --out /tmp/quick.json
     python bench/dagster_bench.py --show bench/results/dagster.json
 
 Each repetition runs every job once in every mode, in an order that rotates; repetition 0 is
-dropped. The slow modes, which start Python or sleep a second for every step and find nothing warm,
-run in the first repetitions after it only. All modes use one PostgreSQL on tmpfs with fsync and
-synchronous_commit on, and every run worker is a fresh process, `python -m dagster api
-execute_run`, as Dagster's default run launcher starts it. What a mode needs besides (the stack of
-stepfleet; Redis and a Celery worker) lives only while its own cells are measured.
+dropped. The slow modes, which start Python or sleep a second for every step, run in the first
+repetitions after it only. All modes use one PostgreSQL on tmpfs with fsync and synchronous_commit
+on, and every run worker is a fresh process, `python -m dagster api execute_run`, as Dagster's
+default run launcher starts it. What a mode needs besides (the stack of stepfleet; Redis and a
+Celery worker) lives only while its own cells are measured. After all that, run_start.py measures
+the start of a run.
 
 - wall_seconds: from Dagster's RUN_START event to its RUN_SUCCESS event, by their timestamps.
 - process_seconds: from the start of the run worker to its exit, with the imports, which are the
@@ -17,334 +19,94 @@ stepfleet; Redis and a Celery worker) lives only while its own cells are measure
 - cpu_seconds: of the run worker and all its descendants, PostgreSQL, and what the mode needs
   besides (local AWS, server, worker with all its processes; Redis, Celery), while the run worker
   lives.
+- cpu_seconds per step: what one step more costs. From the CPU of a job that of a run of one step in
+  the same mode and repetition is taken off; the rest is divided by the steps less one.
 - pg_connections, pg_commits: of Dagster's and stepfleet's databases together, from
   pg_stat_database; in the stepfleet modes they include the end of the stack, after which the
   counters of its connections are complete.
 
 A run that does not succeed, or whose steps are not each started and ended exactly once, voids its
-cell. The bounds that the medians must keep stand in benchlib/report.py; the exit status is 1 when
-one is missed or could not be judged, or a cell is void. A --quick run tells and does not judge.
+cell. The bounds stand in benchlib/bounds.py; the exit status is 1 when one is missed, or could not
+be judged though its modes were asked for, or a cell is void. A --quick run tells and does not
+judge. Without --out the result is published in bench/results: only the whole benchmark, and only
+from a work tree without changes.
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterEventType, DagsterInstance
-from dagster._core.code_pointer import ModuleCodePointer
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.origin import get_python_environment_entry_point
-from dagster._grpc.types import ExecuteRunArgs
+import run_start
+from benchlib import bench, bounds, facts, postgres, process, publish, report, settings, stack
+from benchlib.samples import Sample, cells, from_json
+from benchlib.settings import OURS, ROOT
 
-from benchlib import phases, postgres, process, report, settings, shapes, stack
-from benchlib.report import Sample
-
-BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
-
-# PostgreSQL counts the work of an idle connection at the latest after 10 s, so the counters
-# before a run are complete only then.
-COUNTERS_SETTLE_SECONDS = 11.0
-QUICK_SETTLE_SECONDS = 2.0
-# Processes of a run worker that outlive it (fork server, resource tracker) end soon after it.
-LINGER_SECONDS = 5.0
+NAME = "dagster"
 
 
-class Bench:
-    """One PostgreSQL, one Dagster instance, and runs on them."""
-
-    def __init__(self, directory: Path, options: argparse.Namespace) -> None:
-        self.directory = directory
-        self._options = options
-        self.postgres = postgres.Postgres(directory, directory / "postgres.log")
-        self._run_meter = process.make_meter("run", takes_orphans=True)
-        self._stack_meter = process.make_meter("stack")
-        home = directory / "dagster_home"
-        home.mkdir()
-        (home / "dagster.yaml").write_text(
-            "storage:\n  postgres:\n"
-            f"    postgres_url: {self.postgres.dsn('dagster')}\n"
-            "telemetry:\n  enabled: false\n"
-        )
-        self._env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("STEPFLEET_", "DAGSTER_", "AWS_"))
-        }
-        self._env |= {"DAGSTER_HOME": str(home), "PYTHONPATH": python_path()}
-        self._broker = f"redis://127.0.0.1:{process.free_port()}/0"
-        # To record a run, Dagster reads the executor's config, which names the broker.
-        os.environ[settings.BROKER_VARIABLE] = self._broker
-        self.instance = DagsterInstance.from_config(str(home))
-
-    def close(self) -> None:
-        for pid in self._run_meter.pids():  # only when a run was interrupted
-            os.kill(pid, signal.SIGKILL)
-        self.instance.dispose()
-        self.postgres.stop()
-        self._run_meter.close()
-        self._stack_meter.close()
-
-    def sample(self, job: str, mode: str, rep: int) -> Sample:
-        """One run of a job in a mode."""
-        running = self._start_stack(mode)
-        try:
-            if running and running.holds_connections:
-                quick = self._options.quick
-                time.sleep(QUICK_SETTLE_SECONDS if quick else COUNTERS_SETTLE_SECONDS)
-            return self._measure(job, mode, rep, running)
-        finally:
-            if running:
-                running.stop()
-
-    def _start_stack(self, mode: str) -> stack.Stack | None:
-        where: dict[str, Any] = {
-            "module": settings.module_of(mode),
-            "directory": self.directory,
-            "modules_path": BENCH,
-            "env": self._env,
-            "meter": self._stack_meter,
-        }
-        if mode in ("stepfleet", "stepfleet_polled"):
-            dsn = self.postgres.dsn("stepfleet")
-            return stack.StepfleetStack(self._options.stepfleet, ledger_dsn=dsn, **where)
-        if mode == "celery":
-            return stack.CeleryStack(self._broker, **where)
-        return None
-
-    def _measure(self, job: str, mode: str, rep: int, running: stack.Stack | None) -> Sample:
-        env = self._env | (running.run_env() if running else {})
-        trace = self.directory / "trace.json"
-        trace.unlink(missing_ok=True)
-        if mode == report.OURS:
-            env[phases.TRACE_VARIABLE] = str(trace)
-        run_id, arguments = self._create_run(job, mode)
-        log = self.directory / "run-worker.log"
-        log.unlink(missing_ok=True)
-        load1 = os.getloadavg()[0]
-        self._wait_for_lingerers()  # whatever the last stack has left is not this run's
-        pg_before = self.postgres.counters()
-        cpu_before = self._cpu()
-
-        begun = time.monotonic()
-        worker = process.start(arguments, meter=self._run_meter, log=log, env=env, cwd=BENCH)
-        code = process.wait(worker, self._run_meter, settings.RUN_TIMEOUT_SECONDS)
-        process_seconds = time.monotonic() - begun
-        timed_out = code is None
-        if timed_out:
-            process.stop(worker, self._run_meter)
-        self._wait_for_lingerers()
-
-        cpu_after = self._cpu()
-        own: dict[str, Any] = {}
-        if isinstance(running, stack.StepfleetStack) and trace.exists():
-            own["phases"] = phases.read(running.url, run_id, trace)
-            own["idle_memory_share"] = running.idle_memory_share()
-        if running:
-            running.stop()
-        self._wait_for_backends()
-        pg_after = self.postgres.counters()
-        cpu = {name: round(cpu_after[name] - cpu_before[name], 4) for name in cpu_after}
-        log_facts = self._facts(run_id, shapes.STEPS[job])
-        if log_facts["void"]:
-            keep = self.directory / f"run-worker-{job}-{mode}-{rep}.log"
-            shutil.copy(log, keep)
-            log_facts["void"] += f"; exit {code}; {process.tail(log, 1)[:200]}"
-        if timed_out:
-            log_facts["void"] = f"not ended after {settings.RUN_TIMEOUT_SECONDS:.0f} s"
-        return Sample(
-            job=job,
-            mode=mode,
-            rep=rep,
-            process_seconds=round(process_seconds, 4),
-            cpu_seconds=round(sum(cpu.values()), 4),
-            cpu=cpu,
-            pg_connections=pg_after.connections - pg_before.connections,
-            pg_commits=pg_after.commits - pg_before.commits,
-            load1=round(load1, 2),
-            **log_facts,
-            **own,
-        )
-
-    def _create_run(self, job: str, mode: str) -> tuple[str, Sequence[str]]:
-        """Record the run on the instance, as the webserver or the daemon does before a launch."""
-        repository = ReconstructableRepository(
-            ModuleCodePointer(settings.module_of(mode), "defs", working_directory=str(BENCH)),
-            executable_path=sys.executable,
-            entry_point=get_python_environment_entry_point(sys.executable),
-        )
-        recon = repository.get_reconstructable_job(job)
-        run = self.instance.create_run_for_job(
-            job_def=recon.get_definition(), job_code_origin=recon.get_python_origin()
-        )
-        arguments = ExecuteRunArgs(
-            job_origin=recon.get_python_origin(),
-            run_id=run.run_id,
-            instance_ref=self.instance.get_ref(),
-            set_exit_code_on_failure=True,
-        )
-        return run.run_id, arguments.get_command_args()
-
-    def _facts(self, run_id: str, want_steps: int) -> dict[str, Any]:
-        """What Dagster's event log says of a run."""
-        at: dict[str, float] = {}
-        starts: Counter[str] = Counter()
-        ends: Counter[str] = Counter()
-        entries = self.instance.all_logs(run_id)
-        for entry in entries:
-            event = entry.dagster_event
-            if event is None:
-                continue
-            if event.event_type in (DagsterEventType.RUN_START, DagsterEventType.RUN_SUCCESS):
-                at[event.event_type.value] = entry.timestamp
-            elif event.event_type == DagsterEventType.STEP_START:
-                starts[str(event.step_key)] += 1
-            elif event.event_type == DagsterEventType.STEP_SUCCESS:
-                ends[str(event.step_key)] += 1
-        run = self.instance.get_run_by_id(run_id)
-        status = run.status.value if run else "MISSING"
-        void = ""
-        if status != "SUCCESS" or len(at) != 2:
-            void = f"run ended as {status}"
-        elif len(ends) != want_steps or len(starts) != want_steps:
-            void = f"{len(starts)} steps started and {len(ends)} ended of {want_steps}"
-        elif max(starts.values()) > 1 or max(ends.values()) > 1:
-            void = "a step was started or ended more than once"
-        wall = at.get("PIPELINE_SUCCESS", 0.0) - at.get("PIPELINE_START", 0.0)
-        return {
-            "status": status,
-            "void": void,
-            "steps": len(ends),
-            "events": len(entries),
-            "wall_seconds": round(wall, 4) if not void else 0.0,
-        }
-
-    def _cpu(self) -> dict[str, float]:
-        meters = (self._run_meter, self.postgres.meter, self._stack_meter)
-        return {meter.name: meter.seconds() for meter in meters}
-
-    def _wait_for_lingerers(self) -> None:
-        """Until every process of the run has gone, so that its CPU time is complete."""
-        deadline = time.monotonic() + LINGER_SECONDS
-        while True:
-            process.reap_orphans()
-            alive = self._run_meter.pids()
-            if not alive:
-                return
-            if time.monotonic() > deadline:
-                for pid in alive:
-                    os.kill(pid, signal.SIGKILL)
-                return
-            time.sleep(0.02)
-
-    def _wait_for_backends(self) -> None:
-        """Until all connections are closed: only then has PostgreSQL counted all of their work."""
-        deadline = time.monotonic() + LINGER_SECONDS
-        while self.postgres.backends() and time.monotonic() < deadline:
-            time.sleep(0.05)
+def settings_of(mode: str, prepare: bool) -> dict[str, Any]:
+    """All that differs from defaults in a mode."""
+    found: dict[str, Any] = {"executor": settings.executor_config(mode)}
+    if mode in (OURS, "stepfleet_polled"):
+        found |= stack.fleet_settings(prepare)
+    if mode == OURS:
+        found["traced"] = "the executor notes submits and ends (benchlib/phases.py)"
+    if mode == "celery":
+        found |= stack.celery_settings()
+    return found
 
 
-def python_path() -> str:
-    """The benchmark's own modules, before what the caller has."""
-    given = os.environ.get("PYTHONPATH", "")
-    return f"{BENCH}{os.pathsep}{given}" if given else str(BENCH)
-
-
-SETTINGS_OF_MODES: dict[str, Any] = {
-    "in_process": {},
-    "multiprocess_forkserver": {
-        "max_concurrent": settings.SLOTS,
-        "start_method": "forkserver",
-        "preload_modules": "the code location, dagster_postgres, SQLAlchemy's dialect",
-    },
-    "multiprocess_spawn": {"max_concurrent": settings.SLOTS, "start_method": "spawn"},
-    "celery": {
-        "broker and backend": "redis-server "
-        + " ".join(part or "''" for part in stack.REDIS_OPTIONS),
-        "worker": " ".join(stack.CELERY_OPTIONS),
-        "include": "the code location",
-    },
-    "step_delegating": {
-        "max_concurrent": settings.SLOTS,
-        "sleep_seconds": 1.0,
-        "step": "dagster api execute_step, a process on this machine",
-    },
-    "stepfleet_polled": {
-        "worker": f"default:{settings.SLOTS}",
-        "host_mode": "auto",
-        "sleep_seconds": 1.0,
-    },
-    "stepfleet": {"worker": f"default:{settings.SLOTS}", "host_mode": "auto"},
-}
-
-
-def meta(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """What one must know to compare the figures with others."""
-    versions = {"python": platform.python_version(), "postgres": bench.postgres.version()}
-    packages = ["dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary"]
-    if "celery" in options.modes:
-        packages += ["dagster-celery", "celery", "redis"]
-        versions["redis-server"] = postgres.output([stack.find_redis(), "--version"])
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "?"
-    model = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    git = ["git", "-C", str(ROOT)]
+def settings_used(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "begun_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": postgres.output([*git, "rev-parse", "HEAD"]),
-        "dirty": bool(postgres.output([*git, "status", "--porcelain"])),
-        "versions": versions,
-        "kernel": platform.release(),
-        "cpu_count": os.cpu_count(),
-        "cpu_usable": len(os.sched_getaffinity(0)),
-        "cpu_model": model[0] if model else platform.machine(),
-        "load_before": os.getloadavg(),
-        "fsync_us": {
-            "data_directory": round(postgres.fsync_probe(options.tmp), 1),
-            "repository": round(postgres.fsync_probe(ROOT), 1),
-        },
-        "cpu_account": "cgroup" if process.cgroup_root() else "/proc",
-        "settings": {
-            "postgres": postgres.SETTINGS,
-            "postgres_directory": str(options.tmp),
-            "slots": settings.SLOTS,
-            "modes": options.modes,
-            "jobs": options.jobs,
-            "repetitions": options.repetitions,
-            "slow_modes": [mode for mode in options.modes if mode in settings.SLOW_MODES],
-            "slow_repetitions": options.slow_repetitions,
-            "counters_settle_seconds": (
-                QUICK_SETTLE_SECONDS if options.quick else COUNTERS_SETTLE_SECONDS
-            ),
-            "quick": options.quick,
-            "by_mode": {mode: SETTINGS_OF_MODES[mode] for mode in options.modes},
-        },
-        "notes": [
-            "repetition 0 is dropped in every mode; slow modes have none and fewer repetitions",
-            "a run worker is a fresh process in every mode; its start is in process_seconds only",
-            "pg counters of stepfleet include the end of its stack",
-        ],
+        "postgres": postgres.described(),
+        "postgres_directory": str(options.tmp),
+        "dagster.yaml": settings.DAGSTER_SETTINGS,
+        "slots": settings.SLOTS,
+        "modes": options.modes,
+        "jobs": options.jobs,
+        "repetitions": options.repetitions,
+        "slow_modes": [mode for mode in options.modes if mode in settings.SLOW_MODES],
+        "slow_repetitions": options.slow_repetitions,
+        "counters_settle_seconds": settle_seconds(options),
+        "quick": options.quick,
+        "run_start": options.run_start,
+        "by_mode": {mode: settings_of(mode, options.prepare) for mode in options.modes},
+    }
+
+
+NOTES = (
+    "repetition 0 is dropped; slow modes and celery, of which nothing stays warm, have none",
+    "a run worker is a fresh process in every mode; its start is in process_seconds, not in wall",
+    "pg counters of stepfleet include the end of its stack",
+    "every setting of a mode that is not a default is listed below",
+)
+
+
+def settle_seconds(options: argparse.Namespace) -> float:
+    return bench.QUICK_SETTLE_SECONDS if options.quick else bench.COUNTERS_SETTLE_SECONDS
+
+
+def meta(options: argparse.Namespace, about: dict[str, Any], server: str) -> dict[str, Any]:
+    """What one must know to compare the figures with others."""
+    ours = any(mode.startswith(OURS) for mode in options.modes)
+    return {
+        **about,
+        **facts.machine(options.tmp),
+        "versions": facts.versions(
+            server, celery="celery" in options.modes, binary=options.stepfleet if ours else None
+        ),
+        "settings": settings_used(options),
+        "notes": NOTES,
     }
 
 
@@ -354,7 +116,8 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
         modes = [
             mode
             for mode in options.modes
-            if mode not in settings.SLOW_MODES or 1 <= rep <= options.slow_repetitions
+            if (rep > 0 or mode not in settings.MODES_WITHOUT_WARM_UP)
+            and (rep <= options.slow_repetitions or mode not in settings.SLOW_MODES)
         ]
         shift = rep % max(len(modes), 1)
         for job in options.jobs:
@@ -362,12 +125,12 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
                 yield rep, job, mode
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> list[Sample]:
+def measure(on: bench.Bench, options: argparse.Namespace) -> list[Sample]:
     """All samples."""
     samples: list[Sample] = []
     runs = list(plan(options))
     for rep, job, mode in runs:
-        sample = bench.sample(job, mode, rep)
+        sample = on.sample(job, mode, rep)
         samples.append(sample)
         print(
             f"[{len(samples)}/{len(runs)}] rep {rep}{' (dropped)' if rep == 0 else ''}"
@@ -391,31 +154,52 @@ def picture_subtitle(facts: dict[str, Any]) -> str:
 
 def show(result: dict[str, Any], out: Path) -> int:
     """Print a result, and write it as a page and a picture beside its file. 1 when a cell is void
-    or a bound was missed."""
-    measured = report.cells(report.from_json(result["samples"]))
-    verdicts = report.verdicts(measured)
-    tables = [report.table(measured), report.phase_table(measured)]
-    tables = [table for table in tables if table]
-    if verdicts:
-        tables.append(report.verdict_table(verdicts))
-    print()
-    print(*tables, sep="\n\n", end="\n\n")
+    or a bound was missed, or was not measured though its modes were."""
+    about = result["meta"]
+    config = about["settings"]
+    measured = cells(from_json(result["samples"]))
+    starts = run_start.part_of_page(result["run_start"]) if "run_start" in result else None
+    judged = bounds.judge(measured, starts.samples if starts else ())
+    tables = [report.table(measured), report.phase_table(measured), starts.table if starts else ""]
+    tables += [report.verdict_table(judged)]
+    print("", *(table for table in tables if table), sep="\n\n", end="\n\n")
     page, picture = out.with_suffix(".md"), out.with_suffix(".svg")
-    page.write_text(report.page(result["meta"], measured, picture.name))
-    picture.write_text(report.svg(measured, picture_subtitle(result["meta"])))
+    page.write_text(report.page(about, measured, picture.name, starts))
+    picture.write_text(report.svg(measured, picture_subtitle(about)))
     print(f"{out}\n{page}\n{picture}")
-    if any(cell.void for cell in measured):
+    print(report.summary(judged))
+    void = [f"{cell.job} {cell.mode}: {cell.void}" for cell in measured if cell.void]
+    void += run_start.void(result["run_start"]) if starts else []
+    if void:
+        print("VOID", *void, sep="\n  ")
         return 1
-    missed = sum(not verdict.ok for verdict in verdicts)
-    config = result["meta"]["settings"]
-    found = {verdict.quantity for verdict in verdicts}
-    unjudged = [q for q in report.expected(config["modes"], config["jobs"]) if q not in found]
-    for quantity in unjudged:
-        print(f"not measured: {quantity}")
+    wanted = bounds.expected(config["modes"], config["jobs"], config.get("run_start", False))
+    unmeasured = [v.quantity for v in judged if v.value is None and v.quantity in wanted]
+    if unmeasured:
+        print("not measured, though its modes were asked for:", *unmeasured, sep="\n  ")
     if config["quick"]:
-        print(f"quick: {missed} of {len(verdicts)} bounds missed, and not judged")
+        print("quick: told, and not judged")
         return 0
-    return 1 if missed or unjudged else 0
+    return 1 if unmeasured or any(verdict.missed for verdict in judged) else 0
+
+
+def left_out(options: argparse.Namespace) -> list[str]:
+    """What makes a run less than the whole benchmark, whose page is published."""
+    reasons = [
+        f"without {kind} {', '.join(missing)}"
+        for kind, every, chosen in (
+            ("mode", settings.MODES, options.modes),
+            ("job", settings.JOBS, options.jobs),
+        )
+        if (missing := [name for name in every if name not in chosen])
+    ]
+    if options.repetitions < settings.REPETITIONS:
+        reasons.append(f"{options.repetitions} repetitions, not {settings.REPETITIONS}")
+    if not options.prepare:
+        reasons.append("with --no-prepare")
+    if not options.run_start:
+        reasons.append("with --no-run-start")
+    return reasons
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -434,11 +218,33 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--modes", type=names(settings.MODES), default=list(settings.MODES))
     parser.add_argument("--jobs", type=names(settings.JOBS), default=list(settings.JOBS))
-    parser.add_argument("--repetitions", type=int, default=5, help="that count, in each mode")
+    parser.add_argument(
+        "--repetitions", type=int, default=settings.REPETITIONS, help="that count, in each mode"
+    )
     parser.add_argument(
         "--slow-repetitions", type=int, default=1, help=f"of {', '.join(settings.SLOW_MODES)}"
     )
-    parser.add_argument("--out", type=Path, default=BENCH / "results" / "dagster.json")
+    parser.add_argument(
+        "--no-run-start", dest="run_start", action="store_false", help="without run_start.py"
+    )
+    parser.add_argument(
+        "--no-prepare",
+        dest="prepare",
+        action="store_false",
+        help="server and worker with their default, without prepared statements",
+    )
+    parser.add_argument(
+        "--publish",
+        metavar="NAME",
+        default=NAME,
+        help="write bench/results/NAME.json, .md and .svg; default: %(default)s",
+    )
+    parser.add_argument(
+        "--publish-unclean", action="store_true", help="also from a work tree with changes"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write this file, .md and .svg beside it, and publish nothing"
+    )
     parser.add_argument("--quick", action="store_true", help="one repetition: does it work?")
     parser.add_argument("--stepfleet", type=Path, default=ROOT / "bin" / "stepfleet")
     parser.add_argument("--tmp", type=Path, default=Path("/dev/shm"), help="where data goes")
@@ -448,6 +254,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.stepfleet = options.stepfleet.resolve()
     if options.quick:
         options.repetitions = options.slow_repetitions = 1
+    options.run_start = options.run_start and OURS in options.modes
     if not 1 <= options.slow_repetitions <= options.repetitions:
         parser.error("want at least 1 repetition, and no more slow ones than others")
     return options
@@ -457,28 +264,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.show:
         return show(json.loads(options.show.read_text()), options.show)
-    if any(mode.startswith("stepfleet") for mode in options.modes):
+    ours = any(mode.startswith(OURS) for mode in options.modes)
+    if ours:
         stack.find_binary(options.stepfleet)
     if "celery" in options.modes:
         stack.find_redis()
+    about = facts.source()
+    unclean = facts.objections(about, options.stepfleet if ours else None)
+    out = publish.destination(
+        "dagster_bench.py",
+        options.publish,
+        options.out,
+        partial=left_out(options),
+        unclean=unclean,
+        forced=options.publish_unclean,
+    )
     process.become_reaper()
     # So that a termination cleans up as an interrupt does.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    begun = time.monotonic()
+    result = steps(options, about | {"unclean": unclean})
+    write(result, out)
+    if options.run_start:
+        result["run_start"] = run_start.run(
+            options.stepfleet,
+            options.tmp,
+            prepare=options.prepare,
+            repetitions=2 if options.quick else run_start.REPETITIONS,
+        )
+    result["meta"]["elapsed_seconds"] = round(time.monotonic() - begun)
+    write(result, out)
+    return show(result, out)
+
+
+def steps(options: argparse.Namespace, about: dict[str, Any]) -> dict[str, Any]:
+    """Measures all that is in the samples."""
     directory = Path(tempfile.mkdtemp(prefix="stepfleet-bench-", dir=options.tmp))
+    setup = bench.Setup(
+        options.stepfleet, prepare=options.prepare, settle_seconds=settle_seconds(options)
+    )
     with ExitStack() as closing:
         if options.keep:
             print(f"keeping {directory}")
         else:
             closing.callback(shutil.rmtree, directory, ignore_errors=True)
-        bench = Bench(directory, options)
-        closing.callback(bench.close)
-        facts = meta(bench, options)
-        samples = measure(bench, options)
-        facts["load_after"] = os.getloadavg()
-    result = {"meta": facts, "samples": [asdict(sample) for sample in samples]}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return show(result, options.out)
+        on = bench.Bench(directory, setup)
+        closing.callback(on.close)
+        found = meta(options, about, on.postgres.version())
+        samples = measure(on, options)
+        found["load_after"] = os.getloadavg()
+    return {"meta": found, "samples": [asdict(sample) for sample in samples]}
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

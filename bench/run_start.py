@@ -1,7 +1,10 @@
 """What the start of a run costs: Dagster's default run launcher, and stepfleet's.
 
-    python bench/run_start.py                 # ten launches each
+    python bench/run_start.py                 # ten launches each, printed
     python bench/run_start.py --reps 3 --out /tmp/run_start.json
+
+dagster_bench.py runs it after its own runs, and its result is a part of that one's: only there is
+it published.
 
 Each repetition launches one run by each launcher, in an order that alternates; repetition 0 is
 dropped. Both launchers work on one instance with one PostgreSQL on tmpfs (fsync and
@@ -19,7 +22,6 @@ with 1.
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -29,8 +31,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,15 @@ from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._grpc.client import DagsterGrpcClient
 from dagster_stepfleet import StepfleetRunLauncher
 
-from benchlib import postgres, process, report, stack
-from benchlib.settings import READY_TIMEOUT_SECONDS
+from benchlib import bounds, facts, postgres, process, report, settings, stack
+from benchlib.settings import BENCH, READY_TIMEOUT_SECONDS, ROOT
 
-BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
 MODULE = "benchlib.jobs_run_start"
 LOCATION = "bench"
 LAUNCHERS = ("default", "stepfleet")
 RUN_TIMEOUT_SECONDS = 60.0
-# The bound that issue and README state, as a part of the default launcher's time.
-BOUND = 1 / 8
+RUN_SLOTS = 2
+REPETITIONS = 10
 
 
 @dataclass
@@ -69,26 +67,21 @@ class Sample:
     status: str
     load1: float
 
-    @property
-    def void(self) -> bool:
-        return self.status != DagsterRunStatus.SUCCESS.value
-
 
 class Bench:
     """One instance, a code server, a stepfleet stack, and a launcher of each kind."""
 
-    def __init__(self, directory: Path, binary: Path, closing: ExitStack) -> None:
+    def __init__(self, directory: Path, binary: Path, prepare: bool, closing: ExitStack) -> None:
         self.postgres = postgres.Postgres(directory, directory / "postgres.log")
         closing.callback(self.postgres.stop)
         home = directory / "dagster_home"
         home.mkdir()
-        (home / "dagster.yaml").write_text(
-            "storage:\n  postgres:\n"
-            f"    postgres_url: {self.postgres.dsn('dagster')}\n"
-            "telemetry:\n  enabled: false\n"
-        )
-        kept = ("STEPFLEET_", "DAGSTER_", "AWS_")
-        env = {k: v for k, v in os.environ.items() if not k.startswith(kept)}
+        (home / "dagster.yaml").write_text(settings.dagster_yaml(self.postgres.dsn("dagster")))
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(settings.FOREIGN_VARIABLES)
+        }
         env |= {"DAGSTER_HOME": str(home), "PYTHONPATH": str(BENCH)}
         self.instance = closing.enter_context(DagsterInstance.from_config(str(home)))
         meter = process.make_meter("run-start")
@@ -115,7 +108,8 @@ class Bench:
             module=MODULE,
             env=env,
             meter=meter,
-            run_slots=2,
+            prepare=prepare,
+            run_slots=RUN_SLOTS,
         )
         closing.callback(fleet.stop)
         target = GrpcServerTarget(host="127.0.0.1", port=port, socket=None, location_name=LOCATION)
@@ -195,40 +189,24 @@ def wait_for_code(port: int, log: Path) -> None:
             time.sleep(0.1)
 
 
-def facts(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """What one must know to compare the figures with others."""
-    git = ["git", "-C", str(ROOT)]
-    names = ("dagster", "dagster-postgres", "sqlalchemy", "psycopg2-binary")
+def settings_of(prepare: bool, repetitions: int) -> dict[str, Any]:
+    """What launchers and stack are given beside their defaults."""
     return {
-        "begun_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": postgres.output([*git, "rev-parse", "HEAD"]),
-        "dirty": bool(postgres.output([*git, "status", "--porcelain"])),
-        "versions": {
-            "python": platform.python_version(),
-            "postgres": bench.postgres.version(),
-            **{name: metadata.version(name) for name in names},
+        "repetitions": repetitions,
+        "default": {
+            "launcher": {},
+            "code server": "dagster api grpc --use-python-environment-entry-point, kept up",
         },
-        "kernel": platform.release(),
-        "cpu_count": os.cpu_count(),
-        "load_before": os.getloadavg(),
-        "fsync_us": {"data_directory": round(postgres.fsync_probe(options.tmp), 1)},
-        "settings": {
-            "postgres": postgres.SETTINGS,
-            "postgres_directory": str(options.tmp),
-            "launchers": LAUNCHERS,
-            "repetitions": options.reps,
+        "stepfleet": {
+            "launcher": {"server_url": "the stack's"},
+            **stack.fleet_settings(prepare, RUN_SLOTS),
         },
-        "notes": [
-            "repetition 0 is dropped for both launchers",
-            "code server and stepfleet's stack are both up all the time",
-            "the job is one op that does nothing, under the in-process executor",
-        ],
     }
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> list[Sample]:
+def measure(bench: Bench, repetitions: int) -> list[Sample]:
     samples: list[Sample] = []
-    for rep in range(options.reps + 1):
+    for rep in range(repetitions + 1):
         for launcher in LAUNCHERS if rep % 2 else LAUNCHERS[::-1]:
             sample = bench.sample(launcher, rep)
             samples.append(sample)
@@ -242,57 +220,80 @@ def measure(bench: Bench, options: argparse.Namespace) -> list[Sample]:
     return samples
 
 
-def table(counted: Sequence[Sample]) -> str:
-    """Medians of each launcher, and the bound."""
+def run(
+    binary: Path, tmp: Path, *, prepare: bool = True, repetitions: int = REPETITIONS
+) -> dict[str, Any]:
+    """Measures: samples and settings, as a result file keeps them."""
+    directory = Path(tempfile.mkdtemp(prefix="stepfleet-run-start-", dir=tmp))
+    with ExitStack() as closing:
+        closing.callback(shutil.rmtree, directory, ignore_errors=True)
+        bench = Bench(directory, binary, prepare, closing)
+        server = bench.postgres.version()
+        samples = measure(bench, repetitions)
+    return {
+        "postgres": server,
+        "settings": settings_of(prepare, repetitions),
+        "samples": [asdict(sample) for sample in samples],
+    }
+
+
+def table(counted: Sequence[dict[str, Any]]) -> str:
+    """Medians of each launcher."""
     rows = [["launcher", "runs", "start, ms", "least", "most", "launch, ms"]]
     for launcher in LAUNCHERS:
-        starts = [s.start_seconds * 1000 for s in counted if s.launcher == launcher]
-        calls = [s.launch_seconds * 1000 for s in counted if s.launcher == launcher]
+        own = [s for s in counted if s["launcher"] == launcher]
+        starts = [s["start_seconds"] * 1000 for s in own]
+        calls = [s["launch_seconds"] * 1000 for s in own]
         figures = (statistics.median(starts), min(starts), max(starts), statistics.median(calls))
         rows.append([launcher, str(len(starts)), *(f"{figure:.0f}" for figure in figures)])
     return report.align(rows, left=1)
 
 
-def verdict(counted: Sequence[Sample]) -> report.Verdict:
-    ours, theirs = (
-        statistics.median(s.start_seconds for s in counted if s.launcher == launcher)
-        for launcher in ("stepfleet", "default")
+ABOUT = (
+    "From Dagster's RUN_STARTING event to its RUN_START event, by Dagster's default launcher and by"
+    " stepfleet's in turn, on one instance; a dropped repetition first. Code server and stepfleet's"
+    " stack are both up all the time. The job is one op that does nothing, under the in-process"
+    " executor. `launch` is what the call of the launcher took."
+)
+
+
+def part_of_page(result: dict[str, Any]) -> report.RunStart:
+    """What dagster_bench.py shows of it."""
+    counted = [s for s in result["samples"] if s["rep"] > 0]
+    return report.RunStart(
+        samples=result["samples"],
+        table=table(counted),
+        about=ABOUT,
+        settings=result["settings"],
     )
-    return report.Verdict("run start, stepfleet / default launcher", ours / theirs, BOUND, None)
 
 
-def page(about: dict[str, Any], tables: Sequence[str]) -> str:
-    """The result as a page, with the versions and settings that it was measured with."""
-    parts = [
-        "# The start of a run: from RUN_STARTING to RUN_START",
-        report.written_by("bench/run_start.py", about),
-        *(f"```\n{text}\n```" for text in tables),
-        *report.measured_with(about),
+def void(result: dict[str, Any]) -> list[str]:
+    """The launches whose run did not succeed."""
+    return [
+        f"{s['launcher']}, rep {s['rep']}: {s['status']}"
+        for s in result["samples"]
+        if s["status"] != DagsterRunStatus.SUCCESS.value
     ]
-    return "\n\n".join(parts) + "\n"
 
 
-def show(about: dict[str, Any], samples: Sequence[Sample], out: Path) -> int:
-    """Prints the medians, and writes them as a page. 1 when a sample is void or the bound was
-    missed."""
-    counted = [s for s in samples if s.rep > 0]
-    judged = verdict(counted)
-    tables = [table(counted), report.verdict_table([judged])]
-    print("", *tables, sep="\n\n", end="\n\n")
-    out.with_suffix(".md").write_text(page(about, tables))
-    print(f"{out}\n{out.with_suffix('.md')}")
-    void = [s for s in counted if s.void]
-    for sample in void:
+def show(result: dict[str, Any]) -> int:
+    """Prints the medians and the bound. 1 when a sample is void or the bound was missed."""
+    shown = part_of_page(result)
+    judged = bounds.run_start(shown.samples)
+    print("", shown.table, report.verdict_table([judged]), sep="\n\n", end="\n\n")
+    for sample in void(result):
         print(f"VOID {sample}")
-    return 0 if judged.ok and not void else 1
+    return 0 if judged.ok else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--reps", type=int, default=10, help="repetitions that count")
-    parser.add_argument("--out", type=Path, default=BENCH / "results" / "run_start.json")
+    parser.add_argument("--reps", type=int, default=REPETITIONS, help="repetitions that count")
+    parser.add_argument("--out", type=Path, help="JSON file for the samples")
+    parser.add_argument("--no-prepare", action="store_true", help="without STEPFLEET_PREPARE")
     parser.add_argument("--stepfleet", type=Path, default=ROOT / "bin" / "stepfleet")
     parser.add_argument("--tmp", type=Path, default=Path("/dev/shm"), help="where data goes")
     options = parser.parse_args(arguments)
@@ -302,16 +303,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.become_reaper()
     # So that a termination cleans up as an interrupt does.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    directory = Path(tempfile.mkdtemp(prefix="stepfleet-run-start-", dir=options.tmp))
-    with ExitStack() as closing:
-        closing.callback(shutil.rmtree, directory, ignore_errors=True)
-        bench = Bench(directory, binary, closing)
-        about = facts(bench, options)
-        samples = measure(bench, options)
-        about["load_after"] = os.getloadavg()
-    result = {"meta": about, "samples": [asdict(sample) for sample in samples]}
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return show(about, samples, options.out)
+    meta = facts.source() | facts.machine(options.tmp)
+    result = run(binary, options.tmp, prepare=not options.no_prepare, repetitions=options.reps)
+    meta["versions"] = facts.versions(result["postgres"], celery=False, binary=binary)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"meta": meta, **result}, indent=1) + "\n")
+        print(options.out)
+    return show(result)
 
 
 if __name__ == "__main__":

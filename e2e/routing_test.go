@@ -31,18 +31,27 @@ func backfill(t *testing.T, s *stack) (run string, give func()) {
 	return run, give
 }
 
-// waiting launches a run of three steps in the queue small and waits until they wait in the ledger.
-func waiting(t *testing.T, s *stack, priority int) (run string, since time.Time) {
+// threeSmall has the steps of the job three go to the queue small.
+var threeSmall = config{
+	executor: map[string]any{"queue": "small"},
+	ops:      numbered("work", 3, behaviour{}, nil),
+}
+
+// waiting launches a run of three steps in the queue small and waits until they wait in the ledger
+// with that priority.
+func waiting(t *testing.T, s *stack, job string, c config, priority int) (run string, since time.Time) {
 	t.Helper()
-	run = s.dagster.launch(t, "three", config{
-		executor: map[string]any{"queue": "small", "priority": priority},
-		ops:      numbered("work", 3, behaviour{}, nil),
-	})
+	run = s.dagster.launch(t, job, c)
 	var tasks views
 	await(t, runTimeout, "three waiting tasks", func() (bool, string) {
 		tasks = s.server.tasks(t, run).in(stepfleet.StateQueued)
 		return len(tasks) == 3, tasks.String()
 	})
+	for _, task := range tasks {
+		if task.Queue != "small" || task.Priority != priority {
+			t.Errorf("%s waits in queue %s with priority %d, want small and %d", task.StepKey, task.Queue, task.Priority, priority)
+		}
+	}
 	return run, tasks[0].SubmittedAt
 }
 
@@ -57,7 +66,7 @@ func end(t *testing.T, s *stack, run string) {
 func TestARunOfThreeDoesNotWaitForABackfillOfAThousand(t *testing.T) {
 	s := shared(t)
 	big, give := backfill(t, s)
-	small, since := waiting(t, s, 0)
+	small, since := waiting(t, s, "three", threeSmall, 0)
 	give()
 	s.dagster.awaitEnd(t, runTimeout, small, dagsterapi.RunSuccess)
 	end(t, s, big)
@@ -82,12 +91,13 @@ func TestARunOfThreeDoesNotWaitForABackfillOfAThousand(t *testing.T) {
 	s.server.checkAudit(t, big)
 }
 
+// The urgent steps say by tags of their ops, ours and those of other executors, where they belong.
 // Claims are compared, not starts: two steps of one claim may start in any order.
 func TestAHighPriorityGoesBeforeAllThatWaits(t *testing.T) {
 	s := shared(t)
 	big, give := backfill(t, s)
-	normal, _ := waiting(t, s, 0)
-	urgent, since := waiting(t, s, 5)
+	normal, _ := waiting(t, s, "three", threeSmall, 0)
+	urgent, since := waiting(t, s, "three_urgent", config{ops: numbered("urgent", 3, behaviour{}, nil)}, 5)
 	give()
 	s.dagster.awaitEnd(t, runTimeout, urgent, dagsterapi.RunSuccess)
 	s.dagster.awaitEnd(t, runTimeout, normal, dagsterapi.RunSuccess)
@@ -119,12 +129,12 @@ func TestAStepOverItsTimeoutFailsWithThatReason(t *testing.T) {
 		t.Run(fmt.Sprintf("ignores SIGTERM %t", deaf), func(t *testing.T) {
 			s := shared(t)
 			file, _ := release(t)
-			run := s.dagster.launch(t, "one", config{
-				executor: map[string]any{"step_timeout_seconds": 1},
-				ops:      map[string]any{"work_0": behaviour{"release": file, "ignore_sigterm": deaf}},
+			run := s.dagster.launch(t, "one_timed", config{
+				executor: map[string]any{"step_timeout_seconds": 600}, // the op's tag goes before it
+				ops:      map[string]any{"timed_0": behaviour{"release": file, "ignore_sigterm": deaf}},
 			})
 			s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunFailure)
-			task := s.server.tasks(t, run).of(t, "work_0", 0)
+			task := s.server.tasks(t, run).of(t, "timed_0", 0)
 			if task.State != stepfleet.StateFailed || task.Result == nil || task.Result.Error == nil || task.Result.Error.Code != "timeout" {
 				t.Errorf("the task is %s with %+v, want failed with code timeout", task.State, task.Result)
 			}
@@ -132,6 +142,41 @@ func TestAStepOverItsTimeoutFailsWithThatReason(t *testing.T) {
 				t.Errorf("ended %s after its start, before its timeout", ran)
 			}
 			s.wantOneEnding(t, run, "STEP_FAILURE", "ran over its timeout of 1s")
+			for key, begin := range s.begins(t, run) {
+				if _, there := readProcess(begin.PID); there {
+					t.Errorf("process %d of %s is still there", begin.PID, key)
+				}
+			}
+			s.server.checkAudit(t, run)
+		})
+	}
+}
+
+// The step's success is in Dagster's log before its thread is ended, and stays.
+func TestAThreadThatOutlivesItsStepIsEnded(t *testing.T) {
+	forever := behaviour{"thread_seconds": 600}
+	for how, c := range map[string]struct {
+		job, step string
+		cancel    bool
+		ends      dagsterapi.RunStatus
+	}{
+		"by the step's timeout": {"one_timed", "timed_0", false, dagsterapi.RunSuccess},
+		"by a cancel":           {"one", "work_0", true, dagsterapi.RunCanceled},
+	} {
+		t.Run(how, func(t *testing.T) {
+			s := shared(t)
+			run := s.dagster.launch(t, c.job, config{ops: map[string]any{c.step: forever}})
+			await(t, runTimeout, "the step's success", func() (bool, string) {
+				return slices.ContainsFunc(s.dagster.events(t, run), func(e event) bool { return e.Type == "STEP_SUCCESS" }), ""
+			})
+			if c.cancel {
+				s.dagster.terminate(t, run)
+			}
+			s.dagster.awaitEnd(t, runTimeout, run, c.ends)
+			awaitAllEnded(t, s, run)
+			if task := s.server.tasks(t, run).of(t, c.step, 0); task.State != stepfleet.StateSucceeded {
+				t.Errorf("the task is %s with %+v, want succeeded", task.State, task.Result)
+			}
 			for key, begin := range s.begins(t, run) {
 				if _, there := readProcess(begin.PID); there {
 					t.Errorf("process %d of %s is still there", begin.PID, key)

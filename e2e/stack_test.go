@@ -92,6 +92,9 @@ func startStack(dir string, options stackOptions) (*stack, error) {
 	return s, nil
 }
 
+// maxRuns are more than a test has at once: those of all stages go on side by side.
+const maxRuns = 20
+
 // launch starts the process. It dies with this one, however this one ends: the kernel kills dev,
 // and dev's warden kills everything else.
 func (s *stack) launch() error {
@@ -107,7 +110,7 @@ func (s *stack) launch() error {
 	args := []string{
 		"dev", "--dir", filepath.Join(s.dir, "dev"), "--python", python, "-f", defs,
 		"--port-dagster", "0", "--port-server", "0", "--port-sqs", "0", "--port-postgres", "0",
-		"--workers", strconv.Itoa(s.options.workers),
+		"--workers", strconv.Itoa(s.options.workers), "--max-runs", strconv.Itoa(maxRuns),
 	}
 	for _, queue := range s.options.queues {
 		args = append(args, "--queue", queue)

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"cmp"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -18,7 +19,7 @@ import (
 )
 
 // retryDelay is longer than it takes to kill a run worker in a retry's delay and to resume the run.
-const retryDelay = 15 * time.Second
+const retryDelay = 30 * time.Second
 
 // stage is a point of a run at which its run worker is killed, to be resumed by run monitoring.
 type stage struct {
@@ -35,9 +36,12 @@ type stage struct {
 	resumed func(t *testing.T, r *stagedRun)
 	// ended is what holds in the end, beside that nothing was done twice.
 	ended func(t *testing.T, r *stagedRun)
-	// attempts that begin, and the events of Dagster's log that are counted, by type.
-	attempts int
-	events   map[string]int
+	// status is how the run ends, RunSuccess when it is empty.
+	status dagsterapi.RunStatus
+	// attempts that there are, those of them whose op does not begin, and the events of Dagster's log
+	// that are counted, by type.
+	attempts, opless int
+	events           map[string]int
 }
 
 // stagedRun is a run that is brought to a stage.
@@ -100,6 +104,32 @@ var stages = []stage{
 		},
 		arrive: untilBegun(2), resumed: keepsTheLimit, ended: keptTheLimit,
 		attempts: 5, events: map[string]int{"RUN_START": 1, "STEP_SUCCESS": 5, "RUN_SUCCESS": 1},
+	},
+	{
+		name: "the log has more events than Dagster reads at once", job: "chain",
+		config: func(file string) config {
+			return config{ops: map[string]any{"begin": behaviour{"events": dagsterPage}, "step_1": behaviour{"release": file}}}
+		},
+		arrive: untilBegun(2), resumed: adoptsWhatRuns, ended: hasMoreThanAPage, attempts: 4, events: chainEvents,
+	},
+	{
+		name: "max_concurrent holds steps back", job: "six",
+		config: func(file string) config {
+			return config{
+				executor: map[string]any{"max_concurrent": mostAtOnce},
+				ops:      numbered("work", 6, behaviour{"release": file}, map[string]any{"work_0": behaviour{"release": file + othersMayEnd}}),
+			}
+		},
+		arrive: untilBegun(mostAtOnce), resumed: keepsMaxConcurrent, ended: keptMaxConcurrent,
+		attempts: 6, events: map[string]int{"RUN_START": 1, "STEP_SUCCESS": 6, "RUN_SUCCESS": 1},
+	},
+	{
+		name: "a resource has failed and nobody has said what becomes of its step", job: "one_guarded",
+		config: func(file string) config {
+			return config{resources: map[string]any{"flaky": map[string]any{"tries": file + ".tries", "failures": 1, "release": file}}}
+		},
+		arrive: untilUnseenResourceFailure, ended: saidOnceThatTheResourceFailed, status: dagsterapi.RunFailure,
+		attempts: 1, opless: 1, events: map[string]int{"RUN_START": 1, "STEP_SUCCESS": 0, "STEP_UP_FOR_RETRY": 0, "RUN_FAILURE": 1, "RUN_SUCCESS": 0},
 	},
 	{
 		name: "two daemons resume the run at once and one once more", job: "chain", config: waitingFor("step_1"),
@@ -171,15 +201,16 @@ func (r *stagedRun) testResumed(t *testing.T) {
 		r.resumed(t, r)
 	}
 	r.give()
-	r.s.dagster.awaitEnd(t, resumedWithin, r.ID, dagsterapi.RunSuccess)
+	r.s.dagster.awaitEnd(t, resumedWithin, r.ID, cmp.Or(r.status, dagsterapi.RunSuccess))
 	r.checkOnce(t, r.events)
 	tasks := awaitAllEnded(t, r.s, r.ID)
 	count := map[string]int{}
 	for _, e := range r.s.readEffects(t, r.ID) {
 		count[e.Event]++
 	}
-	if len(tasks) != r.attempts || count["begin"] != r.attempts || count["end"] != r.events["STEP_SUCCESS"] {
-		t.Errorf("%d attempts in the ledger, %v in the effect log, want %d that begin: %s", len(tasks), count, r.attempts, tasks)
+	if len(tasks) != r.attempts || count["begin"] != r.attempts-r.opless || count["end"] != r.events["STEP_SUCCESS"] {
+		t.Errorf("%d attempts in the ledger, %v in the effect log, want %d, of which %d begin: %s",
+			len(tasks), count, r.attempts, r.attempts-r.opless, tasks)
 	}
 	r.checkRunWorkers(t)
 	for _, row := range r.s.server.checkAudit(t, r.ID) {
@@ -260,6 +291,21 @@ func untilUnseenEnd(n int, step string) func(*testing.T, *stagedRun) {
 	}
 }
 
+// untilUnseenResourceFailure lets the resource of the run's step fail while the run worker stands
+// still.
+func untilUnseenResourceFailure(t *testing.T, r *stagedRun) {
+	t.Helper()
+	await(t, runTimeout, "the step to make its resource", func() (bool, string) {
+		tries, err := os.ReadFile(r.file + ".tries")
+		return len(tries) == 1, fmt.Sprint(err)
+	})
+	if err := syscall.Kill(r.s.runWorker(t, r.ID).pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r.give()
+	r.awaitEvent(t, "RESOURCE_INIT_FAILURE", "guarded")
+}
+
 func (r *stagedRun) awaitEvent(t *testing.T, kind, step string) {
 	t.Helper()
 	await(t, runTimeout, kind+" of "+step, func() (bool, string) {
@@ -308,6 +354,61 @@ func keptTheLimit(t *testing.T, r *stagedRun) {
 		if want := []string{"begin", "end"}[i%2]; e.Event != want {
 			t.Errorf("effect %d is the %s of %s, want a %s: one at a time", i, e.Event, e.Key, want)
 		}
+	}
+}
+
+// mostAtOnce is the limit of the run's steps.
+const mostAtOnce = 2
+
+// keepsMaxConcurrent has one of the steps of before the kill end, and the new run worker submit
+// another one in its place.
+func keepsMaxConcurrent(t *testing.T, r *stagedRun) {
+	t.Helper()
+	if err := os.WriteFile(r.file+othersMayEnd, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.s.awaitBegins(t, resumedWithin, mostAtOnce+1, r.ID)
+	if tasks := r.s.server.tasks(t, r.ID); len(tasks) != mostAtOnce+1 || len(tasks.open()) != mostAtOnce {
+		t.Errorf("ledger: %s, want %d that go on and one that has ended", tasks, mostAtOnce)
+	}
+}
+
+func keptMaxConcurrent(t *testing.T, r *stagedRun) {
+	t.Helper()
+	effects := r.s.readEffects(t, r.ID)
+	slices.SortFunc(effects, func(a, b effect) int { return cmp.Compare(a.At, b.At) })
+	going := map[stepfleet.Key]bool{}
+	for _, e := range effects {
+		if going[e.Key] = e.Event == "begin"; !going[e.Key] {
+			delete(going, e.Key)
+		}
+		if len(going) > mostAtOnce {
+			t.Errorf("%v go on at once, want %d at most", going, mostAtOnce)
+		}
+	}
+}
+
+// dagsterPage is how many events Dagster reads at once when it resumes a run.
+const dagsterPage = 1000
+
+func hasMoreThanAPage(t *testing.T, r *stagedRun) {
+	t.Helper()
+	if n := r.s.dagster.counts(t, r.ID)["STEP_EXPECTATION_RESULT begin"]; n != dagsterPage {
+		t.Errorf("Dagster's log has %d events that begin has reported, want %d", n, dagsterPage)
+	}
+}
+
+// saidOnceThatTheResourceFailed checks the verdict. Before Dagster 1.12 the event of the resource's
+// failure is all that the step's end has.
+func saidOnceThatTheResourceFailed(t *testing.T, r *stagedRun) {
+	t.Helper()
+	want := 1
+	if major, minor := r.s.dagster.version(t); major == 1 && minor < 12 {
+		want = 0
+	}
+	counts := r.s.dagster.counts(t, r.ID)
+	if counts["RESOURCE_INIT_FAILURE guarded"] != 1 || counts["STEP_FAILURE guarded"] != want {
+		t.Errorf("Dagster's log: %v, want one RESOURCE_INIT_FAILURE and %d STEP_FAILURE of guarded", counts, want)
 	}
 }
 

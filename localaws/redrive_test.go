@@ -92,6 +92,27 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
+// TestADeadLetterQueueCountsForItself has a dead-letter queue with one of its own, which must not
+// pass a message on for the receives that it had before.
+func TestADeadLetterQueueCountsForItself(t *testing.T) {
+	d := newDead(t, "", 2)
+	last := create(t, d.Client, "last", nil)
+	policy := fmt.Sprintf(`{"deadLetterTargetArn":%q,"maxReceiveCount":2}`, strings.Replace(d.arn, ":q", ":last", 1))
+	if _, err := d.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: d.dlq, Attributes: map[string]string{"RedrivePolicy": policy}}); err != nil {
+		t.Fatal(err)
+	}
+	send(t, d.Client, d.queue, "m")
+	for _, step := range []struct {
+		queue *string
+		want  int
+	}{{d.queue, 1}, {d.queue, 1}, {d.queue, 0}, {d.dlq, 1}, {d.dlq, 1}, {d.dlq, 0}, {last, 1}} {
+		if got := d.poll(step.queue); len(got) != step.want {
+			t.Errorf("received %d of %s, want %d", len(got), *step.queue, step.want)
+		}
+		d.clock.Advance(2 * time.Second)
+	}
+}
+
 func TestRetentionOfDeadLettersCountsFromTheSend(t *testing.T) {
 	d := newDead(t, "", 1)
 	send(t, d.Client, d.queue, "m")

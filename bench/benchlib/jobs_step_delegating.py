@@ -6,6 +6,7 @@ is not in it."""
 import os
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 from dagster import (
     DagsterEvent,
@@ -27,6 +28,9 @@ from dagster._core.executor.step_delegating.step_handler.base import (
 
 from benchlib.settings import SLOTS
 from benchlib.shapes import jobs
+
+# sleep_seconds is its default, 1 s.
+EXECUTOR_CONFIG: dict[str, Any] = {"max_concurrent": SLOTS}
 
 
 class ProcessStepHandler(StepHandler):
@@ -67,7 +71,7 @@ class ProcessStepHandler(StepHandler):
 @executor(name="step_delegating", requirements=multiple_process_executor_requirements())
 def step_delegating_executor(init_context: InitExecutorContext) -> Executor:
     return StepDelegatingExecutor(
-        ProcessStepHandler(), retries=RetryMode.ENABLED, max_concurrent=SLOTS
+        ProcessStepHandler(), retries=RetryMode.ENABLED, **EXECUTOR_CONFIG
     )
 
 

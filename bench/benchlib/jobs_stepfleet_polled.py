@@ -18,6 +18,7 @@ from dagster_stepfleet.handler import StepfleetStepHandler
 from benchlib.shapes import jobs
 
 DAGSTERS_SLEEP_SECONDS = 1.0
+EXECUTOR_CONFIG = {"sleep_seconds": DAGSTERS_SLEEP_SECONDS}
 
 
 class PolledExecutor(StepfleetExecutor):

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -26,11 +25,22 @@ SETTINGS = {
 }
 
 
+INITDB = ("-A", "trust", "-E", "UTF8", "--locale=C")
+
+
 class Counters(NamedTuple):
     """Of all counted databases together, since the server started."""
 
     connections: int
     commits: int
+
+
+def described() -> dict[str, object]:
+    """What it is started with, for a result's settings. The rest is PostgreSQL's default."""
+    return {
+        "options": SETTINGS | {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""},
+        "initdb": " ".join(INITDB),
+    }
 
 
 class Postgres:
@@ -50,7 +60,7 @@ class Postgres:
         self._bin = binaries()
         arguments = [str(self._bin / "initdb"), "-D", str(self.data), "-U", "postgres"]
         initdb = process.start(
-            [*arguments, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+            [*arguments, *INITDB, "--no-sync"],
             meter=self.meter,
             log=log,
             cwd=directory,
@@ -148,12 +158,3 @@ def fsync_probe(directory: Path, number: int = 100) -> float:
             os.fsync(file.fileno())
             times.append(time.perf_counter() - begun)
     return sorted(times)[number // 2] * 1e6
-
-
-def output(arguments: list[str]) -> str:
-    """What a command prints, for the meta data; empty when it cannot be run."""
-    try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,166 +1,25 @@
-"""Samples to medians, tables, verdicts, and a picture."""
+"""Tables, page and picture of a result."""
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
 from benchlib import phases
-from benchlib.settings import JOBS, MODES
+from benchlib.bounds import Verdict, judge, p99
+from benchlib.samples import Cell, good, step_cpu_seconds
+from benchlib.settings import CHAIN, JOBS, OURS, SINGLE
 
-OURS = "stepfleet"
 COLORS = {"stepfleet": "#2f7f79", "stepfleet_polled": "#8fbfba", "in_process": "#5b6875"}
 COLOR_OF_OTHERS = "#e0a458"
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What stepfleet may take at most of a quantity, as a share of another mode's in the same run.
-    `aim` is what we would like."""
-
-    job: str
-    name: str  # a field of Sample
-    mode: str
-    must: float
-    aim: float | None = None
-
-
-BOUNDS = (
-    Bound("chain50", "wall_seconds", "in_process", 1.2, 0.8),
-    Bound("chain50", "wall_seconds", "multiprocess_forkserver", 1 / 5, 1 / 10),
-    Bound("chain50", "wall_seconds", "celery", 1 / 17, 1 / 34),
-    Bound("fanout100", "wall_seconds", "in_process", 1.0, 0.6),
-    Bound("chain50", "cpu_seconds", "in_process", 1.5, 1.0),
-    Bound("fanout100", "cpu_seconds", "in_process", 1.5, 1.0),
-    Bound("chain50", "pg_connections", "in_process", 1 / 3),
-    Bound("fanout100", "pg_connections", "in_process", 1 / 3),
-    Bound("chain50", "pg_commits", "in_process", 1.0, 0.5),
-    Bound("fanout100", "pg_commits", "in_process", 1.0, 0.5),
-)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A measured quantity that has a bound. Figures from elsewhere can be judged beside those of
-    the samples: what is needed is a name, a value and what it must be."""
-
-    quantity: str
-    value: float
-    must: float
-    aim: float | None
-
-    @property
-    def ok(self) -> bool:
-        return self.value <= self.must
-
-
-@dataclass
-class Sample:
-    """One run. Repetition 0 warms caches and is not in any median."""
-
-    job: str
-    mode: str
-    rep: int
-    status: str
-    void: str  # why the sample does not count; empty when it does
-    steps: int
-    events: int
-    wall_seconds: float
-    process_seconds: float
-    cpu_seconds: float
-    cpu: dict[str, float]  # of the run worker and its children, postgres, stack
-    pg_connections: int
-    pg_commits: int
-    load1: float
-    # Of stepfleet: the seconds of each phase of each step (phases.py), and the private memory of
-    # an idle child as a share of a fresh interpreter's with the project imported.
-    phases: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
-    idle_memory_share: float | None = None
-
-
-@dataclass
-class Cell:
-    """One job in one mode."""
-
-    job: str
-    mode: str
-    samples: list[Sample] = field(default_factory=list[Sample])
-
-    @property
-    def void(self) -> str:
-        """The first reason for which the cell does not count; one bad run is enough."""
-        return next((f"rep {s.rep}: {s.void}" for s in self.samples if s.void), "")
-
-    def median(self, name: str) -> float:
-        return float(statistics.median(getattr(s, name) for s in self.samples if s.rep > 0))
-
-
-def cells(samples: Iterable[Sample]) -> list[Cell]:
-    """The cells that were measured, jobs and modes in their own order."""
-    table: dict[tuple[str, str], Cell] = {}
-    for sample in samples:
-        key = (sample.job, sample.mode)
-        table.setdefault(key, Cell(*key)).samples.append(sample)
-    return [table[job, mode] for job in JOBS for mode in MODES if (job, mode) in table]
-
-
-def expected(modes: Sequence[str], jobs: Sequence[str]) -> list[str]:
-    """The quantities that a run of these modes and jobs must judge."""
-    if OURS not in modes:
-        return []
-    names = [_quantity(b) for b in BOUNDS if b.job in jobs and b.mode in modes]
-    return names + ([OWN_P50, OWN_P99, IDLE_MEMORY] if CHAIN in jobs else [])
-
-
-def _quantity(bound: Bound) -> str:
-    return f"{bound.job}: {bound.name}, {OURS} / {bound.mode}"
-
-
-def verdicts(measured: Sequence[Cell]) -> list[Verdict]:
-    """The bounds of which both sides were measured."""
-    good = {(cell.job, cell.mode): cell for cell in measured if not cell.void}
-    judged: list[Verdict] = []
-    for bound in BOUNDS:
-        ours, theirs = good.get((bound.job, OURS)), good.get((bound.job, bound.mode))
-        if ours and theirs:
-            # Steps are the same in both, so a ratio of totals is one of figures per step.
-            value = ours.median(bound.name) / theirs.median(bound.name)
-            judged.append(Verdict(_quantity(bound), value, bound.must, bound.aim))
-    return judged + _own_verdicts(good.get((CHAIN, OURS)))
-
-
-# In a chain no step waits for a slot, so what lies between submit and process is all ours.
-CHAIN = "chain50"
-OWN_P50 = f"{CHAIN}: our own part of a step, ms, p50"
-OWN_P99 = f"{CHAIN}: our own part of a step, ms, p99"
-IDLE_MEMORY = "private memory, idle child / fresh interpreter"
-# The executor now and then reads a step's end before it hears of it. Of fewer than these the times
-# say nothing of the step.
-TIMED_SHARE = 0.9
-
-
-def _own_verdicts(ours: Cell | None) -> list[Verdict]:
-    """What is measured of stepfleet alone."""
-    counted = [s for s in ours.samples if s.rep > 0] if ours else []
-    own = sorted(1000 * seconds for s in counted if s.phases for seconds in phases.own(s.phases))
-    judged: list[Verdict] = []
-    if own and len(own) >= TIMED_SHARE * sum(s.steps for s in counted):
-        judged.append(Verdict(OWN_P50, statistics.median(own), 15.0, 8.0))
-        judged.append(Verdict(OWN_P99, p99(own), 50.0, 25.0))
-    shares = [s.idle_memory_share for s in counted if s.idle_memory_share is not None]
-    if counted and len(shares) == len(counted):
-        judged.append(Verdict(IDLE_MEMORY, statistics.median(shares), 0.25, 0.12))
-    return judged
 
 
 def phase_table(measured: Sequence[Cell]) -> str:
     """Medians of the phases of a chain's step under stepfleet; nothing where there are none."""
     cell = next((c for c in measured if (c.job, c.mode) == (CHAIN, OURS) and not c.void), None)
-    counted = (
-        [s.phases for s in cell.samples if s.rep > 0 and any(s.phases.values())] if cell else []
-    )
+    counted = [s.phases for s in cell.counted if any(s.phases.values())] if cell else []
     if not counted:
         return ""
     rows = [["phase of a step of the chain", "whose", "p50 ms", "p99 ms"]]
@@ -172,38 +31,76 @@ def phase_table(measured: Sequence[Cell]) -> str:
 
 
 def verdict_table(judged: Sequence[Verdict]) -> str:
-    rows = [["", "quantity", "measured", "must be <=", "aim"]]
+    rows = [["", "quantity", "measured", "must be <=", "aim", ""]]
     for verdict in judged:
-        aim = "-" if verdict.aim is None else f"{verdict.aim:.3f}"
-        word = "PASS" if verdict.ok else "FAIL"
-        rows.append([word, verdict.quantity, f"{verdict.value:.3f}", f"{verdict.must:.3f}", aim])
-    return align(rows, left=2)
+        value, aim = (
+            "-" if figure is None else f"{figure:.3f}" for figure in (verdict.value, verdict.aim)
+        )
+        figures = [value, f"{verdict.must:.3f}", aim]
+        rows.append([verdict.word, verdict.quantity, *figures, verdict.note])
+    return align(rows, left=2, last_left=True)
+
+
+def summary(judged: Sequence[Verdict]) -> str:
+    """The sentence above the bounds: all of them, whatever the run has measured."""
+    missed = sum(verdict.missed for verdict in judged)
+    unmeasured = sum(verdict.value is None for verdict in judged)
+    kept = len(judged) - missed - unmeasured
+    return (
+        f"Of {len(judged)} bounds {kept} were kept, {missed} missed"
+        f" and {unmeasured} not measured in this run."
+    )
+
+
+def fewer_repetitions(measured: Sequence[Cell], repetitions: int) -> str:
+    """Says which modes ran fewer repetitions than the others, and how many; nothing when none."""
+    runs: dict[str, int] = {}
+    for cell in measured:
+        runs[cell.mode] = min(len(cell.counted), runs.get(cell.mode, repetitions))
+    fewer = ", ".join(f"{mode} {n}" for mode, n in runs.items() if n < repetitions)
+    if not fewer:
+        return ""
+    return (
+        f"Medians of {repetitions} repetitions, except of these modes, which no bound compares:"
+        f" {fewer}. Theirs are single figures, not to be relied upon."
+    )
 
 
 def _rows(measured: Sequence[Cell]) -> list[list[str]]:
     """Medians, and the wall time of each mode as a multiple of stepfleet's (else in_process's)."""
     base = OURS if any(cell.mode == OURS for cell in measured) else "in_process"
-    bases = {cell.job: cell for cell in measured if cell.mode == base and not cell.void}
-    head = ["job", "mode", "runs", "wall s", f"x {base}", "process s", "cpu s", "ms cpu/step"]
-    head += ["pg conn/step", "commits/step"]
+    found = good(measured)
+    head = [
+        "job",
+        "mode",
+        "runs",
+        "wall s",
+        f"x {base}",
+        "process s",
+        "cpu s",
+        "cpu ms/step, whole run",
+    ]
+    head += ["cpu ms/step, marginal", "pg conn/step", "commits/step"]
     rows = [head]
     for cell in measured:
-        if cell.void:
-            rows.append([cell.job, cell.mode, f"VOID: {cell.void}"])
+        if (cell.job, cell.mode) not in found:
+            rows.append([cell.job, cell.mode, f"VOID: {cell.void or 'no repetition that counts'}"])
             continue
         steps = cell.median("steps")
         wall, cpu = cell.median("wall_seconds"), cell.median("cpu_seconds")
-        ratio = f"{wall / bases[cell.job].median('wall_seconds'):.2f}" if cell.job in bases else "-"
+        other = found.get((cell.job, base))
+        more = step_cpu_seconds(found, cell.job, cell.mode)
         rows.append(
             [
                 cell.job,
                 cell.mode,
-                str(sum(sample.rep > 0 for sample in cell.samples)),
+                str(len(cell.counted)),
                 f"{wall:.2f}",
-                ratio,
+                f"{wall / other.median('wall_seconds'):.2f}" if other else "-",
                 f"{cell.median('process_seconds'):.2f}",
                 f"{cpu:.2f}",
                 f"{1000 * cpu / steps:.0f}",
+                "-" if more is None else f"{1000 * more:.0f}",
                 f"{cell.median('pg_connections') / steps:.1f}",
                 f"{cell.median('pg_commits') / steps:.1f}",
             ]
@@ -215,29 +112,48 @@ def table(measured: Sequence[Cell]) -> str:
     return align(_rows(measured), left=2)
 
 
-def align(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns of one width, the first ones to the left. A row that is too short, a void one, may
-    run over."""
+def align(rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
+    """Columns of one width, the first ones to the left, and the last one if it is to be. A row that
+    is too short, a void one, may run over."""
     columns = len(rows[0])
     widths = [max(len(row[i]) for row in rows if len(row) == columns) for i in range(columns)]
     lines: list[str] = []
     for row in rows:
         parts = [
-            text.ljust(widths[i]) if i < left or len(row) < columns else text.rjust(widths[i])
+            text.ljust(widths[i])
+            if i < left or len(row) < columns or (last_left and i == columns - 1)
+            else text.rjust(widths[i])
             for i, text in enumerate(row)
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
 
 
-def p99(ordered: Sequence[float]) -> float:
-    """Of figures in ascending order."""
-    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+@dataclass(frozen=True)
+class RunStart:
+    """What run_start.py has measured in the same run: its samples, and how a page shows them."""
+
+    samples: Sequence[dict[str, Any]]
+    table: str
+    about: str
+    settings: dict[str, Any]
+
+
+CPU_EXPLAINED = (
+    "CPU is that of all processes from the start of the run worker to its end: run worker and"
+    " descendants; PostgreSQL with all its processes; local AWS, server, worker, template and"
+    " children of stepfleet; Redis and the Celery worker. `whole run` divides it by the"
+    " number of steps, and so has in it what a run costs before its first step: the start of an"
+    " interpreter, its imports, loading the code location. `marginal` has not: in each"
+    f" repetition the CPU of the job `{SINGLE}`, one step, in the same mode is taken off, and the"
+    " rest divided by the number of steps less one. The bounds are on this."
+)
 
 
 def written_by(script: str, meta: dict[str, Any]) -> str:
     """The sentence below a page's title."""
     changed = " with changes" if meta["dirty"] else ""
+    changed += "".join(f"; {reason}" for reason in meta.get("unclean", ()))
     return (
         f"Written by `{script}`; every sample is in the JSON file beside it."
         f" Begun {meta['begun_at']}, commit {meta['commit'][:10]}{changed}. Medians."
@@ -256,6 +172,8 @@ def measured_with(meta: dict[str, Any]) -> list[str]:
         f"{meta['cpu_count']} CPUs{model}; {load}; fsync of 8 KiB: {probe}{account}",
         *meta["notes"],
     ]
+    if "elapsed_seconds" in meta:
+        facts.append(f"it took {meta['elapsed_seconds'] / 60:.0f} minutes")
     return [
         "## Measured with",
         "\n".join(f"- {fact}" for fact in facts),
@@ -263,26 +181,33 @@ def measured_with(meta: dict[str, Any]) -> list[str]:
     ]
 
 
-def page(meta: dict[str, Any], measured: Sequence[Cell], picture: str) -> str:
+def page(
+    meta: dict[str, Any], measured: Sequence[Cell], picture: str, starts: RunStart | None = None
+) -> str:
     """The result as a page: tables, and the versions and settings that they were measured with."""
     rows = _rows(measured)
     void = [row for row in rows if len(row) < len(rows[0])]
+    judged = judge(measured, starts.samples if starts else ())
     parts = [
         "# No-op steps on Dagster: what the execution of a step costs",
         written_by("bench/dagster_bench.py", meta),
         f"![bars of the table]({picture})",
         _markdown([row for row in rows if row not in void]),
         *(f"{row[0]} {row[1]}: {row[2]}" for row in void),
+        CPU_EXPLAINED,
+        fewer_repetitions(measured, meta["settings"]["repetitions"]),
+        "## Bounds",
+        summary(judged),
+        f"```\n{verdict_table(judged)}\n```",
     ]
-    judged = verdicts(measured)
-    if judged:
-        bounds = verdict_table(judged)
-        parts += ["## Bounds", f"```\n{bounds}\n```"]
     table_of_phases = phase_table(measured)
     if table_of_phases:
         parts += ["## Phases", f"```\n{table_of_phases}\n```"]
+    if starts:
+        parts += ["## The start of a run", starts.about, f"```\n{starts.table}\n```"]
+        parts += ["```json\n" + json.dumps(starts.settings, indent=1) + "\n```"]
     parts += measured_with(meta)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -294,7 +219,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def svg(measured: Sequence[Cell], subtitle: str) -> str:
     """A bar for each mode, wall and CPU seconds side by side; void cells are named, not drawn."""
     row, top, label = 20, 66, 190
-    jobs = [job for job in JOBS if any(cell.job == job for cell in measured)]
+    jobs = [job for job in JOBS[1:] if any(cell.job == job for cell in measured)]
     height = top + 30 + sum(36 + row * sum(c.job == job for c in measured) for job in jobs)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 920 {height}"'
@@ -337,8 +262,3 @@ def _bars(row: Sequence[Cell], name: str, left: int, top: int, step: int, width:
         )
         parts.append(f'<text x="{left + length + 5:.1f}" y="{y + 14}">{text}</text>')
     return parts
-
-
-def from_json(samples: Iterable[dict[str, Any]]) -> list[Sample]:
-    """Samples of a result file, to print or draw it again."""
-    return [Sample(**sample) for sample in samples]

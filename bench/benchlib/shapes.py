@@ -1,4 +1,4 @@
-"""The two graphs that are measured. Their ops do nothing: what is left is what a step costs."""
+"""The graphs that are measured. Their ops do nothing: what is left is what a step costs."""
 
 from dagster import ExecutorDefinition, JobDefinition, graph, op
 
@@ -17,6 +17,12 @@ def noop(number: int) -> int:
 
 
 @graph
+def single() -> None:
+    """One step: what a run costs before there are many."""
+    noop_source()
+
+
+@graph
 def chain50() -> None:
     """50 steps in a line."""
     number = noop_source()
@@ -32,12 +38,13 @@ def fanout100() -> None:
         noop.alias(f"noop_{i}")(number)
 
 
-STEPS = {"chain50": CHAIN_STEPS, "fanout100": FAN_OUT_STEPS}
+STEPS = {"single": 1, "chain50": CHAIN_STEPS, "fanout100": FAN_OUT_STEPS}
 
 
 def jobs(executor: ExecutorDefinition) -> list[JobDefinition]:
-    """Both graphs as jobs of one executor, under the same names in every mode."""
+    """The graphs as jobs of one executor, under the same names in every mode."""
     return [
+        single.to_job(name="single", executor_def=executor),
         chain50.to_job(name="chain50", executor_def=executor),
         fanout100.to_job(name="fanout100", executor_def=executor),
     ]

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchlib import process
 from benchlib.settings import BROKER_VARIABLE, READY_TIMEOUT_SECONDS, SLOTS
@@ -98,6 +99,33 @@ class Stack:
         self._wait(url, ready)
 
 
+# What differs from the defaults of server and worker. Prepared statements are off by default, for
+# some poolers do not track them. Here is none, as in most installations.
+PREPARE = {"STEPFLEET_PREPARE": "true"}
+
+
+def server_options(run_slots: int = 0) -> tuple[str, ...]:
+    """Of `stepfleet server`, its address aside."""
+    return ("--queue", "default", *(("--queue", "runs") if run_slots else ()), "--create-queues")
+
+
+def worker_options(slots: int = SLOTS, run_slots: int = 0) -> tuple[str, ...]:
+    """Of `stepfleet worker`, without the address of its probes, the module and the Python."""
+    runs = ("--queue", f"runs:{run_slots}") if run_slots else ()
+    return ("--queue", f"default:{slots}", *runs, "--name", "w1")
+
+
+def fleet_settings(prepare: bool, run_slots: int = 0) -> dict[str, Any]:
+    """All that a stack of stepfleet is given, addresses aside, for a result's settings."""
+    return {
+        "environment of server and worker": PREPARE if prepare else {},
+        "server": " ".join(server_options(run_slots)),
+        "worker": " ".join((*worker_options(run_slots=run_slots), "-m", "the code location")),
+        "SQS": "stepfleet aws, on this machine",
+        "ledger": "a database of the same PostgreSQL",
+    }
+
+
 class StepfleetStack(Stack):
     """Local AWS, server and one worker, from the built binary."""
 
@@ -113,6 +141,8 @@ class StepfleetStack(Stack):
         modules_path: Path,
         env: Mapping[str, str],
         meter: process.Meter,
+        prepare: bool = True,
+        slots: int = SLOTS,
         run_slots: int = 0,
     ) -> None:
         super().__init__(directory=directory, modules_path=modules_path, env=env, meter=meter)
@@ -123,27 +153,26 @@ class StepfleetStack(Stack):
         self._env |= {
             "STEPFLEET_URL": self.url,
             "STEPFLEET_DATABASE_URL": ledger_dsn,
-            "STEPFLEET_PREPARE": "true",
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{aws}",
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "bench",
             "AWS_SECRET_ACCESS_KEY": "bench",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+        if prepare:
+            self._env = PREPARE | self._env
         try:
             self._run("migrate")
             self._start_part("aws", "--listen", f"127.0.0.1:{aws}")
             self._wait_for_port(aws)
             self._start_part(
                 "server",
-                *("--listen", f"127.0.0.1:{server}", "--queue", "default", "--create-queues"),
-                *(("--queue", "runs") if run_slots else ()),
+                *("--listen", f"127.0.0.1:{server}", *server_options(run_slots)),
             )
             self._wait_until_ready(f"{self.url}/readyz")
             self._start_part(
                 "worker",
-                *("--queue", f"default:{SLOTS}", "--name", "w1"),
-                *(("--queue", f"runs:{run_slots}") if run_slots else ()),
+                *worker_options(slots, run_slots),
                 *("--listen", f"127.0.0.1:{probes}"),
                 *("-m", module, "--python", sys.executable),
             )
@@ -204,6 +233,15 @@ REDIS_OPTIONS = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
 # What `dagster-celery worker start` passes on, and its users then add; -O fair is Celery's default
 # since 4.0. The worker has imported the code before its first step.
 CELERY_OPTIONS = ("--prefetch-multiplier=1", "-O", "fair", "--concurrency", str(SLOTS))
+CELERY_LOGGING = ("--loglevel", "INFO")  # which tells when it is ready
+
+
+def celery_settings() -> dict[str, Any]:
+    """What Redis and the Celery worker are given, addresses aside, for a result's settings."""
+    return {
+        "broker and backend": "redis-server " + " ".join(part or "''" for part in REDIS_OPTIONS),
+        "worker": " ".join((*CELERY_OPTIONS, *CELERY_LOGGING, "-I", "the code location")),
+    }
 
 
 class CeleryStack(Stack):
@@ -245,7 +283,7 @@ class CeleryStack(Stack):
             self._start(
                 "celery",
                 *(sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker"),
-                *(*CELERY_OPTIONS, "-I", module, "-n", "w1@%h", "--loglevel", "INFO"),
+                *(*CELERY_OPTIONS, "-I", module, "-n", "w1@%h", *CELERY_LOGGING),
             )
             self._wait(
                 "the Celery worker",

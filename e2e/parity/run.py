@@ -1,11 +1,12 @@
-"""Every job of parity_jobs under three executors, compared: `make parity`.
+"""Every job of parity_jobs under Dagster's executors and ours, compared: `make parity`.
 
     python e2e/parity/run.py                  # all cases
     python e2e/parity/run.py --quick          # the dozen of `make test`
     python e2e/parity/run.py --only retries,hooks --keep
 
 --only takes themes and cases. The exit status is 1 when a case differs or does not show what it is
-there to show. A case's line and its differences are printed when it ends.
+there to show, or when all cases together took longer than they may. A case's line and its
+differences are printed when it ends.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from paritylib.dagster_api import DagsterApi, Refused
 from paritylib.drives import DRIVES, Context
 from paritylib.environ import user_environment
 from paritylib.normal import Normaliser
-from paritylib.record import Record, record
+from paritylib.record import Record, records
 from paritylib.stack import Stack
 from paritylib.stock import Stock, open_instance
 
@@ -39,6 +40,10 @@ PROJECT = Path(__file__).resolve().parent
 AT_ONCE = 4
 # How far two processes' timestamps of one moment may be apart.
 CLOCK_SECONDS = 0.02
+# What all cases may take together, with the start of the stacks.
+LIMIT_SECONDS = 20 * 60
+# How many of the slowest are named when they took longer.
+SLOWEST = 5
 
 
 @dataclass
@@ -81,8 +86,8 @@ def main() -> int:
             flush=True,
         )
         results = run_all(contexts(stack, stock), chosen)
-        failed = not all(result.ok for result in results)
-        report(results, time.monotonic() - began)
+        whole = not (options.only or options.quick)
+        failed = not report(results, time.monotonic() - began, LIMIT_SECONDS if whole else None)
         if failed and options.keep:
             print(stack.tails(stock.logs))
     return 1 if failed else 0
@@ -155,7 +160,7 @@ def run_all(contexts: Mapping[bool, Context], chosen: list[tuple[str, Case]]) ->
 def run_case(by_launcher: Mapping[bool, Context], theme: str, case: Case) -> Result:
     """One case in its variants, one after the other."""
     result = Result(case, theme)
-    records: dict[str, list[Record]] = {}
+    found: dict[str, list[Record]] = {}
     for variant in case.variants:
         context = by_launcher[variant.stock]
         began = time.monotonic()
@@ -163,7 +168,7 @@ def run_case(by_launcher: Mapping[bool, Context], theme: str, case: Case) -> Res
             ids = DRIVES[case.drive](context, case, variant)
         except Refused as err:
             ids = []
-            records[variant.label] = [
+            found[variant.label] = [
                 Record(
                     status="REFUSED", tags={"message": Normaliser([], context.home).text(str(err))}
                 )
@@ -174,21 +179,21 @@ def run_case(by_launcher: Mapping[bool, Context], theme: str, case: Case) -> Res
             continue
         if ids:
             normaliser = Normaliser(ids, context.home)
-            records[variant.label] = [record(context.instance, i, normaliser) for i in ids]
+            found[variant.label] = records(context.instance, ids, normaliser)
         result.seconds[variant.label] = time.monotonic() - began
         result.differences += [
-            f"{variant.label}: {problem}" for problem in unshown(case, records[variant.label])
+            f"{variant.label}: {problem}" for problem in unshown(case, found[variant.label])
         ]
-    for found, reference in itertools.product(records, case.references):
-        if reference not in records or found not in ("stepfleet", LAUNCHED[reference].label):
+    for label, reference in itertools.product(found, case.references):
+        if reference not in found or label not in ("stepfleet", LAUNCHED[reference].label):
             continue
         result.differences += [
-            f"{found} against {reference}: {line}"
+            f"{label} against {reference}: {line}"
             for line in compare(
-                records[reference],
-                records[found],
+                found[reference],
+                found[label],
                 # Of one executor all is the same, whoever has launched it.
-                in_process=reference == "in_process" and found == "stepfleet",
+                in_process=reference == "in_process" and label == "stepfleet",
                 masks=case.masks,
                 ordered=case.ordered,
             )
@@ -234,14 +239,22 @@ def unshown(case: Case, runs: list[Record]) -> list[str]:
     return found + [f"the case is to print {line!r}" for line in case.prints if line not in printed]
 
 
-def report(results: list[Result], seconds: float) -> None:
+def report(results: list[Result], seconds: float, limit_seconds: float | None) -> bool:
+    """Prints how it went, and returns whether it went well."""
     bad = [result for result in results if not result.ok]
     for result in bad:
         print(f"differs: {result.theme}/{result.case.name}")
-    verdict = (
-        f"FAIL: {len(bad)} of {len(results)} cases differ" if bad else f"PASS: {len(results)} cases"
-    )
+    late = limit_seconds is not None and seconds > limit_seconds
+    if late:
+        slowest = sorted(results, key=lambda result: -sum(result.seconds.values()))[:SLOWEST]
+        print(
+            f"took {seconds:.0f} s, and may take {limit_seconds:.0f} s; the slowest cases: "
+            + ", ".join(f"{r.case.name} {sum(r.seconds.values()):.0f} s" for r in slowest)
+        )
+    failures = [f"{len(bad)} of {len(results)} cases differ"] * bool(bad) + ["too slow"] * late
+    verdict = f"FAIL: {', '.join(failures)}" if failures else f"PASS: {len(results)} cases"
     print(f"\nparity: {verdict} in {seconds:.0f} s", flush=True)
+    return not failures
 
 
 if __name__ == "__main__":

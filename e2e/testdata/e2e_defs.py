@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from dagster import (
     Definitions,
     DynamicOut,
     DynamicOutput,
+    ExpectationResult,
     In,
     InitResourceContext,
     JobDefinition,
@@ -45,8 +47,10 @@ class Behaviour(Config):
     crash: bool = False  # read address 0
     fail_attempts: int = 0  # raise in this many attempts
     retry_seconds: float = 0.0  # ... a request for a retry after so long
+    events: int = 0  # report so many expectations
     seconds: float = 0.0  # sleep
     release: str = ""  # wait for this file
+    thread_seconds: float = 0.0  # leave a thread that sleeps
 
 
 def behave(context: OpExecutionContext, config: Behaviour) -> None:
@@ -64,10 +68,18 @@ def behave(context: OpExecutionContext, config: Behaviour) -> None:
             if config.retry_seconds:
                 raise RetryRequested(seconds_to_wait=config.retry_seconds)
             raise RuntimeError(f"attempt {context.retry_number} fails on purpose")
+        for number in range(config.events):
+            context.log_event(ExpectationResult(success=True, label=str(number)))
         if config.seconds:
             time.sleep(config.seconds)
-        while config.release and not os.path.exists(config.release):
-            time.sleep(POLL_SECONDS)
+        await_file(config.release)
+        if config.thread_seconds:
+            threading.Thread(target=time.sleep, args=(config.thread_seconds,)).start()
+
+
+def await_file(path: str) -> None:
+    while path and not os.path.exists(path):
+        time.sleep(POLL_SECONDS)
 
 
 @op
@@ -141,10 +153,12 @@ class Flaky(ConfigurableResource):
 
     tries: str
     failures: int
+    release: str = ""  # wait for this file first
 
     def setup_for_execution(self, context: InitResourceContext) -> None:
         with open(self.tries, "ab") as file:
             file.write(b".")
+        await_file(self.release)
         if os.path.getsize(self.tries) <= self.failures:
             raise RuntimeError("the resource fails on purpose")
 
@@ -241,6 +255,26 @@ def parallel(name: str, definition: OpDefinition, count: int) -> JobDefinition:
     return made
 
 
+def tagged(name: str, op_name: str, *tags: dict[str, str]) -> JobDefinition:
+    """A job of independent ops OP_NAME_0, OP_NAME_1, ..., each with tags of its own."""
+
+    def made(number: int, own: dict[str, str]) -> OpDefinition:
+        @op(name=f"{op_name}_{number}", tags=own)
+        def work_as_tagged(context: OpExecutionContext, config: Behaviour) -> None:
+            behave(context, config)
+
+        return work_as_tagged
+
+    definitions = [made(number, own) for number, own in enumerate(tags)]
+
+    @job(name=name)
+    def of_tagged() -> None:
+        for definition in definitions:
+            definition()
+
+    return of_tagged
+
+
 defs = Definitions(
     jobs=[
         chain,
@@ -260,6 +294,14 @@ defs = Definitions(
         parallel("six", work, 6),
         parallel("six_retried", retried, 6),
         parallel("twenty", work, 20),
+        tagged("one_timed", "timed", {"stepfleet/timeout": "1"}),
+        tagged(
+            "three_urgent",
+            "urgent",
+            {"stepfleet/queue": "small", "stepfleet/priority": "5"},
+            {"dagster-celery/queue": "small", "dagster-celery/priority": "5"},
+            {"dagster-celery/queue": "small", "dagster/priority": "5"},
+        ),
     ],
     executor=stepfleet_executor,
 )

@@ -2,6 +2,7 @@ package pgrelay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -150,6 +151,17 @@ func connect(ctx context.Context, who *login) (*backend, error) {
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, err
+	}
+	return hijack(ctx, conn)
+}
+
+// hijack takes the connection from pgconn. After a write that took long, as on a busy machine, pgconn
+// may still be reading in the background, and would take the server's next answer for itself.
+func hijack(ctx context.Context, conn *pgconn.PgConn) (*backend, error) {
+	ctx, done := context.WithTimeout(ctx, resetTimeout)
+	defer done()
+	if err := conn.SyncConn(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("end what reads from the connection: %w", err), conn.Close(ctx))
 	}
 	hijacked, err := conn.Hijack()
 	if err != nil {

@@ -18,11 +18,12 @@ const lastWords = 2 * time.Second
 
 // child is one step process: idle, then busy with one task, then gone.
 type child struct {
-	conn  *net.UnixConn
-	log   *slog.Logger
-	ready chan struct{} // closed when it waits for a task
-	told  chan struct{} // closed when it has told its result
-	done  chan struct{} // closed when it has exited and its frames are read
+	conn    *net.UnixConn
+	log     *slog.Logger
+	ready   chan struct{} // closed when it waits for a task
+	lingers chan struct{} // closed when it has told its result, and goes on
+	told    chan struct{} // closed when it has told its result as its last word
+	done    chan struct{} // closed when it has exited and its frames are read
 
 	life    context.Context // ends when it has exited
 	endLife context.CancelFunc
@@ -38,7 +39,10 @@ type child struct {
 }
 
 func newChild(conn *net.UnixConn, log *slog.Logger) *child {
-	c := &child{conn: conn, log: log, ready: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{})}
+	c := &child{
+		conn: conn, log: log,
+		ready: make(chan struct{}), lingers: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{}),
+	}
 	c.life, c.endLife = context.WithCancel(context.Background())
 	go c.read()
 	return c
@@ -122,23 +126,35 @@ func (c *child) take(f frame) error {
 		return c.answer(c.asked().Event(c.life, f.Event))
 	case "phase":
 		c.log.Debug("phase", "name", f.Name)
+	case "lingers":
+		return c.report(f.Result, c.lingers)
 	case "result":
-		return c.report(f.Result)
+		return c.report(f.Result, c.told)
 	default:
 		return errors.New("unknown op")
 	}
 	return nil
 }
 
-func (c *child) report(r *stepfleet.Result) error {
+// report keeps the result and closes what says how it was told.
+func (c *child) report(r *stepfleet.Result, how chan struct{}) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.result != nil || r == nil {
+	if r == nil || isClosed(how) || isClosed(c.told) {
 		return errors.New("one result is expected of it")
 	}
 	c.result = r
-	close(c.told)
+	close(how)
 	return nil
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 func (c *child) answer(err error) error {
@@ -227,6 +243,9 @@ func (c *child) Kill() {
 	c.killed = true
 	c.killGroup()
 }
+
+// Lingers implements stepfleet.Process.
+func (c *child) Lingers() <-chan struct{} { return c.lingers }
 
 // Reported implements stepfleet.Process.
 func (c *child) Reported() <-chan struct{} { return c.told }

@@ -33,7 +33,7 @@ type frame struct {
 	ForkSafe  bool       `json:"fork_safe,omitempty"`
 	Locations []location `json:"locations,omitempty"`
 
-	// Of a child: start, gate, phase, result.
+	// Of a child: start, gate, phase, lingers, result.
 	Event  string            `json:"event,omitempty"`
 	Name   string            `json:"name,omitempty"`
 	Result *stepfleet.Result `json:"result,omitempty"`

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -145,6 +147,15 @@ func exitOf(t *testing.T, p stepfleet.Process) stepfleet.Exit {
 	return p.Exit()
 }
 
+func receiveWithin(t *testing.T, c <-chan struct{}, otherwise string) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(wait):
+		t.Fatal(otherwise)
+	}
+}
+
 func modes(t *testing.T, f func(t *testing.T, mode pyhost.Mode)) {
 	for _, mode := range []pyhost.Mode{pyhost.ModeFork, pyhost.ModeCold} {
 		t.Run(string(mode), func(t *testing.T) { f(t, mode) })
@@ -175,6 +186,47 @@ func TestAStepRunsAndReports(t *testing.T) {
 		}
 		if asked["STEP_OUTPUT"] != 1 || asked["STEP_SUCCESS"] != 1 {
 			t.Errorf("asked %v", asked)
+		}
+	})
+}
+
+// What user code finds in its environment of ours is listed here, so that a secret cannot be added to
+// it unseen.
+func TestNoSecretOfTheWorkerReachesUserCode(t *testing.T) {
+	const secret = "a secret of the worker"
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, `    open(os.path.join(os.path.dirname(__file__), "saw"), "w").write("\n".join(f"{n}={v}" for n, v in os.environ.items()))`)
+		t.Setenv("DAGSTER_HOME", dir)
+		for _, variable := range os.Environ() {
+			if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "STEPFLEET_") {
+				t.Setenv(name, value) // so that it comes back
+				if err := os.Unsetenv(name); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for _, name := range []string{"STEPFLEET_TOKEN", "STEPFLEET_TOKEN_FILE", "STEPFLEET_DATABASE_URL"} {
+			t.Setenv(name, secret)
+		}
+		if exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, newGate())); exit.Result == nil || !exit.Result.Success {
+			t.Fatalf("exit %+v result %+v", exit, exit.Result)
+		}
+		saw, err := os.ReadFile(filepath.Join(dir, "saw"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(saw), secret) {
+			t.Errorf("user code saw a secret:\n%s", saw)
+		}
+		var ours []string
+		for variable := range strings.Lines(string(saw)) {
+			if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "STEPFLEET_") {
+				ours = append(ours, name)
+			}
+		}
+		slices.Sort(ours)
+		if want := []string{"STEPFLEET_FENCE", "STEPFLEET_IDEMPOTENCY_KEY", "STEPFLEET_SPOOL"}; !slices.Equal(ours, want) {
+			t.Errorf("user code saw %v, want %v", ours, want)
 		}
 	})
 }
@@ -289,6 +341,40 @@ func TestATemplateThatNeverLoadsDoesNotTakeTheHostAway(t *testing.T) {
 	if reasons := h.Ready(); len(reasons) != 1 || !strings.Contains(reasons[0], "template") {
 		t.Errorf("reasons %v", reasons)
 	}
+}
+
+const startsThread = `    import threading
+    def later():
+        time.sleep(1)
+        open(os.path.join(os.path.dirname(__file__), "later"), "w").write("x")
+        %s
+    threading.Thread(target=later).start()`
+
+func TestAStepWaitsForItsThreadsBeforeItReports(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, fmt.Sprintf(startsThread, ""))
+		t.Setenv("DAGSTER_HOME", dir)
+		p := launch(t, startHost(t, mode, dir), run, payload, newGate())
+		receiveWithin(t, p.Lingers(), "the process does not say that threads are left")
+		receiveWithin(t, p.Reported(), "the process does not report")
+		if _, err := os.Stat(filepath.Join(dir, "later")); err != nil {
+			t.Errorf("it has reported before its thread had ended: %v", err)
+		}
+		if exit := exitOf(t, p); exit.Result == nil || !exit.Result.Success || exit.Result.ExecutionSeconds < 1 {
+			t.Errorf("exit %+v with result %+v", exit, exit.Result)
+		}
+	})
+}
+
+func TestAThreadThatEndsTheProcessDoesNotUndoItsStep(t *testing.T) {
+	modes(t, func(t *testing.T, mode pyhost.Mode) {
+		dir, run, payload := dagsterRun(t, fmt.Sprintf(startsThread, "os._exit(7)"))
+		t.Setenv("DAGSTER_HOME", dir)
+		exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, newGate()))
+		if exit.Result == nil || exit.Result.Event != "STEP_SUCCESS" || exit.Status != 7 {
+			t.Errorf("exit %+v with result %+v, want STEP_SUCCESS and status 7", exit, exit.Result)
+		}
+	})
 }
 
 func TestADyingStepIsReportedByItsStatus(t *testing.T) {

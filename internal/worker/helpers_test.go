@@ -241,7 +241,10 @@ func (h *scriptedHost) Launch(_ context.Context, job stepfleet.Job, gate stepfle
 	if h.fail != nil {
 		return nil, h.fail
 	}
-	p := &scriptedProcess{job: job, gate: gate, told: make(chan struct{}), done: make(chan struct{}), signals: make(chan string, 10)}
+	p := &scriptedProcess{
+		job: job, gate: gate, signals: make(chan string, 10),
+		lingers: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{}),
+	}
 	h.began <- p
 	return p, nil
 }
@@ -252,6 +255,7 @@ func (h *scriptedHost) setFail(err error) { h.mu.Lock(); defer h.mu.Unlock(); h.
 type scriptedProcess struct {
 	job     stepfleet.Job
 	gate    stepfleet.Gate
+	lingers chan struct{}
 	told    chan struct{}
 	done    chan struct{}
 	signals chan string
@@ -290,6 +294,8 @@ func (p *scriptedProcess) Kill() {
 	p.end(stepfleet.Exit{Status: -9})
 }
 
+func (p *scriptedProcess) Lingers() <-chan struct{} { return p.lingers }
+
 func (p *scriptedProcess) Reported() <-chan struct{} { return p.told }
 
 func (p *scriptedProcess) Done() <-chan struct{} { return p.done }
@@ -302,6 +308,9 @@ func (p *scriptedProcess) end(exit stepfleet.Exit) {
 	if p.over {
 		return
 	}
+	if exit.Result == nil {
+		exit.Result = p.exit.Result // what it has told before
+	}
 	p.over, p.exit = true, exit
 	close(p.done)
 }
@@ -312,7 +321,15 @@ var success = stepfleet.Exit{Result: &stepfleet.Result{
 
 func (p *scriptedProcess) succeed() { p.end(success) }
 
-// report tells the result and lingers.
+// linger tells the success while threads go on.
+func (p *scriptedProcess) linger() {
+	p.mu.Lock()
+	p.exit = success
+	p.mu.Unlock()
+	close(p.lingers)
+}
+
+// report tells the result, and takes its time to end.
 func (p *scriptedProcess) report() {
 	p.mu.Lock()
 	p.slow, p.exit = true, success

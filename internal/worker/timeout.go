@@ -38,8 +38,23 @@ func (t *task) watchTimeout() {
 			case <-time.After(min(left, timeoutLook)):
 			}
 		}
-		t.timeOut()
+		if !t.timeOut() {
+			t.endLingering(proc)
+		}
 	})
+}
+
+// endLingering ends the process of an attempt that came to its end in time, once nothing is left of
+// it but threads. Its hooks and resources are waited for.
+func (t *task) endLingering(proc stepfleet.Process) {
+	select {
+	case <-proc.Lingers():
+		t.log.Warn("threads of the step are left and its timeout is over: ending its process", "timeout", t.timeout())
+		proc.Kill()
+	case <-proc.Reported():
+	case <-proc.Done():
+	case <-t.l.over.Done():
+	}
 }
 
 func (t *task) timeout() time.Duration { return time.Duration(t.job.TimeoutSeconds) * time.Second }
@@ -47,18 +62,19 @@ func (t *task) timeout() time.Duration { return time.Duration(t.job.TimeoutSecon
 // timeOut refuses the process everything, takes the task from it, and only then ends it: Dagster
 // would turn the SIGTERM into an ending event of its own. The task's own goroutine then settles it
 // as failed. An attempt that has been granted its ending event has ended in time, whatever its
-// process still does.
-func (t *task) timeOut() {
+// process still does: then timeOut returns false.
+func (t *task) timeOut() bool {
 	t.owner.Lock()
 	defer t.owner.Unlock()
 	if !t.refuseLate() {
-		return
+		return false
 	}
 	t.log.Warn("ran over its timeout: ending its process", "timeout", t.timeout())
 	t.raiseFence(t.timeoutText())
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.terminate()
+	return true
 }
 
 // refuseLate closes the gates to an attempt that is over its timeout, and says whether it was still

@@ -85,6 +85,56 @@ func TestAStepThatWasGrantedItsEndIsNotLate(t *testing.T) {
 	})
 }
 
+func TestThreadsThatOutliveAStepEndWithItsTimeout(t *testing.T) {
+	for name, lasts := range map[string]time.Duration{"in time": 4 * time.Second, "with a hook over it": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				b.start()
+				p := b.runningTimed("a", 5)
+				began := time.Now()
+				if err := p.gate.Event(b.ctx, "STEP_SUCCESS"); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(lasts)
+				p.linger()
+				<-p.done
+				if took := time.Since(began); took != max(lasts, 5*time.Second) {
+					t.Errorf("ended %s after its start", took)
+				}
+				b.expect("a", stepfleet.StateSucceeded)
+			})
+		})
+	}
+}
+
+func TestAStepIsSettledWhenTheThreadsThatOutliveItHaveEnded(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		p := b.running("a")
+		p.linger()
+		time.Sleep(time.Hour)
+		b.expect("a", stepfleet.StateRunning)
+		p.report()
+		b.expect("a", stepfleet.StateSucceeded)
+		p.end(success)
+	})
+}
+
+func TestACancelEndsThreadsThatOutliveAStep(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		p := b.running("a")
+		p.linger()
+		if _, err := b.ledger.Cancel(b.ctx, "run-1", 0, nil, "asked"); err != nil {
+			t.Fatal(err)
+		}
+		p.expectSignal(t, "terminate")
+		p.expectSignal(t, "interrupt")
+		<-p.done // killed
+		b.expect("a", stepfleet.StateSucceeded)
+	})
+}
+
 func TestAnOutputDoesNotStopTheTimeout(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()

@@ -94,7 +94,7 @@ func decodeScalar(text string, v reflect.Value, name string) error {
 	ok := true
 	switch v.Kind() {
 	case reflect.String:
-		v.SetString(text)
+		v.SetString(strings.Clone(text)) // a part of the request would keep all of it
 	case reflect.Bool:
 		v.SetBool(strings.EqualFold(text, "true"))
 		ok = v.Bool() || strings.EqualFold(text, "false")

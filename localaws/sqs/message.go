@@ -32,6 +32,7 @@ type message struct {
 	received      time.Time // the last receive
 	firstReceived time.Time
 	receives      int
+	elsewhere     int  // how many of receives were in the queue that it came from
 	inFlight      bool // hidden because it was received
 	lane          *lane
 	slots         [2]int32 // its places in the heaps, or -1

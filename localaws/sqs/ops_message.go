@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unique"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/fault"
@@ -81,11 +82,8 @@ func (e *sendEntry) checkFIFO(contentBased bool) error {
 func (s *Service) message(c *api.Call, e *sendEntry, fifo bool) outgoing {
 	out := outgoing{content: content{
 		id: s.ids.UUID(), body: e.MessageBody, md5: md5Text(e.MessageBody), attributes: e.MessageAttributes,
-		group: e.MessageGroupID, dedup: e.MessageDeduplicationID, sender: c.Account,
+		group: e.MessageGroupID, dedup: e.MessageDeduplicationID, sender: senderOf(c),
 	}}
-	if c.AccessKey != "" {
-		out.sender = c.AccessKey
-	}
 	if fifo && out.dedup == "" {
 		out.dedup = bodyDigest(e.MessageBody)
 	}
@@ -97,6 +95,15 @@ func (s *Service) message(c *api.Call, e *sendEntry, fifo bool) outgoing {
 		out.delay = &d
 	}
 	return out
+}
+
+// senderOf returns who sends, as one string for all messages of the same sender: a part of the
+// request's header would keep all of it.
+func senderOf(c *api.Call) string {
+	if c.AccessKey != "" {
+		return unique.Make(c.AccessKey).Value()
+	}
+	return c.Account
 }
 
 type sendMessageInput struct {

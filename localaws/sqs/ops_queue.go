@@ -48,9 +48,17 @@ func (s *Service) createQueue(ctx context.Context, in *createQueueInput) (*queue
 		if name, differs := differing(q.snapshot(), attributes, in.Attributes); differs {
 			return nil, errQueueExists.With("A queue already exists with the same name and a different value for attribute %s", name)
 		}
-		return &queueURLOutput{s.url(c, key)}, nil
 	}
-	return &queueURLOutput{s.url(c, key)}, q.change(func(time.Time) error { return nil })
+	q.awaitJournal()
+	return &queueURLOutput{s.url(c, key)}, nil
+}
+
+// awaitJournal waits until the journal has what was done to the queue so far.
+func (q *queue) awaitJournal() {
+	q.mu.Lock()
+	written := q.written
+	q.mu.Unlock()
+	q.service.journal.wait(written)
 }
 
 type getQueueURLInput struct {

@@ -54,6 +54,7 @@ type putRecord struct {
 	Sender     string                    `json:"sender,omitempty"`
 	DeadFrom   string                    `json:"deadFrom,omitempty"`
 	Sent       time.Time                 `json:"sent"`
+	Elsewhere  int                       `json:"elsewhere,omitempty"`
 }
 
 // updateRecord is what a receive or a change of visibility alters.
@@ -85,7 +86,7 @@ type deletedName struct {
 func putOf(m *message) *putRecord {
 	return &putRecord{
 		updateRecord: updateOf(m), ID: m.id, Body: m.body, Attributes: m.attributes, Trace: m.trace, Group: m.group,
-		DedupID: m.dedup, Sender: m.sender, DeadFrom: m.deadFrom, Sent: m.sent,
+		DedupID: m.dedup, Sender: m.sender, DeadFrom: m.deadFrom, Sent: m.sent, Elsewhere: m.elsewhere,
 	}
 }
 
@@ -319,7 +320,8 @@ func (q *queue) reinsert(p *putRecord) {
 			id: p.ID, body: p.Body, md5: md5Text(p.Body), attributes: p.Attributes, trace: p.Trace, group: p.Group,
 			dedup: p.DedupID, sender: p.Sender, deadFrom: p.DeadFrom,
 		},
-		seq: p.Seq, nonce: p.Nonce, sent: p.Sent, due: p.Due, received: p.Received, firstReceived: p.FirstReceived, receives: p.Receives,
+		seq: p.Seq, nonce: p.Nonce, sent: p.Sent, due: p.Due, received: p.Received, firstReceived: p.FirstReceived,
+		receives: p.Receives, elsewhere: p.Elsewhere,
 	}
 	q.insert(m)
 	if p.InFlight && q.hidden.has(m) {

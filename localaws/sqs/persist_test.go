@@ -162,7 +162,7 @@ func (m *journaled) dump() map[string][]string {
 		lines := []string{fmt.Sprint(q.snapshot(), q.seq, q.uid)}
 		for _, seq := range slices.Sorted(maps.Keys(q.messages)) {
 			x := q.messages[seq]
-			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.inFlight, x.receives, x.nonce))
+			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.inFlight, x.receives, x.elsewhere, x.nonce))
 			if q.hidden.has(x) {
 				lines = append(lines, fmt.Sprint(x.due.Unix()))
 			}

@@ -148,7 +148,7 @@ type departure struct {
 // when the dead-letter queue is gone.
 func (q *queue) deadLetters(m *message) *queue {
 	p := q.settings.redrive
-	if p.maxReceives == 0 || m.receives < p.maxReceives {
+	if p.maxReceives == 0 || m.receives-m.elsewhere < p.maxReceives {
 		return nil
 	}
 	if to := q.service.queues.get(p.target); to != q {
@@ -161,7 +161,7 @@ func (q *queue) deadLetters(m *message) *queue {
 // receives and, on a standard queue, its date.
 func (q *queue) depart(now time.Time, m *message, to *queue) {
 	q.forget(m)
-	moved := &message{content: m.content, sent: m.sent, receives: m.receives, firstReceived: m.firstReceived}
+	moved := &message{content: m.content, sent: m.sent, receives: m.receives, elsewhere: m.receives, firstReceived: m.firstReceived}
 	moved.deadFrom = q.key.arn()
 	if q.fifo {
 		moved.sent = now

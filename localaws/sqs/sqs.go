@@ -230,6 +230,7 @@ func (r *registry) add(q *queue, now time.Time) (*queue, error) {
 		return nil, errDeletedLately
 	}
 	delete(r.deleted, q.key)
+	q.logQueue() // before anybody can find it: what is sent to it comes after it in the journal
 	r.set(q)
 	return q, nil
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,10 @@ seams.verify(seams.CHILD_CHECKS)
 PROTOCOL_VERSION = 1
 # As MaxErrorBytes in task.go; the rest is in the step's logs.
 MAX_ERROR_BYTES = 16 << 10
+
+# What a step's process leaves open; dropped, it would close. Its interrupts stay captured, too: one
+# must not end the wait for threads.
+_kept: list[ExitStack] = []
 
 # Tells the template the serialised instance_ref of a task, so that it can build it ahead of need.
 Teach = Callable[[str], None]
@@ -93,7 +98,7 @@ class Outcome:
             self.message = "".join(traceback.format_exception_only(err)).strip()
 
     def result(self, execution_seconds: float) -> dict[str, Any]:
-        self.reach("ended")
+        self.phases["ended"] = round(time.time(), 6)
         success = self.event == DagsterEventType.STEP_SUCCESS.value
         result: dict[str, Any] = {
             "v": PROTOCOL_VERSION,
@@ -174,8 +179,24 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
             outcome.note_exception(err)
         finally:
             # Nothing is put back: the process ends here, and closing costs time.
-            stack.pop_all()
+            _kept.append(stack.pop_all())
+    _await_threads(parent, outcome, started)
     return outcome.result(time.monotonic() - started)
+
+
+def _await_threads(parent: Parent, outcome: Outcome, started: float) -> None:
+    """Waits for threads that outlive the op, as a child of Dagster's multiprocess executor does.
+
+    The step has its end by then, whatever becomes of this process: the parent gets the result now,
+    should the process not come to its last word.
+    """
+    if all(t.daemon or t is threading.main_thread() for t in threading.enumerate()):
+        return
+    parent.send({"op": "lingers", "result": outcome.result(time.monotonic() - started)})
+    try:
+        seams.join_threads()
+    except BaseException:  # of a hook, or of the user's own signal handler
+        traceback.print_exc()
 
 
 def _prepare(

@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -120,14 +120,26 @@ class Ended:
         )
 
 
+# What take_token has taken.
+_taken: str | None = None
+
+
+def take_token(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Takes STEPFLEET_TOKEN out of the environment, for read_token in this process alone: user code
+    looks there, and the processes that it starts inherit it."""
+    global _taken
+    _taken = environ.pop("STEPFLEET_TOKEN", None)
+
+
 def read_token(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Returns the token from STEPFLEET_TOKEN or from the file STEPFLEET_TOKEN_FILE."""
+    """Returns the token from STEPFLEET_TOKEN, from the file STEPFLEET_TOKEN_FILE, or as it was
+    taken."""
     token = environ.get("STEPFLEET_TOKEN")
     if token:
         return token.strip()
     path = environ.get("STEPFLEET_TOKEN_FILE")
     if not path:
-        return None
+        return _taken
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().strip()
@@ -539,12 +551,10 @@ class Completions:
         with self._condition:
             return self._ended.get((step_key, attempt))
 
-    def lost_attempts(self, step_key: str) -> int:
-        """How many attempts of the step the ledger has lost, this run's whole life long."""
+    def lost_attempts(self, step_key: str) -> set[int]:
+        """Which attempts of the step the ledger has lost, this run's whole life long."""
         with self._condition:
-            return sum(
-                1 for (k, _), e in self._ended.items() if k == step_key and e.state == "lost"
-            )
+            return {a for (k, a), e in self._ended.items() if k == step_key and e.state == "lost"}
 
     def wait(self, version: int, timeout_seconds: float) -> bool:
         with self._condition:

@@ -265,19 +265,30 @@ class StepfleetExecutor(StepDelegatingExecutor):
                 )
             return None
         policy = step_context.op_retry_policy
-        attempts = known_state.get_retry_state().get_attempt_count(key)
-        if policy and attempts < policy.max_retries:
+        by_policy = policy.max_retries if policy else 0
+        attempt = known_state.get_retry_state().get_attempt_count(key)
+        if attempt < by_policy:
             return None  # the op's own policy retries, with its own delay
-        lost = client.completions.lost_attempts(key)
-        if lost > allowed:
+        granted = _granted(client.completions.lost_attempts(key), by_policy, attempt)
+        if granted >= allowed:
             return None
         DagsterEvent.engine_event(
             step_context,
-            f"Attempt {attempts} of step {key} was lost with its worker; "
-            f"lost_step_retries grants new attempt {lost} of {allowed}.",
+            f"Attempt {attempt} of step {key} was lost with its worker; "
+            f"lost_step_retries grants new attempt {granted + 1} of {allowed}.",
             EngineEventData(),
         )
         return DagsterEvent.step_retry_event(step_context, StepRetryData(error=err_info))
+
+
+def _granted(lost: set[int], by_policy: int, attempt: int) -> int:
+    """How many attempts up to this one `lost_step_retries` has granted.
+
+    The policy retries a lost attempt while fewer than `by_policy` retries, of whatever kind, came
+    before it. So each later one that the ledger has lost, and that another has followed, had a
+    grant: a run worker that resumes the run counts the same.
+    """
+    return sum(1 for earlier in lost if by_policy <= earlier < attempt)
 
 
 def _failure(step_context: IStepContext, err_info: SerializableErrorInfo) -> DagsterEvent:
@@ -319,7 +330,8 @@ CONFIG_SCHEMA: dict[str, Any] = {
     "priority": Field(
         IntSource,
         default_value=0,
-        description=f"The priority of steps without the tag {tags.PRIORITY_TAG}; higher is first.",
+        description="The priority of steps where neither op nor run has a tag for it; higher is "
+        f"first. The tag {tags.DAGSTER_PRIORITY_TAG} of an op is added.",
     ),
     "shared_filesystem": Field(
         BoolSource,

@@ -23,7 +23,7 @@ from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stepfleet import child, gate, process
+from dagster_stepfleet import child, client, gate, process
 from dagster_stepfleet.gate import Parent
 
 seams.verify(seams.RUN_WORKER_CHECKS)
@@ -63,6 +63,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: child.Warm) -> dict[str, An
     """Executes or resumes the run of a run frame and returns the task's result."""
     task = frame["task"]
     os.environ.update(frame.get("env") or {})
+    client.take_token()
     child.arm_signals()
     process.own_run = True
     stack = ExitStack()

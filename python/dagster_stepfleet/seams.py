@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -349,6 +350,15 @@ def instance_for_cli(instance_ref: Any) -> AbstractContextManager[Any]:
     return get_instance_for_cli(instance_ref=instance_ref)
 
 
+def join_threads() -> None:
+    """Waits for the threads of this process that are no daemons, pools of them included.
+
+    It is what Python does before a process exits, and multiprocessing before a child of it does. It
+    says to concurrent.futures that nothing more will come, so that idle threads of a pool end.
+    """
+    getattr(threading, "_shutdown")()  # noqa: B009
+
+
 def run_body(*, resume: bool) -> Callable[..., int]:
     """Dagster's own body of `dagster api execute_run`, or of `resume_run`."""
     from dagster._cli import api
@@ -455,6 +465,13 @@ def check_step_body() -> None:
         getattr(api, "_execute_step_command_body", None),
         ["args", "instance", "dagster_run"],
     )
+
+
+def check_threads() -> None:
+    """Python's own, in all its versions."""
+    found = getattr(threading, "_shutdown", None)
+    if found is None or parameters(found):
+        raise SeamError("Python's threading._shutdown", "it is not there, or takes an argument")
 
 
 def check_cli_instance() -> None:
@@ -700,6 +717,7 @@ CHILD_CHECKS: tuple[Callable[[], None], ...] = (
     check_shapes,
     check_step_args,
     check_step_body,
+    check_threads,
     check_cli_instance,
     check_event_storage,
     check_interrupts,

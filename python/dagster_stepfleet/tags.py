@@ -2,7 +2,9 @@
 
 An op's tag goes before the run's (a job's tags are on its runs), that before the executor's
 config, that before the default. Within one level our own tag goes before the ones users already
-have for other executors. Tags of other executors that say how large a step's container is cannot
+have for other executors. One tag adds instead: dagster/priority on an op ranks it among the steps
+of its run, in which Dagster takes an op without it for 0; so it counts from where the run stands.
+Tags of other executors that say how large a step's container is cannot
 be followed, since a step runs in a worker that is there already; the user is told what to use.
 """
 
@@ -15,6 +17,7 @@ from typing import TypeVar
 
 QUEUE_TAG = "stepfleet/queue"
 PRIORITY_TAG = "stepfleet/priority"
+DAGSTER_PRIORITY_TAG = "dagster/priority"
 TIMEOUT_TAG = "stepfleet/timeout"
 LOST_STEP_RETRIES_TAG = "stepfleet/lost_step_retries"
 CELERY_QUEUE_TAG = "dagster-celery/queue"
@@ -23,7 +26,7 @@ CELERY_PRIORITY_TAG = "dagster-celery/priority"
 CELERY_RUN_PRIORITY_TAG = "dagster-celery/run_priority"
 
 QUEUE_TAGS = (QUEUE_TAG, CELERY_QUEUE_TAG)
-PRIORITY_TAGS = (PRIORITY_TAG, "dagster/priority", CELERY_PRIORITY_TAG)
+PRIORITY_TAGS = (PRIORITY_TAG, DAGSTER_PRIORITY_TAG, CELERY_PRIORITY_TAG)
 TIMEOUT_TAGS = (TIMEOUT_TAG,)
 LOST_STEP_RETRIES_TAGS = (LOST_STEP_RETRIES_TAG,)
 
@@ -117,10 +120,7 @@ def place(
     """Reads a step's placement from its tags, the run's tags and the executor's config."""
     reader = _Reader(step_tags, run_tags)
     queue, _ = reader.pick(QUEUE_TAGS, _queue, defaults.queue)
-    priority, source = reader.pick(PRIORITY_TAGS, _priority, defaults.priority)
-    if source in ("", CELERY_PRIORITY_TAG):
-        run_priority, _ = reader.pick((CELERY_RUN_PRIORITY_TAG,), _priority, 0, levels=("run",))
-        priority = max(-MAX_PRIORITY, min(priority + run_priority, MAX_PRIORITY))
+    priority = _read_priority(reader, defaults.priority)
     timeout, _ = reader.pick(TIMEOUT_TAGS, _timeout, defaults.timeout_seconds)
     retries, _ = reader.pick(LOST_STEP_RETRIES_TAGS, _retries, defaults.lost_step_retries)
     return Placement(
@@ -130,6 +130,29 @@ def place(
         timeout_seconds=timeout,
         warnings=reader.warnings + _container_warnings(step_tags, run_tags),
     )
+
+
+def _read_priority(reader: _Reader, default: int) -> int:
+    """Returns the priority of a step: its op's own, or where its run stands. A sum that goes beyond
+    what the ledger keeps is cut to it."""
+    own, source = reader.pick(PRIORITY_TAGS, _priority, 0, levels=("op",))
+    if source == PRIORITY_TAG:
+        return own
+    if source == CELERY_PRIORITY_TAG:
+        return _cut(own + _celerys_run_priority(reader))
+    run, of_run = reader.pick(PRIORITY_TAGS, _priority, default, levels=("run",))
+    if of_run in ("", CELERY_PRIORITY_TAG):
+        run += _celerys_run_priority(reader)
+    return _cut(run + own)
+
+
+def _celerys_run_priority(reader: _Reader) -> int:
+    priority, _ = reader.pick((CELERY_RUN_PRIORITY_TAG,), _priority, 0, levels=("run",))
+    return priority
+
+
+def _cut(priority: int) -> int:
+    return max(-MAX_PRIORITY, min(priority, MAX_PRIORITY))
 
 
 class _Reader:

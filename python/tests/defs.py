@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dagster import (
@@ -87,6 +89,46 @@ def retried():
     flaky()
 
 
+def later(context, *then) -> None:
+    time.sleep(1)
+    print("a thread prints later")
+    context.log.info("a thread logs later")
+    context.log_event(AssetMaterialization("of_a_thread"))
+    for call in then:
+        call()
+
+
+@op(out=Out(Nothing))
+def leaves_a_thread(context):
+    threading.Thread(target=later, args=(context,)).start()
+
+
+@op(out=Out(Nothing))
+def leaves_a_pool(context):
+    """A pool that is not shut down, with more to do than it has threads."""
+    pool = ThreadPoolExecutor(1)
+    pool.submit(time.sleep, 0.1)
+    pool.submit(later, context)
+
+
+@op(out=Out(Nothing))
+def leaves_a_deadly_thread(context):
+    threading.Thread(target=later, args=(context, lambda: os._exit(7))).start()
+
+
+@op(out=Out(Nothing))
+def leaves_a_daemon(context):
+    threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
+
+
+@job(executor_def=stepfleet_executor)
+def leaving_threads():
+    leaves_a_thread()
+    leaves_a_pool()
+    leaves_a_deadly_thread()
+    leaves_a_daemon()
+
+
 @op
 def die_once(context) -> int:
     if context.retry_number < 1:
@@ -97,6 +139,19 @@ def die_once(context) -> int:
 @job(executor_def=stepfleet_executor)
 def dying():
     add(die_once())
+
+
+@op(retry_policy=RetryPolicy(max_retries=1))
+def dies(context) -> int:
+    """Dies in its first attempts, as many as DEATHS says."""
+    if context.retry_number < int(os.environ["DEATHS"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 7
+
+
+@job(executor_def=stepfleet_executor)
+def dying_often():
+    dies()
 
 
 @op(tags={"stepfleet/queue": "nowhere"})
@@ -296,6 +351,11 @@ def alone():
 
 
 @job(executor_def=in_process_executor)
+def alone_environ():
+    environ()
+
+
+@job(executor_def=in_process_executor)
 def alone_failing():
     boom()
 
@@ -315,12 +375,15 @@ defs = Definitions(
     asset_checks=[cooked_is_even],
     jobs=[
         alone,
+        alone_environ,
         alone_failing,
         chain,
         dynamic,
         failing,
         retried,
         dying,
+        dying_often,
+        leaving_threads,
         misplaced,
         warned,
         sleeping,

@@ -299,6 +299,9 @@ class Child:
         self.frames = frames
         self.pid = pid
         self.proc = proc
+        # The result of a step that goes on for its threads, and what to do then.
+        self.lingers: dict = {}
+        self.on_lingers: list[Callable[[], None]] = []
 
     @classmethod
     def cold(cls, **env: str) -> Child:
@@ -339,6 +342,10 @@ class Child:
         while (frame := self.frames.receive()) is not None:
             if frame["op"] == "result":
                 return frame["result"]
+            if frame["op"] == "lingers":
+                self.lingers = frame["result"]
+                for call in self.on_lingers:
+                    call()
             if frame["op"] in ("start", "gate"):
                 name = frame.get("event", "start")
                 self.asked.append(name)
@@ -369,6 +376,7 @@ class TemplateProcess:
                 STEPFLEET_HOST_FD=str(theirs.fileno()),
                 STEPFLEET_PRELOAD=json.dumps(preload),
                 STEPFLEET_TOKEN="secret",
+                STEPFLEET_TOKEN_FILE="/secret",
                 STEPFLEET_DATABASE_URL="postgres://secret",
                 **env,
             ),

@@ -131,6 +131,15 @@ def test_token_file(tmp_path):
         read_token({"STEPFLEET_TOKEN_FILE": str(tmp_path / "none")})
 
 
+def test_a_token_that_was_taken_is_in_no_environment(monkeypatch):
+    monkeypatch.setattr(client_module, "_taken", None)
+    environ = {"STEPFLEET_TOKEN": "abc"}
+    client_module.take_token(environ)
+    assert environ == {} and read_token(environ) == "abc"
+    client_module.take_token(environ)
+    assert read_token(environ) is None
+
+
 def test_stream_tells_of_ends_and_wakes(client, server):
     client.submit("id", {"p": "{}"}, [task("a"), task("b")])
     server.finish(task("a"), "succeeded")
@@ -144,7 +153,7 @@ def test_stream_tells_of_ends_and_wakes(client, server):
     assert time.monotonic() - started < 1
     ended = client.completions.get("b", 0)
     assert ended.state == "lost" and "worker-1's session died" in ended.describe()
-    assert client.completions.lost_attempts("b") == 1
+    assert client.completions.lost_attempts("b") == {0}
 
 
 def test_stream_reconnects_and_knows_what_it_was_told(client, server):

@@ -14,6 +14,7 @@ from dagster._core.execution.api import execute_run
 
 from dagster_stepfleet import seams
 from dagster_stepfleet.client import Client, Completions, Ended
+from dagster_stepfleet.executor import _granted
 from dagster_stepfleet.handler import Launch, Open, StepfleetStepHandler
 from dagster_stepfleet.tags import Placement
 from tests.fakes import FakeServer, TemplateProcess, Worker
@@ -156,6 +157,37 @@ def test_lost_step_retries(instance, server, worker, where):
     run = execute(instance, "dying", config, tags)
     assert run.status == DagsterRunStatus.SUCCESS
     assert steps(instance, run, DagsterEventType.STEP_UP_FOR_RETRY) == ["die_once"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "status"), [(2, DagsterRunStatus.SUCCESS), (3, DagsterRunStatus.FAILURE)]
+)
+def test_lost_step_retries_are_beyond_the_policy(instance, server, worker, lost, status):
+    """One retry is the policy's, one is granted, and there is no third."""
+    worker.state_of_dead = "lost"
+    worker.env["DEATHS"] = str(lost)
+    run = execute(instance, "dying_often", {"lost_step_retries": 1})
+    assert run.status == status
+    assert worker.ran == ["dies"] * 3
+    notes = [e.message for e in events(instance, run, DagsterEventType.ENGINE_EVENT)]
+    (grant,) = [note for note in notes if "lost_step_retries" in note]
+    assert "Attempt 1 of step dies" in grant and "grants new attempt 1 of 1" in grant
+
+
+@pytest.mark.parametrize(
+    ("lost", "by_policy", "attempt", "granted"),
+    [
+        ({0}, 0, 0, 0),  # this one is the first
+        ({0, 1}, 0, 1, 1),
+        ({0, 1}, 1, 1, 0),  # the policy has retried attempt 0
+        ({0, 1, 2}, 1, 2, 1),
+        ({2}, 1, 2, 0),  # attempts 0 and 1 have failed by themselves
+        ({1, 3}, 1, 3, 1),
+        (set(), 2, 5, 0),
+    ],
+)
+def test_grants_are_counted_from_the_ledger(lost, by_policy, attempt, granted):
+    assert _granted(lost, by_policy, attempt) == granted
 
 
 def test_lost_step_without_budget_fails(instance, server, worker):
@@ -314,6 +346,6 @@ def test_a_resumed_run_counts_the_attempts_that_were_lost_before(monkeypatch):
     monkeypatch.setattr(handler.client, "tasks", lambda: views)
     launch = Launch("a", 1, None, 0, "a", 0, Placement("default", 0, 1), "here")  # type: ignore[arg-type]
     handler._take_receipt(launch, {"step_key": "a", "attempt": 1, "task_id": 2, "state": "lost"})
-    assert handler.client.completions.lost_attempts("a") == 2
+    assert handler.client.completions.lost_attempts("a") == {0, 1}
     assert handler.verdict("a") == Ended("a", 1, "lost", 2, "it died")
     assert handler.client.completions.get("b", 0) is None

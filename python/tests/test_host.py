@@ -120,7 +120,8 @@ def test_secrets_do_not_reach_user_code(instance, template):
     path = Path(instance.storage_directory()) / run.run_id / "environ" / "result"
     names = pickle.loads(path.read_bytes()).split(",")
     assert "STEPFLEET_FENCE" in names
-    assert not {"STEPFLEET_TOKEN", "STEPFLEET_DATABASE_URL", "STEPFLEET_HOST_FD"} & set(names)
+    secrets = {"STEPFLEET_TOKEN", "STEPFLEET_TOKEN_FILE", "STEPFLEET_DATABASE_URL"}
+    assert not {*secrets, "STEPFLEET_HOST_FD", "STEPFLEET_PRELOAD"} & set(names)
 
 
 def test_sigterm_is_dagsters_interrupt(instance, template, tmp_path):
@@ -131,6 +132,50 @@ def test_sigterm_is_dagsters_interrupt(instance, template, tmp_path):
     assert frame["result"]["event"] == "STEP_FAILURE"
     assert template.exited(child.pid)["status"] == 0
     assert wait_dead(mark[1]), "what the step left behind goes with it"
+
+
+@pytest.mark.parametrize("key", ["leaves_a_thread", "leaves_a_pool"])
+def test_threads_that_outlive_the_op_are_waited_for(instance, child, key):
+    run = create_run(instance, "leaving_threads")
+    result = child.run(*step(instance, run, key))
+    assert child.asked[-1] == "ASSET_MATERIALIZATION", "after its success, before its result"
+    assert (result["event"], result["outcome"]) == ("STEP_SUCCESS", "succeeded")
+    assert child.lingers["event"] == "STEP_SUCCESS"
+    assert result["phases"]["ended"] - child.lingers["phases"]["ended"] > 0.5
+    assert logged(instance, run) == ["a thread logs later"]
+    assert kinds(instance, run)[-1] == "ASSET_MATERIALIZATION"
+
+
+def test_an_interrupt_does_not_end_the_wait_for_threads(instance, child):
+    """It is the worker that ends the process when its grace is over."""
+    run = create_run(instance, "leaving_threads")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        child.on_lingers.append(lambda number=number: os.kill(child.pid, number))
+    assert child.run(*step(instance, run, "leaves_a_thread"))["event"] == "STEP_SUCCESS"
+    assert logged(instance, run) == ["a thread logs later"]
+
+
+def test_a_thread_that_ends_the_process_leaves_the_result(instance, template):
+    child = template.fork()
+    child.ready()
+    run = create_run(instance, "leaving_threads")
+    assert child.run(*step(instance, run, "leaves_a_deadly_thread")) == {}
+    assert template.exited(child.pid)["status"] == 7
+    assert child.lingers["outcome"] == "succeeded"
+    assert logged(instance, run) == ["a thread logs later"]
+
+
+@pytest.mark.parametrize(("job", "key"), [("chain", "one"), ("leaving_threads", "leaves_a_daemon")])
+def test_a_step_without_such_threads_does_not_linger(instance, child, job, key):
+    run = create_run(instance, job)
+    assert child.run(*step(instance, run, key))["success"]
+    assert child.lingers == {}
+
+
+def logged(instance, run) -> list[str]:
+    """What user code has logged."""
+    entries = (r.event_log_entry for r in instance.get_records_for_run(run.run_id).records)
+    return [entry.user_message for entry in entries if entry.dagster_event is None]
 
 
 def _sleeping(instance, template, tmp_path):

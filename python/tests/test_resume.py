@@ -361,6 +361,48 @@ def test_killed_while_a_step_is_lost(bench):
     assert bench.server.adjudicated == {(bench.run_id, "b", 0): [2]}
 
 
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_killed_beside_a_grant_of_lost_step_retries(bench, killed):
+    """Attempt 0 is the policy's to retry, attempt 1 has the one grant."""
+    bench.worker.env["DEATHS"] = "0"
+    bench.create("dying_often", {"lost_step_retries": 1}, hold=("dies",))
+    first = bench.start_until_held("dies")
+    lose(bench, 0)
+    bench.until_held("dies")
+    if killed == "before":
+        bench.kill(first)
+        lose(bench, 1)
+        first = bench.start(resume=True)
+        bench.until_held("dies")
+    else:
+        lose(bench, 1)
+        bench.until_held("dies")
+        bench.kill(first)
+        first = bench.start(resume=True)
+    bench.release("dies")
+    bench.join(first)
+    bench.check(SUCCESS, "dies")
+
+
+def test_a_resumed_run_grants_no_more_than_the_first(bench):
+    bench.create("dying_often", {"lost_step_retries": 1}, hold=("dies",))
+    first = bench.start_until_held("dies")
+    for attempt in (0, 1):
+        lose(bench, attempt)
+        bench.until_held("dies")
+    bench.kill(first)
+    lose(bench, 2)
+    bench.resume()
+    bench.check(FAILURE)
+
+
+def lose(bench, attempt: int) -> None:
+    """Loses the attempt of `dies` that is held back."""
+    task, _ = bench.held.pop("dies")
+    assert task["attempt"] == attempt
+    bench.server.finish(task, "lost", "worker-1's session died")
+
+
 def stop_self_before_the_write() -> None:
     """The run worker stops between its grant and its write."""
 

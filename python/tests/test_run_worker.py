@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import pytest
 from dagster import DagsterRunStatus
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
@@ -42,6 +45,15 @@ def test_a_run_is_executed(instance, child):
         "STEP_SUCCESS",
         "PIPELINE_SUCCESS",
     ]
+
+
+def test_user_code_in_a_run_worker_does_not_find_the_token(instance, child):
+    """The executor does: see test_a_launched_run_succeeds_in_warm_processes."""
+    run = starting(instance, "alone_environ")
+    assert child.run(*frame(instance, run), STEPFLEET_TOKEN="secret")["success"]
+    path = Path(instance.storage_directory()) / run.run_id / "environ" / "result"
+    names = pickle.loads(path.read_bytes()).split(",")
+    assert "STEPFLEET_WORKER" in names and "STEPFLEET_TOKEN" not in names
 
 
 def test_a_run_that_fails_is_work_done(instance, child):

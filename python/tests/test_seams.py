@@ -7,6 +7,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def drifted(self, other):
         (seams.check_replay, StepDelegatingExecutor, "execute", drifted),
         (seams.check_slots, InstanceConcurrencyContext, "__init__", drifted),
         (seams.check_step_body, api, "_execute_step_command_body", drifted),
+        (seams.check_threads, threading, "_shutdown", drifted),
         (seams.check_cli_instance, utils, "get_instance_for_cli", drifted),
         (seams.check_run_bodies, api, "_execute_run_command_body", drifted),
         (seams.check_run_bodies, api, "_resume_run_command_body", drifted),

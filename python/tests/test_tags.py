@@ -26,8 +26,11 @@ def read(step: dict[str, str], run: dict[str, str], defaults: Defaults = CONFIG)
         ({}, {"stepfleet/queue": "run"}, ("run", 1, 2, 60)),
         ({"dagster-celery/queue": "old"}, {"stepfleet/queue": "run"}, ("old", 1, 2, 60)),
         ({"dagster-celery/queue": "old", "stepfleet/queue": "new"}, {}, ("new", 1, 2, 60)),
-        ({"dagster/priority": "7"}, {}, ("cfg", 7, 2, 60)),
-        ({"dagster/priority": "7"}, {"stepfleet/priority": "9"}, ("cfg", 7, 2, 60)),
+        ({"stepfleet/priority": "7"}, {"stepfleet/priority": "9"}, ("cfg", 7, 2, 60)),
+        ({"stepfleet/priority": "7"}, {"dagster/priority": "9"}, ("cfg", 7, 2, 60)),
+        ({"dagster-celery/priority": "7"}, {"dagster/priority": "9"}, ("cfg", 7, 2, 60)),
+        ({}, {"dagster/priority": "9"}, ("cfg", 9, 2, 60)),
+        ({}, {"dagster/priority": "4", "stepfleet/priority": "9"}, ("cfg", 9, 2, 60)),
         ({}, {"stepfleet/priority": "9"}, ("cfg", 9, 2, 60)),
         ({"dagster/priority": "7", "stepfleet/priority": "-3"}, {}, ("cfg", -3, 2, 60)),
         ({}, {"dagster-celery/priority": "4"}, ("cfg", 4, 2, 60)),
@@ -55,7 +58,7 @@ def test_default_is_what_is_left():
         ({}, {"dagster-celery/run_priority": "3"}, 1 + 3),
         ({"dagster-celery/priority": "5"}, {"dagster-celery/run_priority": "3"}, 8),
         ({"dagster-celery/priority": "5"}, {"dagster-celery/run_priority": "-3"}, 2),
-        ({"dagster/priority": "5"}, {"dagster-celery/run_priority": "3"}, 5),
+        ({"dagster/priority": "5"}, {"dagster-celery/run_priority": "3"}, 1 + 3 + 5),
         ({"stepfleet/priority": "5"}, {"dagster-celery/run_priority": "3"}, 5),
         # Celery's executor reads it of the run only.
         ({"dagster-celery/run_priority": "3"}, {}, 1),
@@ -68,6 +71,42 @@ def test_default_is_what_is_left():
 )
 def test_celerys_run_priority_is_added_to_celerys_priority(step, run, priority):
     assert place(step, run, CONFIG).priority == priority
+
+
+@pytest.mark.parametrize(
+    ("step", "run", "priority"),
+    [
+        ({"dagster/priority": "7"}, {}, 1 + 7),
+        ({"dagster/priority": "1"}, {"dagster/priority": "5"}, 6),
+        ({"dagster/priority": "-1"}, {"dagster/priority": "-3"}, -4),
+        ({"dagster/priority": "1"}, {"stepfleet/priority": "5"}, 6),
+        ({"dagster/priority": "1"}, {"dagster-celery/priority": "5"}, 6),
+        ({"dagster/priority": "1", "dagster-celery/priority": "8"}, {"dagster/priority": "5"}, 6),
+        ({"dagster/priority": "1", "stepfleet/priority": "8"}, {"dagster/priority": "5"}, 8),
+        ({"dagster/priority": str(tags.MAX_PRIORITY)}, {"dagster/priority": "5"}, 2**31 - 1),
+        ({"dagster/priority": str(-tags.MAX_PRIORITY)}, {"dagster/priority": "-5"}, 1 - 2**31),
+    ],
+)
+def test_dagsters_priority_of_an_op_is_added_to_where_its_run_stands(step, run, priority):
+    assert read(step, run) == (("cfg", priority, 2, 60), [])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        {"dagster/priority": "5"},
+        {"dagster/priority": "-3"},
+        {"stepfleet/priority": "9"},
+        {"dagster-celery/run_priority": "3"},
+        {"dagster/priority": "high"},
+    ],
+)
+def test_the_steps_of_a_run_have_the_order_that_dagster_gives_them(run):
+    """By the op's own tag alone, an untagged op counting as 0."""
+    own = [-2, -1, 0, 1, 2]
+    steps = [{"dagster/priority": str(n)} if n else {} for n in own]
+    assert sorted(own, key=lambda n: place(steps[own.index(n)], run, CONFIG).priority) == own
 
 
 @pytest.mark.parametrize(

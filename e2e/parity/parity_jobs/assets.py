@@ -348,6 +348,7 @@ CASES: tuple[Case, ...] = (
         keys("hue", "tint"),
         drive="backfill",
         options={"partitions": ["red", "green", "blue"], "then": PALETTE},
+        masks=frozenset({"backfill_order"}),
         counts={"ASSET_MATERIALIZATION": 7},
         prints=("out> palette [('blue', 'blue'), ('green', 'green'), ('red', 'red')]",),
     ),

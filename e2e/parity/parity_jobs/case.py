@@ -167,6 +167,15 @@ def asset_case(
     return Case(name=name, job=build, **kwargs)
 
 
+def in_one_slot() -> dict[str, Any]:
+    """A case's `config_of` for one step at a time: by the executor's limit, or by the slots of the
+    queue, where the ledger says which step is next."""
+    return {
+        "multiprocess": {"execution": {"config": {"max_concurrent": 1}}},
+        "stepfleet": {"execution": {"config": {"queue": "narrow"}}},
+    }
+
+
 def jobs_of(cases: Iterable[Case], **kwargs: Any) -> Definitions:
     """The jobs of the cases, each in its variants."""
     jobs = [case.job(v) for case in cases for v in VARIANTS if v in case.variants]

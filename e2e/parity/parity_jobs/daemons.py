@@ -20,7 +20,7 @@ from dagster import (
     op,
 )
 
-from parity_jobs.case import VARIANTS, Case, Variant, graph_case, job_name, jobs_of
+from parity_jobs.case import VARIANTS, Case, Variant, graph_case, in_one_slot, job_name, jobs_of
 from parity_jobs.say import first_time, say
 
 POOL = "parity_pool"
@@ -95,6 +95,17 @@ low, high, negative, middling = (
 @graph
 def priority():
     adds([low(), high(), negative(), middling()])
+
+
+@op
+def untagged() -> int:
+    return 0
+
+
+@graph
+def priority_in_tagged_run():
+    """The run's own tag orders runs, and leaves the order of its steps alone."""
+    adds([untagged(), low(), negative()])
 
 
 @op(tags={"team": "of the op"})
@@ -237,13 +248,19 @@ CASES: tuple[Case, ...] = (
         at_most=1,
     ),
     graph_case(priority, config_of=at_once(1), ordered=True, quick=True),
+    graph_case(
+        priority_in_tagged_run,
+        config_of=in_one_slot(),
+        tags={"dagster/priority": "5"},
+        ordered=True,
+    ),
     graph_case(run_tags, tags={"team": "of the run", "from": "a launch"}),
     graph_case(
         max_runtime,
         status="FAILURE",
         tags={"dagster/max_runtime": "15"},
         counts={"STEP_START": 1, "STEP_FAILURE": 1},
-        masks=frozenset({"interrupt", "ended_by_daemon"}),
+        masks=frozenset({"ended_by_daemon"}),
         options={"quiet_seconds": 3.0},
     ),
     graph_case(

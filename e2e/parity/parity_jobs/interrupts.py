@@ -16,7 +16,7 @@ from dagster import (
 )
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from parity_jobs.case import Case, graph_case, jobs_of
+from parity_jobs.case import Case, graph_case, in_one_slot, jobs_of
 from parity_jobs.say import say
 
 ONE_AT_A_TIME = "in_process runs one step at a time, and so has other steps going at the cancel"
@@ -145,14 +145,6 @@ def cancel_at_once():
     after([waits(), done()])
 
 
-def narrow() -> dict[str, Any]:
-    """One step at a time: by the executor's limit, or by the slots of the queue."""
-    return {
-        "multiprocess": {"execution": {"config": {"max_concurrent": 1}}},
-        "stepfleet": {"execution": {"config": {"queue": "narrow"}}},
-    }
-
-
 def cancelled(graph_definition: Any, *, at: dict[str, int], **kwargs: Any) -> Case:
     """`at`: the events that the run must have before it is cancelled."""
     options = {"at": at, "quiet_seconds": 3.0, **kwargs.pop("options", {})}
@@ -171,7 +163,7 @@ CASES: tuple[Case, ...] = (
     cancelled(cancel_running, at={"STEP_START": 3, "STEP_SUCCESS": 1}, quick=True),
     cancelled(cancel_cleans_up, at={"STEP_START": 1}, launched=True),
     cancelled(cancel_ignored, at={"STEP_START": 1}, counts={"STEP_FAILURE": 1}),
-    cancelled(cancel_queued, at={"STEP_START": 1}, config_of=narrow()),
+    cancelled(cancel_queued, at={"STEP_START": 1}, config_of=in_one_slot()),
     cancelled(
         cancel_leased,
         at={"STEP_SUCCESS": 1},

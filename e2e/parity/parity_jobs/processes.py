@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import boto3
@@ -145,6 +146,43 @@ def threads(context: OpExecutionContext, number: int) -> int:
         thread.join()
     threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
     return number
+
+
+def works_later(context: OpExecutionContext, name: str) -> None:
+    time.sleep(1)
+    context.log.info(f"{name} logs after the op")
+    context.log_event(AssetMaterialization(f"late_{name}"))
+    say(f"{name} prints after the op")  # where Dagster no longer captures
+
+
+@op(out=Out(Nothing))
+def leaves_thread(context: OpExecutionContext) -> None:
+    threading.Thread(target=works_later, args=(context, "thread")).start()
+    say("the op is over")
+
+
+@op(out=Out(Nothing))
+def leaves_pool(context: OpExecutionContext) -> None:
+    """A pool of threads that nobody shuts down, with more to do than it has threads."""
+    pool = ThreadPoolExecutor(1)
+    for number in range(2):
+        pool.submit(works_later, context, f"pool_{number}")
+
+
+@op(out=Out(Nothing))
+def leaves_deadly_thread(context: OpExecutionContext) -> None:
+    def ends_process() -> None:
+        works_later(context, "deadly_thread")
+        os._exit(7)
+
+    threading.Thread(target=ends_process).start()
+
+
+@graph
+def threads_outlive_ops():
+    leaves_thread()
+    leaves_pool()
+    leaves_deadly_thread()
 
 
 @op(ins={"number": In(int)})
@@ -469,6 +507,15 @@ CASES: tuple[Case, ...] = (
         counts={"STEP_EXPECTATION_RESULT": 2, "ASSET_MATERIALIZATION": 2, "STEP_SUCCESS": 3},
     ),
     graph_case(forks_and_threads, counts={"STEP_SUCCESS": 3}),
+    graph_case(
+        threads_outlive_ops,
+        references=("multiprocess",),
+        why="in_process ends no process with a step: threads go on beside the run, and after it",
+        counts={"STEP_SUCCESS": 3, "ASSET_MATERIALIZATION": 4},
+        logs=tuple(
+            f"{name} logs after the op" for name in ("thread", "pool_0", "pool_1", "deadly_thread")
+        ),
+    ),
     graph_case(forks_that_report, counts={"STEP_SUCCESS": 1, "ASSET_MATERIALIZATION": 4}),
     graph_case(
         close_stdout,

@@ -426,6 +426,7 @@ CASES: tuple[Case, ...] = (
         counts={"RESOURCE_INIT_FAILURE": 1, "STEP_FAILURE": 1},
         references=("multiprocess",),
         why=RESOURCES_PER_RUN,
+        masks=frozenset({"resources"}),
     ),
     graph_case(
         resource_fails_then_works,
@@ -434,6 +435,7 @@ CASES: tuple[Case, ...] = (
         counts={"RESOURCE_INIT_FAILURE": 1, "STEP_UP_FOR_RETRY": 1, "STEP_SUCCESS": 3},
         references=("multiprocess",),
         why=RESOURCES_PER_RUN,
+        masks=frozenset({"resources"}),
     ),
     graph_case(
         resource_fails_for_good,
@@ -442,6 +444,7 @@ CASES: tuple[Case, ...] = (
         counts={"RESOURCE_INIT_FAILURE": 3, "STEP_UP_FOR_RETRY": 2, "STEP_FAILURE": 1},
         references=("multiprocess",),
         why=RESOURCES_PER_RUN,
+        masks=frozenset({"resources"}),
     ),
     graph_case(
         io_manager_fails,

@@ -1,5 +1,6 @@
 """Reads a finished run from Dagster's storage into a plain structure that can be compared."""
 
+import ast
 import itertools
 import json
 import re
@@ -12,15 +13,14 @@ from dagster import DagsterEvent, DagsterInstance, EventLogEntry, MetadataValue
 from dagster._serdes import serialize_value
 
 from paritylib.normal import Normaliser
+from paritylib.versions import Versions, asset_value
 
 # In a log above this, a line that comes many times in a row is kept once, with their number.
 MAX_TEXT_BYTES = 1 << 20
 
-# Of an asset's inputs: the id of the event that has made it.
-_POINTER_TAG = "dagster/input_event_pointer/"
-
-_RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_HASH = re.compile(r"[0-9a-f]{64}")
+# What the first of several failed steps is called; docs/dagster.md names it.
+NAMES = ("FIRST",)
+_FAILED_STEPS = re.compile(r"Steps failed: (\[.*\])\.$")
 
 
 @dataclass
@@ -46,26 +46,45 @@ class Record:
     )
 
 
-def record(instance: DagsterInstance, run_id: str, normaliser: Normaliser) -> Record:
+def records(
+    instance: DagsterInstance, run_ids: Sequence[str], normaliser: Normaliser
+) -> list[Record]:
+    """The runs of a case, in the order of the ids."""
+    logs = [instance.get_records_for_run(run_id).records for run_id in run_ids]
+    versions = Versions(logs, normaliser)
+    return [
+        _record(instance, run_id, [row.event_log_entry for row in rows], normaliser, versions)
+        for run_id, rows in zip(run_ids, logs, strict=True)
+    ]
+
+
+def _record(
+    instance: DagsterInstance,
+    run_id: str,
+    entries: Sequence[EventLogEntry],
+    normaliser: Normaliser,
+    versions: Versions,
+) -> Record:
     run = instance.get_run_by_id(run_id)
     assert run is not None, f"Dagster's storage has no run {run_id}"
-    entries = instance.all_logs(run_id)
     result = Record(status=run.status.value)
     result.tags = {
-        normaliser.text(key): normaliser.text(value) for key, value in sorted(run.tags.items())
+        normaliser.text(key): normaliser.tag(key, value) for key, value in sorted(run.tags.items())
     }
     for stats in instance.get_run_step_stats(run_id):
         key = normaliser.text(stats.step_key)
         result.states[key] = stats.status.value if stats.status else "NONE"
         result.attempts[key] = stats.attempts or 0
-    _take_events(result, entries, normaliser)
+    _take_events(result, entries, normaliser, versions)
     _take_parallelism(result, entries, normaliser)
     _take_waits(result, entries)
     _take_logs(result, instance, entries, normaliser)
     return result
 
 
-def _take_events(result: Record, entries: Sequence[EventLogEntry], normaliser: Normaliser) -> None:
+def _take_events(
+    result: Record, entries: Sequence[EventLogEntry], normaliser: Normaliser, versions: Versions
+) -> None:
     for entry in entries:
         event = entry.dagster_event
         if event is None:
@@ -74,7 +93,9 @@ def _take_events(result: Record, entries: Sequence[EventLogEntry], normaliser: N
             continue
         kind = event.event_type_value
         result.types[kind] += 1
-        detail = normaliser.value(_detail(event))
+        detail = normaliser.value(
+            {"level": entry.level, "message": event.message, **_detail(event, versions)}
+        )
         text = f"{kind} {json.dumps(detail, sort_keys=True, ensure_ascii=False)}"
         _count(result, event.step_key, text, normaliser)
 
@@ -149,9 +170,12 @@ def _log(raw: bytes | None, normaliser: Normaliser) -> str:
     return normaliser.text(text)
 
 
-def _detail(event: DagsterEvent) -> Any:
-    """What a user sees in the event, without ids of other events."""
-    describe = _DETAILS.get(event.event_type_value)
+def _detail(event: DagsterEvent, versions: Versions) -> dict[str, Any]:
+    """What is in the event beside its message."""
+    kind = event.event_type_value
+    if kind in _ASSETS:
+        return _ASSETS[kind](event, versions)
+    describe = _DETAILS.get(kind)
     return describe(event) if describe else {}
 
 
@@ -164,28 +188,17 @@ def _metadata(metadata: Any) -> dict[str, Any]:
     }
 
 
-def _tags(tags: Any) -> dict[str, str]:
-    """Without ids of other events. An asset without a code version has the run's id for one, and
-    data versions are hashes that have it in them."""
-    of_run = _RUN_ID.fullmatch((tags or {}).get("dagster/code_version", "")) is not None
-    result: dict[str, str] = {}
-    for key, value in (tags or {}).items():
-        if key.startswith(_POINTER_TAG) and value.isdigit():
-            value = "ID"
-        hashed = key.startswith("dagster/input_data_version/") or (
-            key == "dagster/data_version" and of_run
-        )
-        result[key] = "HASH" if hashed and _HASH.fullmatch(value) else value
-    return result
-
-
 def _error(error: Any) -> Any:
-    """The chain of causes, by class and message."""
-    chain: list[list[str]] = []
-    while error is not None:
-        chain.append([error.cls_name or "", error.message.strip()])
-        error = error.cause
-    return chain
+    """With what it was raised from and raised over."""
+    if error is None:
+        return None
+    return {
+        "class": error.cls_name or "",
+        "message": error.message.strip(),
+        "stack": list(error.stack),
+        "cause": _error(error.cause),
+        "context": _error(error.context),
+    }
 
 
 def _type_check(data: Any) -> dict[str, Any]:
@@ -248,13 +261,14 @@ def _loaded_input(event: DagsterEvent) -> Any:
     }
 
 
-def _asset(value: Any) -> dict[str, Any]:
+def _asset(event: DagsterEvent, versions: Versions) -> dict[str, Any]:
+    value = asset_value(event)
     return {
         "asset": value.asset_key.path,
         "partition": value.partition,
         "description": value.description,
         "metadata": _metadata(value.metadata),
-        "tags": _tags(value.tags),
+        "tags": versions.tags(value.tags),
     }
 
 
@@ -269,8 +283,9 @@ def _planned(event: DagsterEvent) -> Any:
     }
 
 
-def _check(event: DagsterEvent) -> Any:
+def _check(event: DagsterEvent, versions: Versions) -> dict[str, Any]:
     data = event.asset_check_evaluation_data
+    target = data.target_materialization_data
     return {
         "asset": data.asset_key.path,
         "check": data.check_name,
@@ -279,7 +294,7 @@ def _check(event: DagsterEvent) -> Any:
         "blocking": data.blocking,
         "description": data.description,
         "metadata": _metadata(data.metadata),
-        "has_target": data.target_materialization_data is not None,
+        "target": versions.row(str(target.storage_id)) if target else None,
     }
 
 
@@ -318,27 +333,70 @@ def _specific_error(event: DagsterEvent) -> Any:
     return {"error": _error(data.error)}
 
 
-def _hook(event: DagsterEvent) -> Any:
-    return {"message": event.message}
+def _resources(event: DagsterEvent) -> Any:
+    data = event.engine_event_data
+    return {"error": _error(data.error), "metadata": _metadata(data.metadata)}
 
 
-_DETAILS: dict[str, Callable[[DagsterEvent], Any]] = {
+def _run_failure(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    if data is None:
+        return {"error": None, "reason": None, "first": None}
+    first = data.first_step_failure_event
+    detail = {
+        "error": _error(data.error),
+        "reason": data.failure_reason.value if data.failure_reason else None,
+        "first": first.step_key if first else None,
+    }
+    failed = _FAILED_STEPS.search(event.message or "")
+    if first is None or failed is None or data.error != first.step_failure_data.error:
+        return detail
+    steps = ast.literal_eval(failed[1])
+    if len(steps) > 1 and first.step_key == steps[0]:
+        # Which one that was is chance where they go on at once.
+        detail |= {"error": NAMES[0], "first": NAMES[0]}
+        detail["message"] = f"{(event.message or '')[: failed.start(1)]}{sorted(steps)}."
+    return detail
+
+
+def _run_canceled(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {"error": _error(data.error) if data else None}
+
+
+def _enqueued(event: DagsterEvent) -> Any:
+    data: Any = event.event_specific_data
+    return {
+        "location": data.code_location_name,
+        "repository": data.repository_name,
+        "partition": data.partition_key,
+    }
+
+
+_ASSETS: dict[str, Callable[[DagsterEvent, Versions], dict[str, Any]]] = {
+    "ASSET_MATERIALIZATION": _asset,
+    "ASSET_OBSERVATION": _asset,
+    "ASSET_CHECK_EVALUATION": _check,
+}
+# An event that is not here has nothing beside its message; of those that have, a duration, or the
+# id of a file.
+_DETAILS: dict[str, Callable[[DagsterEvent], dict[str, Any]]] = {
+    "PIPELINE_ENQUEUED": _enqueued,
+    "PIPELINE_FAILURE": _run_failure,
+    "PIPELINE_CANCELED": _run_canceled,
     "STEP_OUTPUT": _step_output,
     "STEP_INPUT": _step_input,
     "STEP_FAILURE": _step_failure,
     "STEP_UP_FOR_RETRY": _retry,
     "HANDLED_OUTPUT": _handled_output,
     "LOADED_INPUT": _loaded_input,
-    "ASSET_MATERIALIZATION": lambda e: _asset(e.step_materialization_data.materialization),
-    "ASSET_OBSERVATION": lambda e: _asset(e.asset_observation_data.asset_observation),
     "ASSET_MATERIALIZATION_PLANNED": _planned,
-    "ASSET_CHECK_EVALUATION": _check,
     "ASSET_CHECK_EVALUATION_PLANNED": _check_planned,
     "ASSET_FAILED_TO_MATERIALIZE": _failed_to_materialize,
     "STEP_EXPECTATION_RESULT": _expectation,
-    "RESOURCE_INIT_FAILURE": _specific_error,
+    "RESOURCE_INIT_STARTED": _resources,
+    "RESOURCE_INIT_SUCCESS": _resources,
+    "RESOURCE_INIT_FAILURE": _resources,
+    "HOOK_ERRORED": _specific_error,
     "LOGS_CAPTURED": _captured,
-    "HOOK_COMPLETED": _hook,
-    "HOOK_SKIPPED": _hook,
-    "HOOK_ERRORED": lambda e: {**_hook(e), **_specific_error(e)},
 }

@@ -1,8 +1,10 @@
 """The comparison must be able to fail: a difference of each kind is seeded, and must be told."""
 
 import copy
+import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +12,15 @@ from paritylib.compare import compare
 from paritylib.record import Record
 
 OUTPUT = 'STEP_OUTPUT {"key": null, "output": "result"}'
-RETRY = 'STEP_UP_FOR_RETRY {"error": [["E", "boom"]], "seconds_to_wait": 0.25}'
+RETRY = 'STEP_UP_FOR_RETRY {"error": null, "message": "in 0.25 seconds", "seconds_to_wait": 0.25}'
 MATERIALIZATION = (
-    'ASSET_MATERIALIZATION {"asset": ["a"], "metadata": {"rows": 3}, "partition": "p"}'
+    'ASSET_MATERIALIZATION {"asset": ["a"], "metadata": {"rows": 3}, "partition": "p", "tags": {}}'
 )
+
+
+def console(step: str, kind: str = "STEP_START") -> str:
+    """A line that Dagster writes to stderr."""
+    return f"TIME - dagster - DEBUG - job_on_VARIANT - RUN - PID - {step} - {kind} - x\n"
 
 
 def example() -> Record:
@@ -27,8 +34,11 @@ def example() -> Record:
             "two": Counter({OUTPUT: 1, MATERIALIZATION: 1, "HOOK_COMPLETED {}": 1}),
         },
         logs={
-            "one": [("out> a\nout> b\n", "err> a\n"), ("out> a\n", "err> a\n")],
-            "two": [("", "")],
+            "one": [
+                ("out> a\nout> b\n", console("one") + "err> a\n"),
+                ("out> a\n", console("one", "STEP_RESTARTED") + "err> a\nerr> b\n"),
+            ],
+            "two": [("", console("two"))],
         },
         tags={"team": "x"},
         order=["one", "one", "two"],
@@ -102,12 +112,17 @@ def lose_capture(record: Record) -> None:
     record.logs["one"].pop()
 
 
+def change_log(record: Record, attempt: int, old: str, new: str) -> None:
+    out, err = record.logs["one"][attempt]
+    record.logs["one"][attempt] = (out.replace(old, new), err.replace(old, new))
+
+
 def lose_line(record: Record) -> None:
-    record.logs["one"][0] = ("out> a\n", "err> a\n")
+    change_log(record, 0, "out> b\n", "")
 
 
 def swap_lines(record: Record) -> None:
-    record.logs["one"][0] = ("out> b\nout> a\n", "err> a\n")
+    change_log(record, 0, "out> a\nout> b\n", "out> b\nout> a\n")
 
 
 def swap_captures(record: Record) -> None:
@@ -115,7 +130,25 @@ def swap_captures(record: Record) -> None:
 
 
 def lose_error_line(record: Record) -> None:
-    record.logs["one"][1] = ("out> a\n", "")
+    change_log(record, 1, "err> a\n", "")
+
+
+def swap_error_lines(record: Record) -> None:
+    change_log(record, 1, "err> a\nerr> b\n", "err> b\nerr> a\n")
+
+
+def say_in_another_attempt(record: Record) -> None:
+    change_log(record, 1, "err> b\n", "")
+    change_log(record, 0, "err> a\n", "err> a\nerr> b\n")
+
+
+def say_in_another_step(record: Record) -> None:
+    change_log(record, 1, "err> b\n", "")
+    record.logs["two"] = [("", console("two") + "err> b\n")]
+
+
+def lose_console_line(record: Record) -> None:
+    change_log(record, 1, console("one", "STEP_RESTARTED"), "")
 
 
 @pytest.mark.parametrize(
@@ -144,21 +177,56 @@ def test_a_seeded_difference_is_told(change: Callable[[Record], None], words: st
     assert words in differences(change)
 
 
-@pytest.mark.parametrize("change", [lose_line, lose_error_line])
-def test_in_process_miss_no_line(change: Callable[[Record], None]) -> None:
-    assert len(differences(change, in_process=True)) == 1
+def as_in_process(record: Record) -> Record:
+    """The same steps with one log for all, as in_process captures them."""
+    captures = [capture for of_step in record.logs.values() for capture in of_step]
+    out, err = ("".join(stream) for stream in zip(*captures, strict=True))
+    return replace(record, logs={"one,two": [(out, err)]})
 
 
-def test_in_process_may_come_in_any_order_and_place() -> None:
-    assert differences(swap_captures, in_process=True) == []
+def differences_in_process(change: Callable[[Record], None]) -> list[str]:
+    changed = example()
+    change(changed)
+    return compare([as_in_process(example())], [changed], in_process=True)
 
 
-def test_dagsters_console_lines_are_not_the_users() -> None:
-    def add(record: Record) -> None:
-        record.logs["one"][0] = ("out> a\nout> b\n", "err> a\nTIME - dagster - DEBUG - x\n")
+def test_one_log_for_all_is_the_same_as_one_for_each() -> None:
+    assert differences_in_process(lambda _: None) == []
 
-    assert differences(add, in_process=True) == []
-    assert differences(add) != []
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lose_line, "stdout: missing 1 x out> b"),
+        (lose_error_line, "stderr of one, attempt 2: missing 1 x err> a"),
+        (swap_error_lines, "stderr of one, attempt 2: the same lines in another order"),
+        (say_in_another_attempt, "stderr of one, attempt 1: 1 more x err> b"),
+        (say_in_another_step, "stderr of two, attempt 1: 1 more x err> b"),
+        (lose_console_line, "stderr of no step, attempt 0: 1 more x err> a"),
+    ],
+)
+def test_in_process_says_which_step_has_written_to_stderr(
+    change: Callable[[Record], None], words: str
+) -> None:
+    assert words in differences_in_process(change)
+
+
+def test_the_run_workers_console_lines_are_no_steps() -> None:
+    """In process the run worker writes into the log of the steps."""
+
+    def ours(*lines: str) -> list[str]:
+        whole = as_in_process(example())
+        whole.events["three"] = Counter()
+        ((out, err),) = whole.logs["one,two"]
+        whole.logs["one,two"] = [(out, err + "".join(lines))]
+        other = example()
+        other.events["three"] = Counter()
+        return compare([whole], [other], in_process=True)
+
+    assert ours(console("three", "STEP_SKIPPED")) == []
+    assert ours(console("two", "RESOURCE_INIT_SUCCESS")) == []
+    assert ours(console("two", "HANDLED_OUTPUT")) != []
+    assert ours("err> a\n") != []
 
 
 def test_the_order_counts_where_it_is_asked_for() -> None:
@@ -175,7 +243,7 @@ def test_a_mask_hides_what_chance_decides_and_nothing_else() -> None:
 
 
 def test_only_the_framework_may_word_a_crash_differently() -> None:
-    failure = 'STEP_FAILURE {"error": [["%s", "gone"]], "source": "%s"}'
+    failure = 'STEP_FAILURE {"error": {"class": "%s", "message": "gone"}, "source": "%s"}'
 
     def crashed(error: str, source: str) -> Record:
         record = example()
@@ -191,6 +259,49 @@ def test_only_the_framework_may_word_a_crash_differently() -> None:
     assert told("USER_CODE_ERROR") != []
 
 
+def run_ends(kind: str, **detail: object) -> Callable[[Record], None]:
+    """With an event like that."""
+
+    def change(record: Record) -> None:
+        record.run_events[f"{kind} {json.dumps(detail, sort_keys=True)}"] = 1
+
+    return change
+
+
+def told_of_ends(kind: str, first: object, second: object, *masks: str) -> list[str]:
+    changed, reference = example(), example()
+    for record, error in ((reference, first), (changed, second)):
+        run_ends(kind, error=error, reason="RUN_EXCEPTION", message="m", first=None)(record)
+    return compare([reference], [changed], in_process=False, masks=masks)
+
+
+def error(cls: str = "E", message: str = "m", stack: str = "s") -> dict[str, object]:
+    return {"class": cls, "message": message, "stack": [stack], "cause": None, "context": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask"), [("PIPELINE_FAILURE", "resources"), ("PIPELINE_CANCELED", "interrupt")]
+)
+def test_an_executors_own_exception_has_its_words_but_not_its_class(kind: str, mask: str) -> None:
+    assert told_of_ends(kind, error(), error(stack="another")) == []
+    assert told_of_ends(kind, error(), error(message="another")) != []
+    assert told_of_ends(kind, error(), error(message="another"), mask) == []
+    assert told_of_ends(kind, error(), error(cls="F"), mask) != []
+    assert told_of_ends(kind, error(), None, mask) != []
+
+
+def test_how_a_run_with_a_crash_ends_is_the_executors_to_say() -> None:
+    assert told_of_ends("PIPELINE_FAILURE", error(), None, "crash") == []
+    assert told_of_ends("PIPELINE_FAILURE", error(), None) != []
+
+
+def test_the_stack_of_a_steps_error_counts_in_the_runs_end() -> None:
+    changed, reference = example(), example()
+    for record, stack in ((reference, "a"), (changed, "b")):
+        run_ends("PIPELINE_FAILURE", error=error(stack=stack), reason="STEP_FAILURE")(record)
+    assert compare([reference], [changed], in_process=False) != []
+
+
 def test_a_cancelled_run_need_not_say_what_it_will_not_run() -> None:
     def abandon(record: Record) -> None:
         record.events["two"]["LOG 40 Dependencies for step two failed: ['one']. Not executing."] = 1
@@ -202,10 +313,10 @@ def test_a_cancelled_run_need_not_say_what_it_will_not_run() -> None:
 
 def test_a_run_that_the_daemon_ends_need_not_say_that_it_is_cancelled() -> None:
     def cancel(record: Record) -> None:
-        record.run_events["PIPELINE_CANCELED {}"] += 1
+        run_ends("PIPELINE_CANCELED", error=None)(record)
 
     def fail(record: Record) -> None:
-        record.run_events["PIPELINE_FAILURE {}"] += 1
+        run_ends("PIPELINE_FAILURE", error=None)(record)
 
     assert differences(cancel, masks=["ended_by_daemon"]) == []
     assert differences(cancel) != []
@@ -216,13 +327,29 @@ def test_a_run_that_the_daemon_ends_need_not_say_that_it_is_cancelled() -> None:
 def test_only_our_own_variables_are_hidden() -> None:
     def see(name: str) -> Callable[[Record], None]:
         def change(record: Record) -> None:
-            record.logs["two"] = [(f"out> variable {name}\n", "")]
+            record.logs["two"] = [(f"out> variable {name}\n", console("two"))]
 
         return change
 
     assert differences(see("STEPFLEET_URL"), masks=["own_variables"]) == []
     assert differences(see("STEPFLEET_URL")) != []
+    for name in ("TOKEN", "TOKEN_FILE", "DATABASE_URL", "URLS"):
+        assert differences(see(f"STEPFLEET_{name}"), masks=["own_variables"]) != []
     assert differences(see("PYTHONUNBUFFERED"), masks=["own_variables"]) != []
+
+
+def test_chance_may_choose_the_last_event_of_an_inputs_asset_and_not_the_asset() -> None:
+    pointer = 'ASSET_MATERIALIZATION {"tags": {"dagster/input_event_pointer/a/b": "%s"}}'
+
+    def told(first: str, second: str) -> list[str]:
+        reference, changed = example(), example()
+        reference.events["two"][pointer % first] = changed.events["two"][pointer % second] = 1
+        return compare([reference], [changed], in_process=False, masks=["backfill_order"])
+
+    of_b = "ASSET_MATERIALIZATION of ['a', 'b']"
+    assert told(f"{of_b} red, number 1 of RUN", f"{of_b} blue, number 1 of RUN1") == []
+    assert told(f"{of_b} red, number 1 of RUN", "ASSET_MATERIALIZATION of ['c'] red") != []
+    assert told(f"{of_b} red, number 1 of RUN", "NULL") != []
 
 
 @pytest.mark.parametrize(
@@ -244,12 +371,12 @@ def test_events_of_processes(kind: str, hidden: bool, hidden_in_process: bool) -
     assert (differences(add, in_process=True) == []) == hidden_in_process
 
 
-def test_ids_of_ticks_and_backfills_are_hidden_and_no_other_tag() -> None:
+def test_who_was_asked_to_launch_is_hidden_and_no_other_tag() -> None:
     def tag(name: str) -> Callable[[Record], None]:
         return lambda record: record.tags.update({name: "1"})
 
-    assert differences(tag("dagster/tick")) == []
-    assert differences(tag("dagster/run_key")) != []
+    assert differences(tag(".dagster/grpc_info")) == []
+    assert differences(tag("dagster/tick")) != []
 
 
 def test_a_run_that_is_missing_is_told() -> None:

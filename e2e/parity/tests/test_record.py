@@ -1,13 +1,14 @@
 """What is taken from Dagster's storage, on runs that Dagster has made in this process."""
 
+import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from dagster import (
     AssetMaterialization,
     DagsterInstance,
     Failure,
+    JobDefinition,
     OpExecutionContext,
     Output,
     RetryPolicy,
@@ -16,7 +17,7 @@ from dagster import (
 )
 
 from paritylib.normal import Normaliser
-from paritylib.record import Record, record
+from paritylib.record import Record, records
 
 
 @op(retry_policy=RetryPolicy(max_retries=1, delay=0.1))
@@ -38,11 +39,36 @@ def example() -> None:
     last(twice())
 
 
-@pytest.fixture(scope="module")
-def found() -> Iterator[Record]:
+@op
+def chained() -> None:
+    try:
+        print(1 / 0)
+    except ZeroDivisionError:
+        raise LookupError("outer")  # noqa: B904 (a context and no cause)
+
+
+@job
+def failing() -> None:
+    chained()
+
+
+def made_of(definition: JobDefinition) -> Record:
     with DagsterInstance.ephemeral() as instance:
-        result = example.execute_in_process(instance=instance, tags={"team": "x"})
-        yield record(instance, result.run_id, Normaliser([result.run_id]))
+        result = definition.execute_in_process(
+            instance=instance, tags={"team": "x"}, raise_on_error=False
+        )
+        (found,) = records(instance, [result.run_id], Normaliser([result.run_id]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> Record:
+    return made_of(example)
+
+
+@pytest.fixture(scope="module")
+def failed() -> Record:
+    return made_of(failing)
 
 
 def test_status_states_and_attempts(found: Record) -> None:
@@ -71,14 +97,47 @@ def test_events_by_step(found: Record) -> None:
     assert '"rows"' in told
 
 
-def test_where_dagster_keeps_its_files_is_no_difference() -> None:
-    normal = Normaliser([], Path("/tmp/one")).text("Writing /tmp/one/storage/a")
-    assert normal == "Writing HOME/storage/a"
+def test_how_the_run_ended_is_taken(failed: Record) -> None:
+    (told,) = [t for t in failed.run_events if t.startswith("PIPELINE_FAILURE")]
+    detail = json.loads(told.split(" ", 1)[1])
+    assert detail["message"].endswith("failed. Steps failed: ['chained'].")
+    assert (detail["reason"], detail["first"]) == ("STEP_FAILURE", "chained")
+    assert detail["error"]["cause"]["class"] == "LookupError"
 
 
-def test_no_id_or_time_is_left() -> None:
-    run_id = "4bbc1e2c-be49-4408-997c-50dc3bcb2cb5"
-    normal = Normaliser([run_id]).text(
-        f"2026-11-25 01:52:07 +0000 - dagster - job_on_stepfleet - {run_id} - 1018 - in 40ms"
-    )
-    assert normal == "TIME - dagster - job_on_VARIANT - RUN - PID - in DURATION"
+def test_an_error_is_taken_with_what_it_came_from_and_over_and_where(failed: Record) -> None:
+    (told,) = [t for t in failed.events["chained"] if t.startswith("STEP_FAILURE")]
+    error = json.loads(told.split(" ", 1)[1])["error"]["cause"]
+    assert (error["class"], error["message"]) == ("LookupError", "LookupError: outer")
+    assert error["cause"] is None
+    assert error["context"]["class"] == "ZeroDivisionError"
+    assert 'raise LookupError("outer")' in error["stack"][-1]
+
+
+def failing_in_order(first: str, second: str) -> JobDefinition:
+    @op
+    def fails(context: OpExecutionContext) -> None:
+        raise RuntimeError(f"{context.op.name} fails")
+
+    @job(name="two_fail")
+    def definition() -> None:
+        fails.alias(first).tag({"dagster/priority": "1"})()
+        fails.alias(second)()
+
+    return definition
+
+
+def test_which_of_several_steps_failed_first_is_no_difference() -> None:
+    one, other = (made_of(failing_in_order(*steps)) for steps in (("a", "b"), ("b", "a")))
+    assert (one.order, other.order) == (["a", "b"], ["b", "a"])
+    ends = [
+        [text for text in found.run_events if text.startswith("PIPELINE_FAILURE")]
+        for found in (one, other)
+    ]
+    assert ends[0] == ends[1]
+    assert "Steps failed: ['a', 'b']." in ends[0][0]
+
+
+def test_which_steps_failed_is_one() -> None:
+    one, other = (made_of(failing_in_order(*steps)) for steps in (("a", "b"), ("a", "c")))
+    assert one.run_events != other.run_events
