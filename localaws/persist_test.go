@@ -168,3 +168,27 @@ func TestARestartKeepsDeadLettersAndDeletions(t *testing.T) {
 		t.Errorf("create after delete and restart: %s", code)
 	}
 }
+
+func TestARestartKeepsTheMinuteBetweenPurges(t *testing.T) {
+	k := newKept(t)
+	url := create(t, k.Client, "q", nil)
+	send(t, k.Client, url, "x")
+	purge := func() error {
+		_, err := k.PurgeQueue(t.Context(), &sqs.PurgeQueueInput{QueueUrl: url})
+		return err
+	}
+	if err := purge(); err != nil {
+		t.Fatal(err)
+	}
+	k.reopen()
+	if n := counts(t, k.Client, url); n != [3]string{"0", "0", "0"} {
+		t.Errorf("counts %v after a purge and a restart", n)
+	}
+	if code, _ := code(purge()); code != "AWS.SimpleQueueService.PurgeQueueInProgress" {
+		t.Errorf("the second purge: %s", code)
+	}
+	k.clock.Advance(61 * time.Second)
+	if err := purge(); err != nil {
+		t.Errorf("a purge after a minute: %v", err)
+	}
+}

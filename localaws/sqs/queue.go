@@ -422,7 +422,7 @@ func (q *queue) purge() error {
 	}
 	q.purged = now
 	q.clear()
-	q.log(record{Purge: true})
+	q.log(record{Queue: q.describe(), Purge: true})
 	return nil
 }
 
