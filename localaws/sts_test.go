@@ -78,7 +78,7 @@ func TestAssumeRole(t *testing.T) {
 		t.Errorf("%s %d %v", *c.AccessKeyId, len(*c.SecretAccessKey), c.Expiration)
 	}
 	user := out.AssumedRoleUser
-	if *user.Arn != "arn:aws:sts::111122223333:assumed-role/worker/me@work" || !regexp.MustCompile(`^AROA[A-Z2-7]{16}:me@work$`).MatchString(*user.AssumedRoleId) {
+	if *user.Arn != "arn:aws:sts::111122223333:assumed-role/worker/me@work" || !regexp.MustCompile(`^AROA[A-Z2-7]{17}:me@work$`).MatchString(*user.AssumedRoleId) {
 		t.Errorf("%s %s", *user.Arn, *user.AssumedRoleId)
 	}
 	if n := len(*c.SessionToken); *out.SourceIdentity != "someone" || n < 2000 || n > 2004 || int(*out.SessionTokenSize) != n || *out.SessionTokenUtilization != 49 {

@@ -140,10 +140,13 @@ func (s *Service) newKey(kind, account string) string {
 	return kind + keyText.EncodeToString(raw[:10])
 }
 
+// idChars is how long an identifier of IAM is, its kind included.
+const idChars = 21
+
 // newID returns an identifier that always follows from a name: the role id of a role's ARN.
 func (s *Service) newID(kind, name string) string {
 	sum := s.key.Derive("sts id", name)
-	return kind + keyText.EncodeToString(sum[:10])
+	return (kind + keyText.EncodeToString(sum[:]))[:idChars]
 }
 
 // accountOfKey returns the account in a temporary access key.
