@@ -64,6 +64,7 @@ func (t *task) run(ctx context.Context) {
 	t.follow(proc)
 	for launches := 1; launches < maxLaunches && t.mustStartOver(proc.Exit()); launches++ {
 		t.log.Warn("the run worker died before it said anything: starting it anew", "status", proc.Exit().Status)
+		pause(ctx, launchPause<<(launches-1))
 		another, err := t.l.w.ports.Host.Launch(ctx, t.job, t)
 		if err != nil {
 			t.log.Error("no process for the run worker", "err", err)
@@ -89,8 +90,13 @@ func (t *task) follow(proc stepfleet.Process) {
 	}
 }
 
-// maxLaunches bounds how often a run worker is started that dies before it says anything.
-const maxLaunches = 3
+// maxLaunches bounds how often a run worker is started that dies before it says anything. What
+// kills one process here may be killing others, such as the idle ones: each launch waits twice as
+// long as the one before, so that together they outlast it.
+const (
+	maxLaunches = 5
+	launchPause = 100 * time.Millisecond
+)
 
 // mustStartOver says that the process of a launch was struck down after its start and before it was
 // granted an event. Its run is STARTING: Dagster resumes only runs that have said RUN_START, and
