@@ -113,9 +113,9 @@ type sent struct {
 	SequenceNumber               string `json:"SequenceNumber,omitempty"`
 }
 
-func sentOf(e *sendEntry, q *queue, a accepted) sent {
+func sentOf(e *sendEntry, o *outgoing, q *queue, a accepted) sent {
 	answer := sent{
-		MD5OfMessageBody: md5Text(e.MessageBody), MessageID: a.id,
+		MD5OfMessageBody: o.md5.String(), MessageID: a.id,
 		MD5OfMessageAttributes:       md5Attributes(e.MessageAttributes),
 		MD5OfMessageSystemAttributes: md5Attributes(e.MessageSystemAttributes),
 	}
@@ -158,11 +158,12 @@ func (s *Service) sendMessage(ctx context.Context, in *sendMessageInput) (*sent,
 	if in.size() > settings.maxSize {
 		return nil, errInvalidValue.With("One or more parameters are invalid. Reason: Message must be shorter than %d bytes.", settings.maxSize)
 	}
-	accepted, err := q.send([]outgoing{s.message(c, &in.sendEntry, q.fifo)}, copies(ctx))
+	out := []outgoing{s.message(c, &in.sendEntry, q.fifo)}
+	accepted, err := q.send(out, copies(ctx))
 	if err != nil {
 		return nil, err
 	}
-	answer := sentOf(&in.sendEntry, q, accepted[0])
+	answer := sentOf(&in.sendEntry, &out[0], q, accepted[0])
 	return &answer, nil
 }
 
@@ -241,8 +242,9 @@ func (s *Service) sendEntries(ctx context.Context, c *api.Call, q *queue, entrie
 	if err != nil {
 		return nil, err
 	}
+	out.Successful = slices.Grow(out.Successful, len(good))
 	for i, e := range good {
-		out.Successful = append(out.Successful, sendBatchResult{e.ID, sentOf(&e.sendEntry, q, accepted[i])})
+		out.Successful = append(out.Successful, sendBatchResult{e.ID, sentOf(&e.sendEntry, &messages[i], q, accepted[i])})
 	}
 	return out, nil
 }
@@ -291,6 +293,7 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 		return nil, err
 	}
 	out := &receiveMessageOutput{}
+	out.Messages = slices.Grow(out.Messages, len(got))
 	for _, d := range got {
 		out.Messages = append(out.Messages, d.render(system, in.MessageAttributeNames))
 	}
@@ -356,7 +359,7 @@ func checkSystemNames(names []string) error {
 func (d *delivery) render(system, names []string) receivedMessage {
 	attributes := pickAttributes(d.attributes, names)
 	return receivedMessage{
-		MessageID: d.id, ReceiptHandle: d.handle, MD5OfBody: d.md5, Body: d.body,
+		MessageID: d.id, ReceiptHandle: d.handle, MD5OfBody: d.md5.String(), Body: d.body,
 		Attributes: d.system(system), MessageAttributes: attributes, MD5OfMessageAttributes: md5Attributes(attributes),
 	}
 }
