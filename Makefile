@@ -76,6 +76,11 @@ parity: setup build ## run every job under three executors and compare, under 20
 bench-dagster: setup build ## measure steps and starts of runs through Dagster
 	status=0; $(PY) bench/dagster_bench.py || status=1; $(PY) bench/run_start.py || status=1; exit $$status
 
+.PHONY: bench-sqs
+bench-sqs: setup build ## measure the local SQS beside other servers, under 12 minutes
+	@scripts/bench-peers
+	go run ./bench/sqs
+
 # One lock for each list: the newest Dagster, and the older ones of the matrix.
 LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in))
 
