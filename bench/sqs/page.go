@@ -109,7 +109,7 @@ func figureRows(r *result) [][]string {
 	return rows
 }
 
-// notes says what was not measured, and what was measured otherwise than asked.
+// notes says why something was not measured, and what was measured otherwise than asked.
 func notes(r *result) string {
 	var lines []string
 	for _, s := range r.Servers {
@@ -130,10 +130,13 @@ func notes(r *result) string {
 		}
 		for _, name := range figureNames() {
 			f := r.figure(s.Name, name)
-			if text := f.Error + f.Note; text != "" {
+			if text := f.Error + f.Note; text != "" && text != errNotMeasured {
 				lines = append(lines, fmt.Sprintf("- %s, %s: %s", s.Name, name, text))
 			}
 		}
+	}
+	for i, line := range lines {
+		lines[i] = strings.ReplaceAll(line, "\n", "; ")
 	}
 	return strings.Join(lines, "\n")
 }

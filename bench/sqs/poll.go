@@ -108,15 +108,16 @@ func (b *bench) idlePolls(ctx context.Context, s *server) figure {
 		polls.Wait()
 	}()
 	ended := make(chan error, n)
-	var arrived sync.WaitGroup
-	arrived.Add(n)
-	for range n {
+	poll := func(written func()) {
 		polls.Go(func() {
-			got, err := q.receive(onWritten(ctx, arrived.Done), &sqs.ReceiveMessageInput{WaitTimeSeconds: longPollSeconds})
-			ended <- errors.Join(err, fmt.Errorf("a receive ended with %d messages before its time", len(got)))
+			got, err := q.receive(onWritten(ctx, written), &sqs.ReceiveMessageInput{WaitTimeSeconds: longPollSeconds})
+			if err == nil {
+				err = fmt.Errorf("a receive ended with %d messages before its time", len(got))
+			}
+			ended <- err
 		})
 	}
-	if err := b.awaitPolls(ctx, &arrived, ended); err != nil {
+	if err := b.placePolls(ctx, poll, ended); err != nil {
 		return f.failed(err)
 	}
 	before, err := s.used()
@@ -141,25 +142,25 @@ func (b *bench) idlePolls(ctx context.Context, s *server) figure {
 	return f
 }
 
-// awaitPolls returns when every poll has been sent and the server has had a moment to settle.
-func (b *bench) awaitPolls(ctx context.Context, arrived *sync.WaitGroup, ended <-chan error) error {
-	all := make(chan struct{})
-	go func() {
-		arrived.Wait()
-		close(all)
-	}()
+// placePolls starts the polls, each when the one before has been sent: not every server can accept
+// a thousand connections at once. It returns when the server has had a moment to settle.
+func (b *bench) placePolls(ctx context.Context, poll func(written func()), ended <-chan error) error {
 	late := time.NewTimer(b.plan.IdlePlacing)
 	defer late.Stop()
-	select {
-	case <-all:
-		return pause(ctx, b.plan.IdleSettle)
-	case err := <-ended:
-		return err
-	case <-late.C:
-		return fmt.Errorf("it did not take %d receives in %v", b.plan.IdlePolls, b.plan.IdlePlacing)
-	case <-ctx.Done():
-		return ctx.Err()
+	for i := range b.plan.IdlePolls {
+		sent := make(chan struct{})
+		poll(func() { close(sent) })
+		select {
+		case <-sent:
+		case err := <-ended:
+			return err
+		case <-late.C:
+			return fmt.Errorf("it took %d of %d receives in %v", i, b.plan.IdlePolls, b.plan.IdlePlacing)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	return pause(ctx, b.plan.IdleSettle)
 }
 
 // lateness measures how long after its visibility timeout a message comes back to receivers that

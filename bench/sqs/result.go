@@ -156,6 +156,9 @@ func (r *result) missing(server string) string {
 	return "not asked for"
 }
 
+// errNotMeasured is of a figure that the server's contender does not ask for.
+const errNotMeasured = "not measured"
+
 // figure returns a quantity, or one whose Error says why there is none.
 func (r *result) figure(server, name string) figure {
 	for _, f := range r.Figures {
@@ -163,7 +166,7 @@ func (r *result) figure(server, name string) figure {
 			return f
 		}
 	}
-	return figure{Server: server, Name: name, Error: cmp.Or(r.missing(server), "not measured")}
+	return figure{Server: server, Name: name, Error: cmp.Or(r.missing(server), errNotMeasured)}
 }
 
 // encode writes the result with a line for every stage and figure.
