@@ -25,8 +25,19 @@ type sendEntry struct {
 // size is what counts against the limits: the body and every attribute's name, type and value.
 func (e *sendEntry) size() int { return len(e.MessageBody) + sizeOf(e.MessageAttributes) }
 
-// groupID is what a message group id, a deduplication id and an attempt id look like.
-var groupID = regexp.MustCompile("^[A-Za-z0-9!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~]{1,128}$")
+// maxIDBytes is the longest that an id of a sender may be.
+const maxIDBytes = 128
+
+// validID reports whether a message group id, a deduplication id or an attempt id is made of what
+// AWS takes: letters, digits and punctuation. It is a loop, as two are checked for each message.
+func validID(id string) bool {
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxIDBytes
+}
 
 // check refuses what AWS would; a FIFO queue wants more.
 func (e *sendEntry) check(fifo bool) error {
@@ -57,10 +68,10 @@ func (e *sendEntry) checkIDs(fifo bool) error {
 	if fifo && e.DelaySeconds != nil && *e.DelaySeconds != 0 {
 		return invalid(*e.DelaySeconds, "DelaySeconds", wrongType)
 	}
-	if e.MessageGroupID != "" && !groupID.MatchString(e.MessageGroupID) {
+	if e.MessageGroupID != "" && !validID(e.MessageGroupID) {
 		return invalid(e.MessageGroupID, "MessageGroupId", "MessageGroupId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
 	}
-	if e.MessageDeduplicationID != "" && !groupID.MatchString(e.MessageDeduplicationID) {
+	if e.MessageDeduplicationID != "" && !validID(e.MessageDeduplicationID) {
 		return invalid(e.MessageDeduplicationID, "MessageDeduplicationId", "MessageDeduplicationId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
 	}
 	return nil
@@ -306,7 +317,7 @@ func (in *receiveMessageInput) request(q *queue) (receive, error) {
 		if !q.fifo {
 			return r, invalid(id, "ReceiveRequestAttemptId", wrongType)
 		}
-		if !groupID.MatchString(id) {
+		if !validID(id) {
 			return r, invalid(id, "ReceiveRequestAttemptId", "ReceiveRequestAttemptId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
 		}
 		r.attempt = id
