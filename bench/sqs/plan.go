@@ -41,7 +41,7 @@ func fullPlan() plan {
 		Stage: 3 * time.Second, Warm: time.Second,
 		Backlogs: [2]int{1_000, 1_000_000}, CycleGroup: [2]int{1, 100_000}, Cycles: 4000, Block: 200,
 		Fill: 45 * time.Second, CyclesTime: 12 * time.Second,
-		LongPolls: 60, IdlePolls: 1000, IdleTime: 10 * time.Second, IdlePlacing: 7 * time.Second, IdleSettle: time.Second,
+		LongPolls: 60, IdlePolls: 1000, IdleTime: 10 * time.Second, IdlePlacing: 8 * time.Second, IdleSettle: time.Second,
 		LateMessages: 500, LateVisibility: 2 * time.Second, LateTime: 10 * time.Second,
 		MemoryMessages: 100_000, MemoryTime: 15 * time.Second,
 	}
