@@ -81,6 +81,11 @@ parity: setup build ## run every job under each executor and compare; fails afte
 bench-dagster: setup build ## measure steps and starts of runs through Dagster
 	$(PY) bench/dagster_bench.py $(BENCH_OPTIONS)
 
+.PHONY: bench-sqs
+bench-sqs: setup build ## measure the local SQS beside other servers, under 12 minutes
+	@scripts/bench-peers
+	go run ./bench/sqs
+
 # One lock for each list: the newest Dagster, and the older ones of the matrix.
 LOCKS := python/requirements.lock $(patsubst %.in,%.lock,$(wildcard python/requirements-[0-9]*.in)) localaws/clients/requirements.lock e2e/servers/localstack.lock
 

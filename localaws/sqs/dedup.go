@@ -10,20 +10,16 @@ import (
 const remembered = 5 * time.Minute
 
 // memory keeps values by key for a fixed time, oldest first; forgetting costs nothing until
-// something is due.
+// something is due. What is remembered is behind pointers: a map that grows moves those only.
 type memory[V any] struct {
-	entries map[string]remember[V]
-	order   []aged
+	entries map[string]*remember[V]
+	order   []*remember[V]
 	from    int // order before it is spent
 }
 
 type remember[V any] struct {
-	value V
-	until time.Time
-}
-
-type aged struct {
 	key   string
+	value V
 	until time.Time
 }
 
@@ -41,19 +37,20 @@ func (m *memory[V]) get(key string, now time.Time) (V, bool) {
 func (m *memory[V]) put(key string, value V, until, now time.Time) {
 	m.forget(now)
 	if m.entries == nil {
-		m.entries = map[string]remember[V]{}
+		m.entries = map[string]*remember[V]{}
 	}
-	m.entries[key] = remember[V]{value, until}
-	m.order = append(m.order, aged{key, until})
+	r := &remember[V]{key, value, until}
+	m.entries[key] = r
+	m.order = append(m.order, r)
 }
 
 func (m *memory[V]) forget(now time.Time) {
 	for m.from < len(m.order) && !m.order[m.from].until.After(now) {
 		old := m.order[m.from]
-		if r, ok := m.entries[old.key]; ok && !r.until.After(now) {
+		if m.entries[old.key] == old { // and not a later one of the same key
 			delete(m.entries, old.key)
 		}
-		m.order[m.from] = aged{}
+		m.order[m.from] = nil
 		m.from++
 	}
 	if m.from > len(m.order)/2 {

@@ -9,7 +9,7 @@ import (
 type content struct {
 	id         string
 	body       string
-	md5        string
+	md5        digest
 	attributes map[string]AttributeValue
 	trace      string // the AWSTraceHeader
 	group      string

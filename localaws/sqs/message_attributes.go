@@ -122,10 +122,12 @@ func sizeOf(attributes map[string]AttributeValue) int {
 	return n
 }
 
-func md5Text(s string) string {
-	sum := md5.Sum([]byte(s))
-	return hex.EncodeToString(sum[:])
-}
+// digest is an MD5, which takes a third of its text.
+type digest [md5.Size]byte
+
+func (d digest) String() string { return hex.EncodeToString(d[:]) }
+
+func md5Text(s string) digest { return md5.Sum([]byte(s)) }
 
 // md5Attributes is the digest by which clients verify attributes: by sorted name, every part with
 // its length before it and a byte for the kind of value. It is empty when there are none.

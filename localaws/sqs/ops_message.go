@@ -26,8 +26,19 @@ type sendEntry struct {
 // size is what counts against the limits: the body and every attribute's name, type and value.
 func (e *sendEntry) size() int { return len(e.MessageBody) + sizeOf(e.MessageAttributes) }
 
-// groupID is what a message group id, a deduplication id and an attempt id look like.
-var groupID = regexp.MustCompile("^[A-Za-z0-9!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~]{1,128}$")
+// maxIDBytes is the longest that an id of a sender may be.
+const maxIDBytes = 128
+
+// validID reports whether a message group id, a deduplication id or an attempt id is made of what
+// AWS takes: letters, digits and punctuation. It is a loop, as two are checked for each message.
+func validID(id string) bool {
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxIDBytes
+}
 
 // check refuses what AWS would; a FIFO queue wants more.
 func (e *sendEntry) check(fifo bool) error {
@@ -58,10 +69,10 @@ func (e *sendEntry) checkIDs(fifo bool) error {
 	if fifo && e.DelaySeconds != nil && *e.DelaySeconds != 0 {
 		return invalid(*e.DelaySeconds, "DelaySeconds", wrongType)
 	}
-	if e.MessageGroupID != "" && !groupID.MatchString(e.MessageGroupID) {
+	if e.MessageGroupID != "" && !validID(e.MessageGroupID) {
 		return invalid(e.MessageGroupID, "MessageGroupId", "MessageGroupId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
 	}
-	if e.MessageDeduplicationID != "" && !groupID.MatchString(e.MessageDeduplicationID) {
+	if e.MessageDeduplicationID != "" && !validID(e.MessageDeduplicationID) {
 		return invalid(e.MessageDeduplicationID, "MessageDeduplicationId", "MessageDeduplicationId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
 	}
 	return nil
@@ -120,9 +131,9 @@ type sent struct {
 	SequenceNumber               string `json:"SequenceNumber,omitempty"`
 }
 
-func sentOf(e *sendEntry, q *queue, a accepted) sent {
+func sentOf(e *sendEntry, o *outgoing, q *queue, a accepted) sent {
 	answer := sent{
-		MD5OfMessageBody: md5Text(e.MessageBody), MessageID: a.id,
+		MD5OfMessageBody: o.md5.String(), MessageID: a.id,
 		MD5OfMessageAttributes:       md5Attributes(e.MessageAttributes),
 		MD5OfMessageSystemAttributes: md5Attributes(e.MessageSystemAttributes),
 	}
@@ -165,11 +176,12 @@ func (s *Service) sendMessage(ctx context.Context, in *sendMessageInput) (*sent,
 	if in.size() > settings.maxSize {
 		return nil, errInvalidValue.With("One or more parameters are invalid. Reason: Message must be shorter than %d bytes.", settings.maxSize)
 	}
-	accepted, err := q.send([]outgoing{s.message(c, &in.sendEntry, q.fifo)}, copies(ctx))
+	out := []outgoing{s.message(c, &in.sendEntry, q.fifo)}
+	accepted, err := q.send(out, copies(ctx))
 	if err != nil {
 		return nil, err
 	}
-	answer := sentOf(&in.sendEntry, q, accepted[0])
+	answer := sentOf(&in.sendEntry, &out[0], q, accepted[0])
 	return &answer, nil
 }
 
@@ -248,8 +260,9 @@ func (s *Service) sendEntries(ctx context.Context, c *api.Call, q *queue, entrie
 	if err != nil {
 		return nil, err
 	}
+	out.Successful = slices.Grow(out.Successful, len(good))
 	for i, e := range good {
-		out.Successful = append(out.Successful, sendBatchResult{e.ID, sentOf(&e.sendEntry, q, accepted[i])})
+		out.Successful = append(out.Successful, sendBatchResult{e.ID, sentOf(&e.sendEntry, &messages[i], q, accepted[i])})
 	}
 	return out, nil
 }
@@ -298,6 +311,7 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 		return nil, err
 	}
 	out := &receiveMessageOutput{}
+	out.Messages = slices.Grow(out.Messages, len(got))
 	for _, d := range got {
 		out.Messages = append(out.Messages, d.render(system, in.MessageAttributeNames))
 	}
@@ -310,7 +324,7 @@ func (in *receiveMessageInput) request(q *queue) (receive, error) {
 		if !q.fifo {
 			return r, invalid(id, "ReceiveRequestAttemptId", wrongType)
 		}
-		if !groupID.MatchString(id) {
+		if !validID(id) {
 			return r, invalid(id, "ReceiveRequestAttemptId", "ReceiveRequestAttemptId can only include alphanumeric and punctuation characters. 1 to 128 in length.")
 		}
 		r.attempt = id
@@ -363,7 +377,7 @@ func checkSystemNames(names []string) error {
 func (d *delivery) render(system, names []string) receivedMessage {
 	attributes := pickAttributes(d.attributes, names)
 	return receivedMessage{
-		MessageID: d.id, ReceiptHandle: d.handle, MD5OfBody: d.md5, Body: d.body,
+		MessageID: d.id, ReceiptHandle: d.handle, MD5OfBody: d.md5.String(), Body: d.body,
 		Attributes: d.system(system), MessageAttributes: attributes, MD5OfMessageAttributes: md5Attributes(attributes),
 	}
 }
