@@ -2,15 +2,9 @@ package localaws_test
 
 import (
 	"bytes"
-	"cmp"
 	"compress/gzip"
-	"context"
-	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -197,29 +191,7 @@ func TestCompressedBodies(t *testing.T) {
 	}
 }
 
-// TestPythonSDKOnCloudWatch runs where boto3 is, on a server whose clock it moves.
+// TestPythonSDKOnCloudWatch moves the server's clock.
 func TestPythonSDKOnCloudWatch(t *testing.T) {
-	python := cmp.Or(os.Getenv("STEPFLEET_PYTHON"), "python3")
-	if exec.Command(python, "-c", "import boto3").Run() != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("boto3 is missing, and this is CI")
-		}
-		t.Skip("no boto3 here")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ready, done := make(chan net.Addr, 1), make(chan error, 1)
-	go func() {
-		done <- localaws.Run(ctx, localaws.Config{Addr: "127.0.0.1:0", MovableClock: true, Ready: func(a net.Addr) { ready <- a }})
-	}()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	cmd := exec.Command(python, "testdata/cloudwatch.py", fmt.Sprint("http://", <-ready))
-	out, err := cmd.CombinedOutput()
-	if err != nil || strings.TrimSpace(string(out)) != "ok" {
-		t.Errorf("%v\n%s", err, out)
-	}
+	playPython(t, "cloudwatch.py", localaws.Config{MovableClock: true})
 }

@@ -280,14 +280,13 @@ func TestOutageEndsLongPollsAndLosesNothing(t *testing.T) {
 	})
 }
 
-// start runs the server and returns its URL and how to stop it.
-func start(t *testing.T) (url string, stop func() error) {
+// start runs the server on a free port and returns its URL and how to stop it.
+func start(t *testing.T, c localaws.Config) (url string, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan net.Addr, 1), make(chan error, 1)
-	go func() {
-		done <- localaws.Run(ctx, localaws.Config{Addr: "127.0.0.1:0", Ready: func(a net.Addr) { ready <- a }})
-	}()
+	c.Addr, c.Ready = "127.0.0.1:0", func(a net.Addr) { ready <- a }
+	go func() { done <- localaws.Run(ctx, c) }()
 	select {
 	case addr := <-ready:
 		return "http://" + addr.String(), func() error { cancel(); return <-done }
@@ -297,8 +296,31 @@ func start(t *testing.T) (url string, stop func() error) {
 	return "", nil
 }
 
+// playPython runs a script of testdata on a server, where boto3 is; it is a second client that
+// shares no code with the first.
+func playPython(t *testing.T, script string, c localaws.Config) {
+	t.Helper()
+	python := cmp.Or(os.Getenv("STEPFLEET_PYTHON"), "python3")
+	if exec.Command(python, "-c", "import boto3").Run() != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("boto3 is missing, and this is CI")
+		}
+		t.Skip("no boto3 here")
+	}
+	url, stop := start(t, c)
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	out, err := exec.Command(python, "testdata/"+script, url).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "ok" {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func TestRunServesAndStopsInTheMiddleOfALongPoll(t *testing.T) {
-	url, stop := start(t)
+	url, stop := start(t, localaws.Config{})
 	c := newClient("eu-west-1", "key", func(o *sqs.Options) { o.BaseEndpoint = &url })
 	queue := create(t, c, "q", nil)
 	if !strings.HasPrefix(*queue, url+"/") {
@@ -337,23 +359,7 @@ func TestListenRefusals(t *testing.T) {
 	}
 }
 
-// TestPythonSDK is a second client that shares no code with the first. It runs where boto3 is.
-func TestPythonSDK(t *testing.T) {
-	python := cmp.Or(os.Getenv("STEPFLEET_PYTHON"), "python3")
-	if exec.Command(python, "-c", "import boto3").Run() != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("boto3 is missing, and this is CI")
-		}
-		t.Skip("no boto3 here")
-	}
-	url, stop := start(t)
-	defer stop()
-	cmd := exec.Command(python, "testdata/sqs.py", url)
-	out, err := cmd.CombinedOutput()
-	if err != nil || strings.TrimSpace(string(out)) != "ok" {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
+func TestPythonSDK(t *testing.T) { playPython(t, "sqs.py", localaws.Config{}) }
 
 func TestServeRefusesAListenerThatIsNotLoopback(t *testing.T) {
 	ln, err := net.Listen("tcp", "0.0.0.0:0")

@@ -1,14 +1,12 @@
 package localaws_test
 
 import (
-	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -349,19 +347,4 @@ func TestRecordedSTSRequests(t *testing.T) {
 	}
 }
 
-// TestPythonSTS is a second client that shares no code with the first. It runs where boto3 is.
-func TestPythonSTS(t *testing.T) {
-	python := cmp.Or(os.Getenv("STEPFLEET_PYTHON"), "python3")
-	if exec.Command(python, "-c", "import boto3").Run() != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("boto3 is missing, and this is CI")
-		}
-		t.Skip("no boto3 here")
-	}
-	url, stop := start(t)
-	defer stop()
-	out, err := exec.Command(python, "testdata/sts.py", url).CombinedOutput()
-	if err != nil || strings.TrimSpace(string(out)) != "ok" {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
+func TestPythonSTS(t *testing.T) { playPython(t, "sts.py", localaws.Config{}) }
