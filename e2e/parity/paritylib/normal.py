@@ -24,7 +24,8 @@ RULES: Mapping[str, tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
         re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?[+-]\d\d:?\d\d|Z)?"),
         "TIME",
     ),
-    "DURATION": (re.compile(r"\b\d+(?:\.\d+)?(?:ms|s|µs)\b"), "DURATION"),
+    # As Dagster writes them: 0.83ms, 2.1s, 4m52s, 1h4m.
+    "DURATION": (re.compile(r"\b(?:\d+(?:\.\d+)?(?:ms|s|µs)|\d+m\d+s|\d+h\d+m)\b"), "DURATION"),
     "ADDRESS": (re.compile(r"\b0x[0-9a-f]+\b"), "ADDRESS"),
     "PID": (re.compile(r"(\bpid:? )\d+|( - RUN\d* - )\d+(?= - )"), r"\1\2PID"),
     # Dagster has them in a set.

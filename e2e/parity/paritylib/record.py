@@ -162,12 +162,16 @@ def _log(raw: bytes | None, normaliser: Normaliser) -> str:
     if raw is None:
         return "(no file)"
     text = raw.decode(errors="replace")
-    if len(raw) > MAX_TEXT_BYTES:
-        text = "\n".join(
-            line if (number := sum(1 for _ in lines)) == 1 else f"{line} x {number}"
-            for line, lines in itertools.groupby(text.splitlines())
-        )
-    return normaliser.text(text)
+    return normaliser.text(shortened(text) if len(raw) > MAX_TEXT_BYTES else text)
+
+
+def shortened(text: str) -> str:
+    """The text with one line, and their number, for equal lines that follow one another."""
+    result: list[str] = []
+    for line, same in itertools.groupby(text.splitlines(keepends=True)):
+        number = sum(1 for _ in same)
+        result.append(line if number == 1 else f"{line.rstrip()} x {number}\n")
+    return "".join(result)
 
 
 def _detail(event: DagsterEvent, versions: Versions) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SAID: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("partition 2026-11-25", "partition 2026-11-26"),
     ),
     "DURATION": (
-        ('Finished execution of step "a" in 34ms.', 'Finished execution of step "a" in 1.02s.'),
+        ("in 34ms, 59.99s, 2.1s.", "in 1.02s, 1m0s, 1h4m."),
         ("a retry in 0.2 seconds", "a retry in 0.3 seconds"),
     ),
     "ADDRESS": (

@@ -17,7 +17,7 @@ from dagster import (
 )
 
 from paritylib.normal import Normaliser
-from paritylib.record import Record, records
+from paritylib.record import Record, records, shortened
 
 
 @op(retry_policy=RetryPolicy(max_retries=1, delay=0.1))
@@ -141,3 +141,8 @@ def test_which_of_several_steps_failed_first_is_no_difference() -> None:
 def test_which_steps_failed_is_one() -> None:
     one, other = (made_of(failing_in_order(*steps)) for steps in (("a", "b"), ("a", "c")))
     assert one.run_events != other.run_events
+
+
+def test_a_long_log_says_how_often_a_line_follows_itself() -> None:
+    assert shortened("a\nb\nb\nb\n\n\na\n") == "a\nb x 3\n x 2\na\n"
+    assert shortened("a\nb") == "a\nb"
