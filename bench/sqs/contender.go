@@ -67,7 +67,7 @@ func (p places) goawsCommand(port int, dir string) ([]string, error) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	return []string{p.goaws, "-config", config, "-loglevel", "error", "Local"}, nil
+	return []string{p.goaws, "-config", config, "-listen", "127.0.0.1:" + strconv.Itoa(port)}, nil
 }
 
 func (p places) elasticmqCommand(port int, _ string) ([]string, error) {

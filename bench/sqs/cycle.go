@@ -120,7 +120,8 @@ func (s *side) figure(server string, err error) figure {
 	f.CPUMicros = micros(s.cpu.Seconds(), len(s.micros))
 	f.Note = fmt.Sprintf("%d cycles", len(s.micros))
 	if s.reached < s.backlog {
-		f.Note += fmt.Sprintf(", at %s messages: no more were sent in the time", thousands(s.reached))
+		f.Short = true
+		f.Note += fmt.Sprintf(", at %s of %s messages: no more were sent in the time", thousands(s.reached), thousands(s.backlog))
 	}
 	return f
 }

@@ -50,8 +50,8 @@ func bars(p plan) []bar {
 	}
 }
 
-// judge compares the result with every bar. A bar whose peer is missing is not measured; one that
-// our own server could not be measured for is missed.
+// judge compares the result with every bar. A bar is not measured when its peer is missing, or when
+// the sizes it names were not reached; one that our own server could not be measured for is missed.
 func judge(r *result) []verdict {
 	var all []verdict
 	for _, b := range bars(r.Plan) {
@@ -156,6 +156,9 @@ func growth(names [2]string) func(*result) (float64, string, error) {
 		large, err := r.ourFigure(names[1])
 		if err != nil {
 			return 0, "", err
+		}
+		if small.Short || large.Short {
+			return 0, "", errors.New(small.Note + "; " + large.Note)
 		}
 		return large.Value / small.Value, fmt.Sprintf("%.2f ms and %.2f ms; %s", small.Value, large.Value, large.Note), nil
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io"
 	"math"
 	"strings"
 	"testing"
@@ -101,9 +103,15 @@ func TestEachBarIsMissedJustBeyondItsLimit(t *testing.T) {
 	}
 }
 
-func TestAMissingPeerMissesNoBar(t *testing.T) {
+func TestAMissingPeerLeavesItsBarsUnmeasured(t *testing.T) {
 	r := measured()
+	if err := r.met(); err != nil {
+		t.Error(err)
+	}
 	r.Servers[1].Missing = "it is not built"
+	if err := r.met(); !errors.Is(err, errUnmeasured) {
+		t.Errorf("a run without a peer that was asked for ends with %v", err)
+	}
 	want := map[string]string{
 		"single sends a second, ours / goaws": notMeasured,
 		"batch sends a second, ours / goaws":  notMeasured,
@@ -113,6 +121,41 @@ func TestAMissingPeerMissesNoBar(t *testing.T) {
 	}
 	if text := page(r, "x.svg"); !strings.Contains(text, "goaws was not measured: it is not built") {
 		t.Errorf("the page does not say why goaws was not measured:\n%s", text)
+	}
+}
+
+func TestAServerThatWasNotAskedForFailsNoRun(t *testing.T) {
+	r := measured()
+	r.Servers = r.Servers[:1]
+	if err := r.met(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestABacklogThatWasNotReachedIsNotJudged(t *testing.T) {
+	r := measured()
+	r.setFigure(cycleBacklog[1], func(f *figure) { f.Short = true })
+	want := map[string]string{"p99 of a cycle, from 1,000 to 1,000,000 messages": notMeasured}
+	if diff := cmp.Diff(want, words(r)); diff != "" {
+		t.Errorf("verdicts other than PASS differ (-want +got):\n%s", diff)
+	}
+}
+
+func TestOnlyAWholeRunIsPublished(t *testing.T) {
+	for name, args := range map[string][]string{
+		"quick": {"--quick"}, "one server": {"--servers", "ours"}, "once": {"--repetitions", "1"},
+	} {
+		o, err := parse(args, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.mayPublish(t.Context()); err == nil {
+			t.Errorf("%s: is published", name)
+		}
+		o.prefix = ".cache/sqs"
+		if err := o.mayPublish(t.Context()); err != nil {
+			t.Errorf("%s, elsewhere: %v", name, err)
+		}
 	}
 }
 

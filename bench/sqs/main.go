@@ -1,11 +1,12 @@
 // Command sqs measures the local SQS beside other servers that speak SQS, in one run on this
 // machine, with the AWS SDK for Go over loopback: `make bench-sqs`, or
 //
-//	go run ./bench/sqs --quick --servers ours    does it work? seconds, and nothing is judged
+//	go run ./bench/sqs --quick --servers ours --out .cache/sqs    does it work? seconds, and nothing is judged
 //	go run ./bench/sqs --show bench/results/sqs.json    page, picture and verdicts again
 //
 // It writes PREFIX.json (every sample), PREFIX.md and PREFIX.svg, prints the page, and exits with
-// 1 when a bar is missed or our own server could not be measured.
+// 1 when a bar is missed, when our own server could not be measured, or when a bar could not be judged
+// although all servers were asked for.
 //
 // Where to read: plan.go has the sizes of everything, contender.go what is measured and how it is
 // started, server.go a running process and what the kernel says of it. load.go is the closed loop,
@@ -22,20 +23,32 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
+// clientGC lets the client collect garbage more seldom than usual: it shares the CPUs with what is
+// measured, and the less it takes the more a rate says of the server.
+const clientGC = 400
+
 func main() {
+	debug.SetGCPercent(clientGC)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)
 }
 
-// errMissed says that a bar is not met.
-var errMissed = errors.New("a bar is missed")
+var (
+	errMissed     = errors.New("a bar is missed")
+	errUnmeasured = errors.New("a bar was not measured")
+)
+
+// resultsDir is where results are published.
+const resultsDir = "bench/results"
 
 type options struct {
 	plan    plan
@@ -71,7 +84,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.StringVar(&o.places.goaws, "goaws", ".cache/bin/goaws-"+goawsVersion, "goaws's binary")
 	f.StringVar(&o.places.elasticmq, "elasticmq", ".cache/elasticmq-"+elasticmqVersion+".classpath", "a file with the class path of ElasticMQ's server")
 	f.StringVar(&o.places.moto, "moto", ".venv/bin/moto_server", "moto's server")
-	f.StringVar(&o.prefix, "out", "bench/results/sqs", "where results go, without the ending")
+	f.StringVar(&o.prefix, "out", resultsDir+"/sqs", "where results go, without the ending")
 	f.StringVar(&o.show, "show", "", "make page and picture again of this result, and measure nothing")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -92,6 +105,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 }
 
 func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
+	if err := o.mayPublish(ctx); err != nil {
+		return err
+	}
 	r, err := o.result(ctx, stderr)
 	if err != nil {
 		return err
@@ -103,8 +119,35 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if r.Plan.Quick {
 		return nil
 	}
-	if slices.ContainsFunc(judge(r), func(v verdict) bool { return v.word == fail }) {
-		return errMissed
+	return r.met()
+}
+
+// met returns an error when a bar is missed, or could not be judged although all servers were to be
+// measured.
+func (r *result) met() error {
+	all := len(r.Servers) == len(allServers)
+	for _, v := range judge(r) {
+		switch {
+		case v.word == fail:
+			return errMissed
+		case v.word == notMeasured && all:
+			return fmt.Errorf("%w: %s: %s", errUnmeasured, v.quantity, v.detail)
+		}
+	}
+	return nil
+}
+
+// mayPublish refuses to put in the place of published results what is no whole run of a commit.
+func (o options) mayPublish(ctx context.Context) error {
+	if o.show != "" || filepath.Dir(filepath.Clean(o.prefix)) != resultsDir {
+		return nil
+	}
+	const elsewhere = ": name another place, such as --out .cache/sqs"
+	switch {
+	case o.plan.Quick || o.plan.Repetitions < fullPlan().Repetitions || len(o.servers) < len(allServers):
+		return errors.New("only a whole run with all servers is published" + elsewhere)
+	case newMeta(ctx, time.Now()).Dirty:
+		return errors.New("only a run of a commit is published, and the working tree has changes" + elsewhere)
 	}
 	return nil
 }

@@ -102,6 +102,7 @@ type figure struct {
 	Unit         string
 	CPUMicros    float64 `json:",omitempty"` // of the server, for a message
 	Note         string  `json:",omitempty"`
+	Short        bool    `json:",omitempty"` // the backlog was not the planned one
 	Error        string  `json:",omitempty"` // why there is no value
 	Samples      []int   `json:",omitempty"` // microseconds
 }
