@@ -26,7 +26,7 @@ func measured() *result {
 			}
 		}
 	}
-	r.eachStage("elasticmq", standard, opTake, func(s *stage) { s.Messages = 200 })
+	r.eachStage("elasticmq", standard, opTake, func(s *stage) { s.CPUSeconds = 0.05 })
 	for _, name := range figureNames() {
 		r.Figures = append(r.Figures, figure{Server: ours, Name: name, Value: 1})
 	}
@@ -73,17 +73,20 @@ func TestEachBarIsMissedJustBeyondItsLimit(t *testing.T) {
 	slower := func(kind, op string) func(*result) {
 		return func(r *result) { r.eachStage(ours, kind, op, func(s *stage) { s.Messages = 799 }) }
 	}
+	dearer := func(op string) func(*result) {
+		return func(r *result) { r.eachStage(ours, standard, op, func(s *stage) { s.CPUSeconds = 0.0101 }) }
+	}
 	set := func(name string, value float64) func(*result) {
 		return func(r *result) { r.setFigure(name, func(f *figure) { f.Value = value }) }
 	}
 	for quantity, spoil := range map[string]func(*result){
-		"single sends a second, ours / goaws": slower(standard, opSend),
-		"batch sends a second, ours / goaws":  slower(standard, opBatch),
-		"receives and deletes a second, ours / elasticmq": func(r *result) {
-			r.eachStage("elasticmq", standard, opTake, func(s *stage) { s.Messages = 201 })
-		},
+		"server CPU of a single send, goaws / ours":          dearer(opSend),
+		"server CPU of a batch send, goaws / ours":           dearer(opBatch),
+		"server CPU of receive and delete, elasticmq / ours": dearer(opTake),
 		"server CPU of receive and delete, us a message": func(r *result) {
-			r.eachStage(ours, standard, opTake, func(s *stage) { s.CPUSeconds = 0.021 })
+			for _, name := range []string{ours, "elasticmq"} { // five times as much, both
+				r.eachStage(name, standard, opTake, func(s *stage) { s.CPUSeconds *= 2.1 })
+			}
 		},
 		"single sends, FIFO / standard":                    slower(fifo, opSend),
 		"batch sends, FIFO / standard":                     slower(fifo, opBatch),
@@ -113,8 +116,8 @@ func TestAMissingPeerLeavesItsBarsUnmeasured(t *testing.T) {
 		t.Errorf("a run without a peer that was asked for ends with %v", err)
 	}
 	want := map[string]string{
-		"single sends a second, ours / goaws": notMeasured,
-		"batch sends a second, ours / goaws":  notMeasured,
+		"server CPU of a single send, goaws / ours": notMeasured,
+		"server CPU of a batch send, goaws / ours":  notMeasured,
 	}
 	if diff := cmp.Diff(want, words(r)); diff != "" {
 		t.Errorf("verdicts other than PASS differ (-want +got):\n%s", diff)

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +19,10 @@ type limit struct {
 // returns what was done. The first error ends it.
 func closedLoop(ctx context.Context, s *server, connections int, l limit, op func(context.Context) (int, error)) (load, error) {
 	before, err := s.used()
+	if err != nil {
+		return load{}, err
+	}
+	clientBefore, err := ownCPU()
 	if err != nil {
 		return load{}, err
 	}
@@ -43,8 +49,21 @@ func closedLoop(ctx context.Context, s *server, connections int, l limit, op fun
 	if err := context.Cause(ctx); err != nil {
 		return load{}, err
 	}
+	clientAfter, err := ownCPU()
+	if err != nil {
+		return load{}, err
+	}
 	after, err := s.used()
-	return load{int(done.Load()), took.Seconds(), (after.cpu - before.cpu).Seconds()}, err
+	return load{int(done.Load()), took.Seconds(), (after.cpu - before.cpu).Seconds(), (clientAfter - clientBefore).Seconds()}, err
+}
+
+// ownCPU is what this process, the client, has taken.
+func ownCPU() (time.Duration, error) {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0, fmt.Errorf("getrusage: %w", err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
 // unlimited is the number of messages of a load that only time ends.

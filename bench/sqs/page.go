@@ -15,8 +15,8 @@ func page(r *result, pictureName string) string {
 		"# The local SQS beside other servers",
 		writtenBy(r),
 		"![bars of the first table](" + pictureName + ")",
-		"Messages a second, and microseconds of the server's CPU for a message. The CPU figure holds on a busy machine, where a" +
-			" rate says as much about the client, which shares the machine.",
+		"Messages a second, and microseconds of the server's and of the client's CPU for a message. The server's CPU is what tells" +
+			" servers apart: a rate says as much about the client, which shares the machine.",
 		table(rateRows(r)),
 		quietLine(r),
 		"## Other quantities",
@@ -62,16 +62,16 @@ func quietLine(r *result) string {
 func rateRows(r *result) [][]string {
 	rows := [][]string{{"server", "queue"}}
 	for _, op := range ops {
-		rows[0] = append(rows[0], op+" /s", "us CPU")
+		rows[0] = append(rows[0], op+" /s", "us CPU", "client's")
 	}
 	for _, s := range r.Servers {
 		for _, kind := range []string{standard, fifo} {
 			row := []string{s.Name, kind}
 			for _, op := range ops {
 				if c := r.cell(s.Name, kind, op); c.reason == "" {
-					row = append(row, thousands(c.Rate), fmt.Sprintf("%.1f", c.CPUMicros))
+					row = append(row, thousands(c.Rate), fmt.Sprintf("%.1f", c.CPUMicros), fmt.Sprintf("%.1f", c.ClientMicros))
 				} else {
-					row = append(row, "-", "-")
+					row = append(row, "-", "-", "-")
 				}
 			}
 			rows = append(rows, row)
@@ -179,6 +179,6 @@ func measuredWith(r *result) string {
 		fmt.Sprintf("- FIFO: %s message groups in turn, a deduplication id for each message", thousands(p.Groups)),
 		"- receive+delete takes ten at a time from the backlog that the two loads before it left, until all is received or the time is over",
 		"- each load is done on one server right after the other, in each repetition with another one first; one repetition before them warms up",
-		"- CPU and resident memory of the server's process group, from /proc",
+		"- CPU and resident memory of the server's process group, from /proc; the client's CPU from getrusage",
 	}, "\n")
 }

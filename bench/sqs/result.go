@@ -70,16 +70,19 @@ type meta struct {
 	LoadAfter  float64
 }
 
-// load is what a closed loop did, and the server's CPU for it.
+// load is what a closed loop did, and the server's and the client's CPU for it.
 type load struct {
-	Messages   int
-	Seconds    float64
-	CPUSeconds float64
+	Messages         int
+	Seconds          float64
+	CPUSeconds       float64
+	ClientCPUSeconds float64
 }
 
 func (l load) rate() float64 { return float64(l.Messages) / l.Seconds }
 
 func (l load) cpuMicros() float64 { return micros(l.CPUSeconds, l.Messages) }
+
+func (l load) clientMicros() float64 { return micros(l.ClientCPUSeconds, l.Messages) }
 
 // stage is one load of one server. Repetition 0 warms up and is in no median.
 type stage struct {
@@ -121,15 +124,15 @@ func (f figure) orFailed(err error) figure {
 
 // cell is the median of the repetitions of one load, or why there is none.
 type cell struct {
-	Rate, CPUMicros float64
-	reason          string
+	Rate, CPUMicros, ClientMicros float64
+	reason                        string
 }
 
 func (r *result) cell(server, kind, op string) cell {
 	if reason := r.missing(server); reason != "" {
 		return cell{reason: reason}
 	}
-	var rates, cpu []float64
+	var rates, cpu, client []float64
 	for _, s := range r.Stages {
 		if s.Server != server || s.Kind != kind || s.Repetition == 0 {
 			continue
@@ -138,13 +141,13 @@ func (r *result) cell(server, kind, op string) cell {
 			return cell{reason: fmt.Sprintf("repetition %d: %s", s.Repetition, s.Error)}
 		}
 		if s.Op == op && s.Messages > 0 {
-			rates, cpu = append(rates, s.rate()), append(cpu, s.cpuMicros())
+			rates, cpu, client = append(rates, s.rate()), append(cpu, s.cpuMicros()), append(client, s.clientMicros())
 		}
 	}
 	if len(rates) == 0 {
 		return cell{reason: "not one message in any repetition"}
 	}
-	return cell{Rate: quantile(rates, 0.5), CPUMicros: quantile(cpu, 0.5)}
+	return cell{Rate: quantile(rates, 0.5), CPUMicros: quantile(cpu, 0.5), ClientMicros: quantile(client, 0.5)}
 }
 
 // missing returns why the server was not measured, or nothing.
