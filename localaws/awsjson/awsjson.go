@@ -10,6 +10,9 @@ import (
 	"strings"
 	"sync"
 
+	fast "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/stepfleet/stepfleet/localaws/api"
 )
 
@@ -53,17 +56,21 @@ func (c *Codec) Decode(in any) error {
 	if len(bytes.TrimLeft(c.Body, " \t\r\n")) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(c.Body, in); err != nil {
+	if err := fast.Unmarshal(c.Body, in, lenient); err != nil {
 		return api.ErrSerialization.With("%s", describe(err))
 	}
 	return nil
 }
 
+// lenient takes what the standard library's decoder takes, but for the case of names: a member whose
+// name is written otherwise is another one, as on AWS.
+var lenient = fast.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+
 // describe words a decoding error without Go's own vocabulary.
 func describe(err error) string {
-	var wrong *json.UnmarshalTypeError
+	var wrong *fast.SemanticError
 	if errors.As(err, &wrong) {
-		return wrong.Value + " can not be converted to the type of member " + wrong.Field
+		return "A " + wrong.JSONKind.String() + " can not be converted to the type of member " + string(wrong.JSONPointer)
 	}
 	return "The request body is not a valid JSON object: " + err.Error()
 }
