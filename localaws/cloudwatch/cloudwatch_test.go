@@ -333,6 +333,28 @@ func TestMetricsAreListedInPages(t *testing.T) {
 	c.refused("InvalidParameterValue", "NextToken", "ListMetrics", `{"NextToken":"x"}`)
 }
 
+// TestATokenBehindTheLongestName has a page end at a metric with as many and as long dimensions as
+// there may be.
+func TestATokenBehindTheLongestName(t *testing.T) {
+	c := newCloud(t)
+	for i := range metricsPage - 1 {
+		c.put(fmt.Sprintf("a%03d", i), 1, 0)
+	}
+	var dimensions []string
+	for i := range maxDimensions {
+		dimensions = append(dimensions, fmt.Sprintf(`{"Name":"%0255d","Value":%q}`, i, strings.Repeat("v", 1024)))
+	}
+	c.do("PutMetricData", `{"Namespace":"N","MetricData":[{"MetricName":%q,"Value":1,"Dimensions":[%s]}]}`, strings.Repeat("b", 255), strings.Join(dimensions, ","))
+	c.put("c", 1, 0)
+	var out listMetricsOutput
+	if err := json.Unmarshal([]byte(c.do("ListMetrics", "{}")), &out); err != nil || out.NextToken == "" {
+		t.Fatal(err)
+	}
+	if got := c.do("ListMetrics", `{"NextToken":%q}`, out.NextToken); got != `{"Metrics":[{"Namespace":"N","MetricName":"c","Dimensions":[]}]}` {
+		t.Errorf("%.300s", got)
+	}
+}
+
 func TestWhatPutMetricDataRefuses(t *testing.T) {
 	c := newCloud(t)
 	datum := func(rest string) string { return `{"Namespace":"N","MetricData":[{"MetricName":"m",` + rest + `}]}` }
