@@ -113,6 +113,33 @@ func TestTokensSayWhoAsked(t *testing.T) {
 	}
 }
 
+// ARNs are of the partition of the region that is called, or of the role that is named.
+func TestARNsAreOfTheirPartition(t *testing.T) {
+	s := service(1)
+	ctx := api.WithCall(context.Background(), &api.Call{Region: "cn-north-1", Account: "123456789012"})
+	assumed, err := s.assumeRole(ctx, &assumeRoleInput{roleInput: roleInput{RoleARN: "arn:aws-cn:iam::111122223333:role/worker"}, nameInput: nameInput{"me"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := s.assumeRoot(ctx, &assumeRootInput{TargetPrincipal: "111122223333", TaskPolicyARN: policyARN{"arn:aws-cn:iam::aws:policy/root-task/SQSUnlockQueuePolicy"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	federated, err := s.getFederationToken(ctx, &getFederationTokenInput{Name: "bob"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, c := range map[string]*credentials{
+		"arn:aws-cn:iam::123456789012:root": {}, "arn:aws-cn:sts::111122223333:assumed-role/worker/me": assumed.Credentials,
+		"arn:aws-cn:iam::111122223333:root": root.Credentials, "arn:aws-cn:sts::123456789012:federated-user/bob": federated.Credentials,
+	} {
+		who, _ := s.caller(&api.Call{Region: "cn-north-1", Account: "123456789012", AccessKey: c.AccessKeyID, SessionToken: c.SessionToken})
+		if who.ARN != want {
+			t.Errorf("got %s, want %s", who.ARN, want)
+		}
+	}
+}
+
 // A source identity stays with a chain of roles, and comes out of AssumeRoot.
 func TestSourceIdentityStays(t *testing.T) {
 	s := service(1)
