@@ -2,6 +2,8 @@ package localaws_test
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -32,5 +34,23 @@ func TestResetForgetsTheMetricsOfQueues(t *testing.T) {
 		"Dimensions":[{"Name":"QueueName","Value":"q"}],"StartTime":%d,"EndTime":%d,"Period":60,"Statistics":["Sum"]}`, start.Unix()-3600, start.Unix()+3600), nil)
 	if got := w.Body.String(); !strings.Contains(got, `"Sum":7,`) || strings.Count(got, `"Sum"`) != 1 {
 		t.Error(got)
+	}
+}
+
+// TestTagsAnswerWithAResult is about the Query protocol, in which the AWS command line 2.9 dies of an
+// answer that has none.
+func TestTagsAnswerWithAResult(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	post(local, "GraniteServiceVersion20100801.PutMetricAlarm", `{"AlarmName":"a","Namespace":"N","MetricName":"m","Statistic":"Sum","Period":60,
+		"EvaluationPeriods":1,"Threshold":1,"ComparisonOperator":"GreaterThanThreshold"}`, nil)
+	const resource = "&ResourceARN=arn:aws:cloudwatch:us-east-1:000000000000:alarm:a"
+	for op, rest := range map[string]string{"TagResource": "&Tags.member.1.Key=k&Tags.member.1.Value=v", "UntagResource": "&TagKeys.member.1=k"} {
+		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/", strings.NewReader("Version=2010-08-01&Action="+op+resource+rest))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		w := httptest.NewRecorder()
+		local.ServeHTTP(w, r)
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "<"+op+"Result/>") {
+			t.Errorf("%s: %d %s", op, w.Code, w.Body)
+		}
 	}
 }
