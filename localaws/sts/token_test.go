@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,6 +165,20 @@ func TestSourceIdentityStays(t *testing.T) {
 	})
 	if err != nil || root.SourceIdentity != "alice" {
 		t.Error(root, err)
+	}
+}
+
+func TestAssertionsCarryTags(t *testing.T) {
+	said, err := parseAssertion(base64.StdEncoding.EncodeToString([]byte(
+		`<Response xmlns="urn:oasis:names:tc:SAML:2.0:protocol"><Assertion xmlns="urn:oasis:names:tc:SAML:2.0:assertion"><AttributeStatement>` +
+			`<Attribute Name="https://aws.amazon.com/SAML/Attributes/PrincipalTag:team"><AttributeValue>x</AttributeValue></Attribute>` +
+			`<Attribute Name="https://aws.amazon.com/SAML/Attributes/RoleSessionName"><AttributeValue>me</AttributeValue></Attribute>` +
+			`<Attribute Name="https://aws.amazon.com/SAML/Attributes/PrincipalTag:none"/></AttributeStatement></Assertion></Response>`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := said.tags(); !slices.Equal(got, []tag{{"team", "x"}, {"none", ""}}) || said.sessionName() != "me" {
+		t.Errorf("%q of %s", got, said.sessionName())
 	}
 }
 
