@@ -145,7 +145,7 @@ func (a *AWS) addServices(o Options) error {
 	a.add(queues.API())
 	a.sts = sts.New(sts.Options{Clock: o.Clock, IDs: a.ids, Key: key})
 	a.add(a.sts.API())
-	metrics := cloudwatch.New(cloudwatch.Options{Clock: o.Clock, Logger: o.Logger})
+	metrics := cloudwatch.New(cloudwatch.Options{Clock: o.Clock, Logger: o.Logger, Tokens: page.NewTokens(key)})
 	if o.Metrics {
 		metrics.Feed(cloudwatch.QueueNamespace, time.Minute, cloudwatch.QueueFeed(a.queueStats))
 	}

@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -318,32 +315,6 @@ func TestTemporaryCredentialsEnd(t *testing.T) {
 	now.Advance(time.Minute)
 	if _, err := client.GetCallerIdentity(t.Context(), nil); !strings.HasPrefix(codeOf(err), "ExpiredToken: ") {
 		t.Error(codeOf(err))
-	}
-}
-
-// TestRecordedSTSRequests feeds the requests that the SDK's own tests record, with every member of
-// every operation set: each that is emulated must be understood, each that is not must say so.
-func TestRecordedSTSRequests(t *testing.T) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/aws/aws-sdk-go-v2/service/sts").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), "request_snapshot", "*.request.snap"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no recorded requests: %v", err)
-	}
-	absent := []string{"AssumeRoleWithSAML", "AssumeRoot", "GetDelegatedAccessToken", "GetWebIdentityToken"}
-	for _, file := range files {
-		_, body := recorded(t, file)
-		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/", strings.NewReader(body))
-		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		w := httptest.NewRecorder()
-		localaws.New(localaws.Options{}).ServeHTTP(w, r)
-		op, _, _ := strings.Cut(filepath.Base(file), ".")
-		missing := strings.Contains(w.Body.String(), "InvalidAction")
-		if missing != slices.Contains(absent, op) || strings.Contains(w.Body.String(), "MalformedInput") || w.Code >= http.StatusInternalServerError {
-			t.Errorf("%s: %d %s", op, w.Code, w.Body)
-		}
 	}
 }
 

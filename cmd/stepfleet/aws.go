@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"regexp"
+
 	"github.com/stepfleet/stepfleet/localaws"
 	"github.com/stepfleet/stepfleet/localaws/journal"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
@@ -9,13 +12,23 @@ import (
 type awsCmd struct {
 	Listen   string `help:"Address to answer on; loopback only." default:"127.0.0.1:9324" env:"STEPFLEET_AWS_LISTEN"`
 	Region   string `help:"Region of a call that names none." default:"us-east-1" env:"STEPFLEET_AWS_REGION"`
-	Account  string `help:"Account of a call whose access key is no account number." default:"000000000000" env:"STEPFLEET_AWS_ACCOUNT"`
+	Account  string `help:"Account, of twelve digits, of a call whose access key is no account number." default:"000000000000" env:"STEPFLEET_AWS_ACCOUNT"`
 	Mode     string `help:"faithful, or adversarial: duplicates, disorder, short answers and late counters, as AWS permits itself." enum:"faithful,adversarial" default:"faithful" env:"STEPFLEET_AWS_MODE"`
 	QueueURL string `help:"How queue URLs are made: path, domain (sqs.REGION.HOST), or a template that ends in /{account}/{name}." default:"path" env:"STEPFLEET_AWS_QUEUE_URL"`
 	Dir      string `help:"Directory to keep queues and messages in; without it they end with the process." type:"path" env:"STEPFLEET_AWS_DIR"`
 	Fsync    string `help:"When what is kept in --dir is forced to the disk: always, interval (a second) or never. A killed process loses nothing with any." enum:"always,interval,never" default:"interval" env:"STEPFLEET_AWS_FSYNC"`
 	Clock    bool   `name:"movable-clock" help:"Let clients move the time forward, below /_localaws/clock." env:"STEPFLEET_AWS_MOVABLE_CLOCK"`
 	Seed     uint64 `help:"Seed of identifiers and of the adversarial mode; 0 picks one." default:"0" env:"STEPFLEET_AWS_SEED"`
+}
+
+var accountNumber = regexp.MustCompile(`^\d{12}$`)
+
+// Validate refuses an account that no client would take for one: it is part of queue URLs and ARNs.
+func (c *awsCmd) Validate() error {
+	if !accountNumber.MatchString(c.Account) {
+		return fmt.Errorf("--account is %q: give twelve digits, such as 123456789012", c.Account)
+	}
+	return nil
 }
 
 // Run serves the local AWS until it is told to stop.

@@ -22,13 +22,18 @@ func Global(service, seenFrom, account, resource string) string {
 	return ARN{Partition(seenFrom), service, "", account, resource}.String()
 }
 
+// partitions are those that are not "aws", by how the names of their regions begin.
+var partitions = map[string]string{
+	"cn-": "aws-cn", "us-gov-": "aws-us-gov", "us-iso-": "aws-iso", "us-isob-": "aws-iso-b", "us-isof-": "aws-iso-f",
+	"eu-isoe-": "aws-iso-e", "eusc-": "aws-eusc",
+}
+
 // Partition returns the partition that a region belongs to.
 func Partition(region string) string {
-	switch {
-	case strings.HasPrefix(region, "cn-"):
-		return "aws-cn"
-	case strings.HasPrefix(region, "us-gov-"):
-		return "aws-us-gov"
+	for prefix, partition := range partitions {
+		if strings.HasPrefix(region, prefix) {
+			return partition
+		}
 	}
 	return "aws"
 }

@@ -32,6 +32,17 @@ func TestFormatAndParse(t *testing.T) {
 	}
 }
 
+func TestPartitions(t *testing.T) {
+	for region, want := range map[string]string{
+		"eu-west-1": "aws", "": "aws", "cn-north-1": "aws-cn", "us-gov-west-1": "aws-us-gov", "us-iso-east-1": "aws-iso",
+		"us-isob-east-1": "aws-iso-b", "us-isof-south-1": "aws-iso-f", "eu-isoe-west-1": "aws-iso-e", "eusc-de-east-1": "aws-eusc",
+	} {
+		if got := arn.Partition(region); got != want {
+			t.Errorf("%s is of %s, want %s", region, got, want)
+		}
+	}
+}
+
 func TestSplit(t *testing.T) {
 	for resource, want := range map[string][2]string{
 		"task/c/1": {"task", "c/1"}, "q.fifo": {"", "q.fifo"}, "log-group:/a": {"log-group", "/a"}, "role/p/r": {"role", "p/r"},

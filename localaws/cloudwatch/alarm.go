@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/arn"
 )
 
 // maxAlarms bounds the alarms of all accounts together.
@@ -17,7 +18,7 @@ const evaluationLag = time.Second
 type alarmKey struct{ region, account, name string }
 
 func (k alarmKey) arn() string {
-	return "arn:aws:cloudwatch:" + k.region + ":" + k.account + ":alarm:" + k.name
+	return arn.Format("cloudwatch", k.region, k.account, "alarm:"+k.name)
 }
 
 // alarm is one alarm: what it was told, and its state.
@@ -77,9 +78,14 @@ func (s *Service) to(a *alarm, state, why, data string, now time.Time) {
 // evaluate looks at the metric. The windows end where the last step ended, and slide with it.
 func (s *Service) evaluate(a *alarm, now time.Time) {
 	e := evaluate(s.points(a, floor(now, a.step())), a.EvaluationPeriods, a.needed(), a.TreatMissingData)
-	if e.state != "" && e.state != a.state {
-		s.to(a, e.state, a.reason(e), a.reasonData(e, now), now)
+	if e.state == "" || e.state == a.state {
+		return
 	}
+	data, err := a.reasonData(e, now)
+	if err != nil {
+		s.log.Error("an alarm's reason cannot be written; it has none for programs", "name", a.key.name, "error", err)
+	}
+	s.to(a, e.state, a.reason(e), data, now)
 }
 
 // points returns the periods before end, the newest first.

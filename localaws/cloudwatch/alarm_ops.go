@@ -2,12 +2,12 @@ package cloudwatch
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"slices"
 	"strings"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/page"
 )
 
 type putMetricAlarmInput struct {
@@ -183,33 +183,40 @@ func (s *Service) describeAlarms(ctx context.Context, in *describeAlarmsInput) (
 	if err := in.check(); err != nil {
 		return nil, err
 	}
-	after, err := base64.RawURLEncoding.DecodeString(in.NextToken)
+	c := api.CallOf(ctx)
+	list := in.list(c)
+	after, err := s.tokens.Read(list, in.NextToken)
 	if err != nil {
 		return nil, errInvalidToken
 	}
-	page := in.MaxRecords
-	if page == 0 {
-		page = defaultAlarmsPage
+	limit := in.MaxRecords
+	if limit == 0 {
+		limit = defaultAlarmsPage
 	}
-	c := api.CallOf(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found []*alarm
 	for key, a := range s.alarms {
-		if key.region == c.Region && key.account == c.Account && key.name > string(after) && in.matches(a) {
+		if key.region == c.Region && key.account == c.Account && in.matches(a) {
 			found = append(found, a)
 		}
 	}
 	slices.SortFunc(found, func(a, b *alarm) int { return strings.Compare(a.key.name, b.key.name) })
+	found, last := page.Cut(found, func(a *alarm) string { return a.key.name }, after, limit)
 	out := &describeAlarmsOutput{CompositeAlarms: []api.Empty{}, MetricAlarms: []metricAlarm{}}
-	if len(found) > page {
-		found = found[:page]
-		out.NextToken = base64.RawURLEncoding.EncodeToString([]byte(found[page-1].key.name))
+	if last != "" {
+		out.NextToken = s.tokens.Make(list, last)
 	}
 	for _, a := range found {
 		out.MetricAlarms = append(out.MetricAlarms, a.describe())
 	}
 	return out, nil
+}
+
+// list names what the request lists.
+func (in describeAlarmsInput) list(c *api.Call) string {
+	in.NextToken, in.MaxRecords = "", 0
+	return listOf(c, in)
 }
 
 func (in *describeAlarmsInput) check() error {

@@ -3,6 +3,7 @@ package cloudwatch
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -241,7 +242,13 @@ func TestAlarmsAreFilteredAndPaged(t *testing.T) {
 	if got := c.do("DescribeAlarms", `{"NextToken":%q}`, out.NextToken); strings.Count(got, `"AlarmName"`) != 2 || strings.Contains(got, "NextToken") {
 		t.Errorf("the second page: %s", got)
 	}
-	c.refused("InvalidNextToken", "", "DescribeAlarms", `{"NextToken":"%%%%"}`)
+	c.do("DescribeAlarms", `{"NextToken":%q,"MaxRecords":1}`, out.NextToken)
+	c.refused("InvalidNextToken", "", "DescribeAlarms", `{"NextToken":%q,"StateValue":"OK"}`, out.NextToken)
+	c.refusedTo("us-east-1", "000000000000", "DescribeAlarms", out.NextToken)
+	c.refusedTo("eu-west-1", "111111111111", "DescribeAlarms", out.NextToken)
+	for _, token := range []string{"%%%%", "YTA3" /* a name in base64 */} {
+		c.refused("InvalidNextToken", "", "DescribeAlarms", `{"NextToken":"%s"}`, token)
+	}
 	if got, err := c.as("us-east-1", "000000000000", "DescribeAlarms", "{}"); err != nil || strings.Contains(got, `"AlarmName"`) {
 		t.Errorf("another region sees %s %v", got, err)
 	}
@@ -291,6 +298,54 @@ func TestWhatPutMetricAlarmRefuses(t *testing.T) {
 		{"MissingParameter", "AlarmName", `"AlarmName":""`},
 	} {
 		c.refused(test.code, test.words, "PutMetricAlarm", "{%s,%s}", plainAlarm, test.settings)
+	}
+}
+
+// TestATimerOutlivesAReasonThatHasNoForm has a value in the store that no call can put there.
+func TestATimerOutlivesAReasonThatHasNoForm(t *testing.T) {
+	c := newCloud(t)
+	c.do("PutMetricAlarm", "{%s}", plainAlarm)
+	c.put("m", 3, 0)
+	for _, m := range c.store.series {
+		m.minutes[0].sum = math.Inf(1)
+	}
+	c.clock.Advance(time.Minute + evaluationLag)
+	if got := c.alarmNow(); got.StateValue != stateAlarm || got.StateReason == "" || got.StateReasonData != "" {
+		t.Errorf("%s: %s; %s", got.StateValue, got.StateReason, got.StateReasonData)
+	}
+}
+
+// TestAlarmsLookAtWhateverWasPut puts the most extreme sets that are taken.
+func TestAlarmsLookAtWhateverWasPut(t *testing.T) {
+	c := newCloud(t)
+	c.do("PutMetricAlarm", "{%s}", plainAlarm)
+	for _, set := range []string{"1e-300,1e-200", "1e-108,1", "2e108,2e108", "1,-2e108", "5e-324,0"} {
+		count, sum, _ := strings.Cut(set, ",")
+		c.do("PutMetricData", `{"Namespace":"N","MetricData":[{"MetricName":"m","StatisticValues":{"SampleCount":%s,"Sum":%s,"Minimum":1,"Maximum":2},"Timestamp":%s}]}`, count, sum, at(0))
+	}
+	c.clock.Advance(time.Minute + evaluationLag)
+	if got := c.alarmNow(); got.StateReasonData == "" {
+		t.Errorf("%s: %s", got.StateValue, got.StateReason)
+	}
+}
+
+func TestARNsAreOfTheRegionsPartition(t *testing.T) {
+	c := newCloud(t)
+	const account = "000000000000"
+	for region, partition := range map[string]string{"eu-west-1": "aws", "cn-north-1": "aws-cn", "us-gov-west-1": "aws-us-gov"} {
+		if _, err := c.as(region, account, "PutMetricAlarm", "{"+plainAlarm+"}"); err != nil {
+			t.Fatal(err)
+		}
+		arn := "arn:" + partition + ":cloudwatch:" + region + ":" + account + ":alarm:a"
+		if got, err := c.as(region, account, "DescribeAlarms", "{}"); err != nil || !strings.Contains(got, `"AlarmArn":"`+arn+`"`) {
+			t.Errorf("%s: %s %v", region, got, err)
+		}
+		if _, err := c.as(region, account, "TagResource", fmt.Sprintf(`{"ResourceARN":%q,"Tags":[{"Key":"k","Value":"v"}]}`, arn)); err != nil {
+			t.Errorf("%s: %v", arn, err)
+		}
+		if _, err := c.as(region, account, "ListTagsForResource", fmt.Sprintf(`{"ResourceARN":%q}`, strings.Replace(arn, partition+":", "aws-iso:", 1))); err == nil {
+			t.Errorf("%s: an ARN of another partition is taken", region)
+		}
 	}
 }
 

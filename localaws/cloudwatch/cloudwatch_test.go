@@ -14,6 +14,8 @@ import (
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/clock"
+	"github.com/stepfleet/stepfleet/localaws/page"
+	"github.com/stepfleet/stepfleet/localaws/seal"
 )
 
 // noon is when the tests begin.
@@ -29,7 +31,7 @@ type cloud struct {
 
 func newCloud(t *testing.T) *cloud {
 	c := clock.NewManual(noon)
-	s := New(Options{Clock: c, Logger: slog.New(slog.DiscardHandler)})
+	s := New(Options{Clock: c, Logger: slog.New(slog.DiscardHandler), Tokens: page.NewTokens(seal.NewKey(1))})
 	return &cloud{Service: s, t: t, clock: c, api: s.API()}
 }
 
@@ -82,6 +84,14 @@ func (c *cloud) refused(code, words, op, format string, args ...any) {
 	var e *api.Error
 	if !errors.As(err, &e) || e.QueryCode() != code || !strings.Contains(e.Message, words) {
 		c.t.Errorf("%s %.200s: %s %v, want %s: %s", op, fmt.Sprintf(format, args...), out, err, code, words)
+	}
+}
+
+// refusedTo expects that a token is not taken from that caller.
+func (c *cloud) refusedTo(region, account, op, token string) {
+	c.t.Helper()
+	if out, err := c.as(region, account, op, fmt.Sprintf(`{"NextToken":%q}`, token)); err == nil {
+		c.t.Errorf("%s took a token of another caller: %.200s", op, out)
 	}
 }
 
@@ -239,6 +249,8 @@ func TestMetricDataInPages(t *testing.T) {
 		}
 		c.refused("InvalidNextToken", "", "GetMetricData", "%s", request(token, 4))
 	}
+	// A token as it was before: text that anybody could write.
+	c.refused("InvalidNextToken", "", "GetMetricData", "%s", request("Njow", 3))
 	if fmt.Sprint(values) != "[0 1 2 3 4 10 11 12 13 14]" || token != "" {
 		t.Errorf("%v, then %q", values, token)
 	}
@@ -276,6 +288,11 @@ func TestMetricsAreListedInPages(t *testing.T) {
 	var all []metric
 	token, pages := "", 0
 	for {
+		if token != "" {
+			c.refused("InvalidParameterValue", "NextToken", "ListMetrics", `{"NextToken":%q,"Namespace":"N"}`, token)
+			c.refusedTo("us-east-1", "000000000000", "ListMetrics", token)
+			c.refusedTo("eu-west-1", "111111111111", "ListMetrics", token)
+		}
 		var out listMetricsOutput
 		if err := json.Unmarshal([]byte(c.do("ListMetrics", `{"NextToken":%q}`, token)), &out); err != nil {
 			t.Fatal(err)
@@ -316,6 +333,28 @@ func TestMetricsAreListedInPages(t *testing.T) {
 	c.refused("InvalidParameterValue", "NextToken", "ListMetrics", `{"NextToken":"x"}`)
 }
 
+// TestATokenBehindTheLongestName has a page end at a metric with as many and as long dimensions as
+// there may be.
+func TestATokenBehindTheLongestName(t *testing.T) {
+	c := newCloud(t)
+	for i := range metricsPage - 1 {
+		c.put(fmt.Sprintf("a%03d", i), 1, 0)
+	}
+	var dimensions []string
+	for i := range maxDimensions {
+		dimensions = append(dimensions, fmt.Sprintf(`{"Name":"%0255d","Value":%q}`, i, strings.Repeat("v", 1024)))
+	}
+	c.do("PutMetricData", `{"Namespace":"N","MetricData":[{"MetricName":%q,"Value":1,"Dimensions":[%s]}]}`, strings.Repeat("b", 255), strings.Join(dimensions, ","))
+	c.put("c", 1, 0)
+	var out listMetricsOutput
+	if err := json.Unmarshal([]byte(c.do("ListMetrics", "{}")), &out); err != nil || out.NextToken == "" {
+		t.Fatal(err)
+	}
+	if got := c.do("ListMetrics", `{"NextToken":%q}`, out.NextToken); got != `{"Metrics":[{"Namespace":"N","MetricName":"c","Dimensions":[]}]}` {
+		t.Errorf("%.300s", got)
+	}
+}
+
 func TestWhatPutMetricDataRefuses(t *testing.T) {
 	c := newCloud(t)
 	datum := func(rest string) string { return `{"Namespace":"N","MetricData":[{"MetricName":"m",` + rest + `}]}` }
@@ -332,6 +371,8 @@ func TestWhatPutMetricDataRefuses(t *testing.T) {
 		{"InvalidParameterValue", "MetricData.member.1.Value ", datum(`"Value":1e200`)},
 		{"MissingParameter", "StatisticValues.Sum", datum(`"StatisticValues":{"SampleCount":1}`)},
 		{"InvalidParameterValue", "Maximum must be greater", datum(`"StatisticValues":{"SampleCount":1,"Sum":1,"Minimum":2,"Maximum":1}`)},
+		{"InvalidParameterValue", "StatisticValues.SampleCount", datum(`"StatisticValues":{"SampleCount":1e-300,"Sum":1e108,"Minimum":1,"Maximum":2}`)},
+		{"InvalidParameterValue", "StatisticValues.SampleCount", datum(`"StatisticValues":{"SampleCount":5e-324,"Sum":-1,"Minimum":1,"Maximum":2}`)},
 		{"ValidationError", "'metricData.1.member.unit'", datum(`"Value":1,"Unit":"Furlongs"`)},
 		{"InvalidParameterValue", "two weeks", datum(`"Value":1,"Timestamp":` + at(-15*24*time.Hour))},
 		{"InvalidParameterValue", "two hours", datum(`"Value":1,"Timestamp":` + at(3*time.Hour))},

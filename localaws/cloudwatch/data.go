@@ -2,10 +2,7 @@ package cloudwatch
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"hash/fnv"
 	"regexp"
 	"slices"
 	"strconv"
@@ -83,11 +80,12 @@ func (s *Service) getMetricData(ctx context.Context, in *getMetricDataInput) (*g
 	if err := in.check(); err != nil {
 		return nil, err
 	}
-	skip, err := in.parseToken()
+	c := api.CallOf(ctx)
+	list := in.list(c)
+	skip, err := s.skipped(list, in.NextToken)
 	if err != nil {
 		return nil, err
 	}
-	c := api.CallOf(ctx)
 	label := in.labels()
 	var results []metricDataResult
 	s.mu.Lock()
@@ -102,7 +100,11 @@ func (s *Service) getMetricData(ctx context.Context, in *getMetricDataInput) (*g
 		results = append(results, r)
 	}
 	s.mu.Unlock()
-	return in.page(results, skip), nil
+	out, next := in.page(results, skip)
+	if next > 0 {
+		out.NextToken = s.tokens.Make(list, strconv.Itoa(next))
+	}
+	return out, nil
 }
 
 func (in *getMetricDataInput) check() error {
@@ -236,14 +238,14 @@ func (in *getMetricDataInput) labels() func(*metricDataQuery) string {
 
 // page returns the results without the first skip datapoints, and with no more than may be
 // returned at once. A result that the page does not finish is PartialData; those before the page
-// are left out.
-func (in *getMetricDataInput) page(results []metricDataResult, skip int) *getMetricDataOutput {
+// are left out. Next is how many datapoints the next page skips, 0 when there is none.
+func (in *getMetricDataInput) page(results []metricDataResult, skip int) (out *getMetricDataOutput, next int) {
 	room := in.MaxDatapoints
 	if room == 0 {
 		room = maxQueryDatapoints
 	}
-	out := &getMetricDataOutput{MetricDataResults: []metricDataResult{}, Messages: []messageData{}}
-	next, left := skip+room, 0
+	out = &getMetricDataOutput{MetricDataResults: []metricDataResult{}, Messages: []messageData{}}
+	end, left := skip+room, 0
 	for _, r := range results {
 		n := len(r.Values)
 		if skip > 0 && n <= skip {
@@ -259,37 +261,25 @@ func (in *getMetricDataInput) page(results []metricDataResult, skip int) *getMet
 		out.MetricDataResults = append(out.MetricDataResults, r)
 	}
 	if left > 0 {
-		out.NextToken = in.token(next)
+		next = end
 	}
-	return out
+	return out, next
 }
 
-// token is a place in the answer to this very request.
-func (in *getMetricDataInput) token(skip int) string {
-	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%x:%d", in.hash(), skip))
+// list names what the request lists: the answer to this very request.
+func (in getMetricDataInput) list(c *api.Call) string {
+	in.NextToken = ""
+	return listOf(c, in)
 }
 
-func (in *getMetricDataInput) hash() uint64 {
-	copied := *in
-	copied.NextToken = ""
-	h := fnv.New64a()
-	if err := json.NewEncoder(h).Encode(copied); err != nil {
-		panic(err) // what has been decoded can be encoded
-	}
-	return h.Sum64()
-}
-
-func (in *getMetricDataInput) parseToken() (skip int, err error) {
-	if in.NextToken == "" {
-		return 0, nil
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(in.NextToken)
+// skipped returns how many datapoints came before the page of a token.
+func (s *Service) skipped(list, token string) (int, error) {
+	after, err := s.tokens.Read(list, token)
 	if err != nil {
 		return 0, errInvalidToken
 	}
-	text, ok := strings.CutPrefix(string(raw), fmt.Sprintf("%x:", in.hash()))
-	if skip, err = strconv.Atoi(text); !ok || err != nil || skip < 1 {
-		return 0, errInvalidToken
+	if after == "" {
+		return 0, nil
 	}
-	return skip, nil
+	return strconv.Atoi(after)
 }

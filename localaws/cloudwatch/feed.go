@@ -1,6 +1,8 @@
 package cloudwatch
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,24 +20,43 @@ type Sample struct {
 	Count float64
 }
 
+// Source is what a feed samples. It is asked for one thing at a time.
+type Source interface {
+	// Samples returns the numbers of the period that ends now.
+	Samples() []Sample
+	// Reset forgets all that was sampled: the next samples are as the first.
+	Reset()
+}
+
 // Feed takes samples into the namespace at the end of each period, as the data of that period:
 // what is sampled at 12:01:00 is of 12:00. The period is of whole seconds; periods are counted from
-// 1970. Call stop to end it; a sampling that is under way may end later.
-func (s *Service) Feed(namespace string, every time.Duration, sample func() []Sample) (stop func()) {
-	f := &feed{service: s, namespace: namespace, every: every, sample: sample}
+// 1970. Call stop to end it, and not from the source: it waits for a sampling that is under way.
+func (s *Service) Feed(namespace string, every time.Duration, source Source) (stop func()) {
+	f := &feed{service: s, namespace: namespace, every: every, source: source}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.timer = s.clock.AfterFunc(f.untilNext(), f.tick)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.feeds[f] = true
 	return f.stop
 }
 
+// allFeeds returns the feeds that were not stopped.
+func (s *Service) allFeeds() []*feed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.feeds))
+}
+
+// feed is one source. Its mutex is taken before the service's.
 type feed struct {
 	service   *Service
 	namespace string
 	every     time.Duration
-	sample    func() []Sample
+	source    Source
 
-	mu      sync.Mutex
+	mu      sync.Mutex // held while the source is asked, and until its samples are stored
 	timer   clock.Timer
 	stopped bool
 }
@@ -47,12 +68,19 @@ func (f *feed) untilNext() time.Duration {
 }
 
 func (f *feed) tick() {
-	f.service.take(f.namespace, f.every, f.sample())
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.stopped {
-		f.timer.Reset(f.untilNext())
+	if f.stopped {
+		return
 	}
+	f.service.take(f.namespace, f.every, f.source.Samples())
+	f.timer.Reset(f.untilNext())
+}
+
+func (f *feed) reset() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.source.Reset()
 }
 
 func (f *feed) stop() {
@@ -60,6 +88,9 @@ func (f *feed) stop() {
 	defer f.mu.Unlock()
 	f.stopped = true
 	f.timer.Stop()
+	f.service.mu.Lock()
+	defer f.service.mu.Unlock()
+	delete(f.service.feeds, f)
 }
 
 // take stores samples for the period that has just ended.

@@ -81,6 +81,36 @@ func TestFeedPutsOneDatapointAMinute(t *testing.T) {
 	}
 }
 
+// TestResetForgetsWhatAFeedHasSeen has a queue that is there, reset, and there again with more.
+func TestResetForgetsWhatAFeedHasSeen(t *testing.T) {
+	c := newCloud(t)
+	sent := uint64(5)
+	defer c.Feed(QueueNamespace, time.Minute, QueueFeed(func() []QueueStats {
+		return []QueueStats{{Region: "eu-west-1", Account: "000000000000", Name: "q", Sent: sent, SentBytes: sent}}
+	}))()
+	c.clock.Advance(time.Minute)
+	c.Reset()
+	sent = 7
+	c.clock.Advance(time.Minute)
+	got := c.do("GetMetricStatistics", `{"Namespace":"AWS/SQS","MetricName":"NumberOfMessagesSent","Dimensions":[{"Name":"QueueName","Value":"q"}],
+		"StartTime":%s,"EndTime":%s,"Period":60,"Statistics":["Sum"]}`, at(0), at(time.Hour))
+	if !strings.Contains(got, `"Sum":7,`) || strings.Contains(got, `"Sum":5,`) {
+		t.Errorf("after a reset: %s", got)
+	}
+}
+
+func TestAStoppedFeedIsOver(t *testing.T) {
+	c := newCloud(t)
+	sampled := 0
+	stop := c.Feed(QueueNamespace, time.Minute, QueueFeed(func() []QueueStats { sampled++; return nil }))
+	c.clock.Advance(time.Minute)
+	stop()
+	c.clock.Advance(time.Hour)
+	if sampled != 1 || len(c.feeds) != 0 {
+		t.Errorf("%d samplings, %d feeds", sampled, len(c.feeds))
+	}
+}
+
 // TestAnAlarmOnAQueueSeesTheMinuteThatHasJustEnded has feed and alarm fall due together.
 func TestAnAlarmOnAQueueSeesTheMinuteThatHasJustEnded(t *testing.T) {
 	c := newCloud(t)

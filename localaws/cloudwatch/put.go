@@ -157,7 +157,7 @@ func (s *statisticSet) check(at string) error {
 	if *s.Maximum < *s.Minimum {
 		return errInvalidValue.With("The parameter %sMaximum must be greater than %sMinimum.", at, at)
 	}
-	if *s.SampleCount <= 0 {
+	if *s.SampleCount <= 0 || checkValue(*s.Sum / *s.SampleCount, "") != nil { // the mean is a value too
 		return invalid(*s.SampleCount, at+"SampleCount")
 	}
 	return nil

@@ -2,7 +2,6 @@ package cloudwatch
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/page"
 )
 
 // maxDatapoints is how many one GetMetricStatistics may ask for.
@@ -183,39 +183,56 @@ type listMetricsOutput struct {
 	NextToken string   `json:"NextToken,omitempty"`
 }
 
-// listMetrics returns the metrics that have data, in order. A token is the metric at which its page
-// ended, so a page stays right while metrics come and go.
+// list names what the request lists.
+func (in listMetricsInput) list(c *api.Call) string {
+	in.NextToken = ""
+	return listOf(c, in)
+}
+
+// listMetrics returns the metrics that have data, in order.
 func (s *Service) listMetrics(ctx context.Context, in *listMetricsInput) (*listMetricsOutput, error) {
 	if err := firstOf(enum(in.RecentlyActive, "recentlyActive", "PT3H"), length(in.MetricName, "MetricName", 255, false)); err != nil {
 		return nil, err
 	}
 	c := api.CallOf(ctx)
-	after, ok := parseMetricToken(c, in.NextToken)
-	if !ok {
+	list := in.list(c)
+	after, err := s.tokens.Read(list, in.NextToken)
+	if err != nil {
 		return nil, errInvalidValue.With("Request parameter NextToken is invalid")
 	}
+	found, last := page.Cut(s.findMetrics(c, in), func(m listed) string { return m.place }, after, metricsPage)
+	out := &listMetricsOutput{Metrics: []metric{}}
+	if last != "" {
+		out.NextToken = s.tokens.Make(list, last)
+	}
+	for _, m := range found {
+		out.Metrics = append(out.Metrics, metric{m.namespace, m.name, m.split()})
+	}
+	return out, nil
+}
+
+// listed is a metric and its place among those of its account and region.
+type listed struct {
+	seriesKey
+	place string
+}
+
+// findMetrics returns the metrics that are asked for, in order.
+func (s *Service) findMetrics(c *api.Call, in *listMetricsInput) []listed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.clock.Now()
 	s.store.sweep(now)
-	var keys []seriesKey
+	var found []listed
 	for key, m := range s.store.series {
 		mine := key.region == c.Region && key.account == c.Account
 		stale := in.RecentlyActive != "" && m.touched.Before(now.Add(-recently))
-		if mine && !stale && in.matches(key) && (in.NextToken == "" || compareKeys(key, after) > 0) {
-			keys = append(keys, key)
+		if mine && !stale && in.matches(key) {
+			found = append(found, listed{key, key.namespace + "\x00" + key.name + "\x00" + key.dimensions})
 		}
 	}
-	slices.SortFunc(keys, compareKeys)
-	out := &listMetricsOutput{Metrics: []metric{}}
-	if len(keys) > metricsPage {
-		keys = keys[:metricsPage]
-		out.NextToken = metricToken(keys[metricsPage-1])
-	}
-	for _, key := range keys {
-		out.Metrics = append(out.Metrics, metric{key.namespace, key.name, key.split()})
-	}
-	return out, nil
+	slices.SortFunc(found, func(a, b listed) int { return strings.Compare(a.place, b.place) })
+	return found
 }
 
 func (in *listMetricsInput) matches(key seriesKey) bool {
@@ -231,20 +248,4 @@ func (in *listMetricsInput) matches(key seriesKey) bool {
 		}
 	}
 	return true
-}
-
-func metricToken(key seriesKey) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(key.namespace + "\x00" + key.name + "\x00" + key.dimensions))
-}
-
-func parseMetricToken(c *api.Call, token string) (_ seriesKey, ok bool) {
-	raw, err := base64.RawURLEncoding.DecodeString(token)
-	parts := strings.SplitN(string(raw), "\x00", 3)
-	if token == "" {
-		return seriesKey{}, true
-	}
-	if err != nil || len(parts) != 3 {
-		return seriesKey{}, false
-	}
-	return seriesKey{c.Region, c.Account, parts[0], parts[1], parts[2]}, true
 }

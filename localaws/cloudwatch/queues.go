@@ -14,15 +14,23 @@ type QueueStats struct {
 const QueueNamespace = "AWS/SQS"
 
 // QueueFeed returns what to Feed for the queues whose numbers stats returns.
-func QueueFeed(stats func() []QueueStats) func() []Sample {
-	var before []QueueStats
-	return func() []Sample {
-		now := stats()
-		samples := QueueSamples(before, now)
-		before = now
-		return samples
-	}
+func QueueFeed(stats func() []QueueStats) Source { return &queueSource{stats: stats} }
+
+// queueSource makes numbers of a period from those since a queue's creation.
+type queueSource struct {
+	stats  func() []QueueStats
+	before []QueueStats
 }
+
+func (s *queueSource) Samples() []Sample {
+	now := s.stats()
+	samples := QueueSamples(s.before, now)
+	s.before = now
+	return samples
+}
+
+// Reset forgets the queues: those that come are new, whatever their names.
+func (s *queueSource) Reset() { s.before = nil }
 
 // QueueSamples returns the metrics that AWS has of queues: how they are now, and what happened
 // since before. A queue that is not among before is new, and one whose counters have fallen is

@@ -70,8 +70,9 @@ func (a *alarm) minimum(state string) string {
 	return plural(a.EvaluationPeriods-a.needed()+1, "datapoint", "datapoints") + " for ALARM -> OK"
 }
 
-// reasonData is the reason for programs.
-func (a *alarm) reasonData(e evaluation, now time.Time) string {
+// reasonData is the reason for programs. Its error is that a value has no form in JSON, which no
+// value has that was put; a timer must outlive it all the same.
+func (a *alarm) reasonData(e evaluation, now time.Time) (string, error) {
 	type evaluated struct {
 		Timestamp   string   `json:"timestamp"`
 		SampleCount *float64 `json:"sampleCount,omitempty"`
@@ -106,10 +107,7 @@ func (a *alarm) reasonData(e evaluation, now time.Time) string {
 		data.Datapoints = append(data.Datapoints, one)
 	}
 	text, err := json.Marshal(data)
-	if err != nil {
-		panic(err) // no value is NaN or infinite
-	}
-	return string(text)
+	return string(text), err
 }
 
 func plural(n int, one, many string) string {

@@ -48,13 +48,6 @@ func (k seriesKey) split() []Dimension {
 	return out
 }
 
-func compareKeys(a, b seriesKey) int {
-	return cmp.Or(
-		cmp.Compare(a.region, b.region), cmp.Compare(a.account, b.account), cmp.Compare(a.namespace, b.namespace),
-		cmp.Compare(a.name, b.name), cmp.Compare(a.dimensions, b.dimensions),
-	)
-}
-
 // bucket is what was put for one minute, or one second, in one unit.
 type bucket struct {
 	at   int64 // its start, in seconds since 1970

@@ -34,11 +34,15 @@ type tagResourceInput struct {
 	Tags        []tag  `json:"Tags"`
 }
 
-func (s *Service) tagResource(ctx context.Context, in *tagResourceInput) (*api.Empty, error) {
+// tagged is the output of a change of tags: there is one, unlike that of other operations, and it is
+// empty. The AWS command line 2.9 dies of a <TagResourceResult/> that is absent.
+type tagged struct{}
+
+func (s *Service) tagResource(ctx context.Context, in *tagResourceInput) (*tagged, error) {
 	if err := checkTags(in.Tags); err != nil {
 		return nil, err
 	}
-	return &api.Empty{}, s.withTags(ctx, in.ResourceARN, func(tags map[string]string) error {
+	return &tagged{}, s.withTags(ctx, in.ResourceARN, func(tags map[string]string) error {
 		after := maps.Clone(tags)
 		for _, t := range in.Tags {
 			after[t.Key] = t.Value
@@ -56,8 +60,8 @@ type untagResourceInput struct {
 	TagKeys     []string `json:"TagKeys"`
 }
 
-func (s *Service) untagResource(ctx context.Context, in *untagResourceInput) (*api.Empty, error) {
-	return &api.Empty{}, s.withTags(ctx, in.ResourceARN, func(tags map[string]string) error {
+func (s *Service) untagResource(ctx context.Context, in *untagResourceInput) (*tagged, error) {
+	return &tagged{}, s.withTags(ctx, in.ResourceARN, func(tags map[string]string) error {
 		for _, key := range in.TagKeys {
 			delete(tags, key)
 		}

@@ -21,8 +21,8 @@ func NewKey(seed uint64) Key {
 // tagBytes is the length of the code in front of the content.
 const tagBytes = 16
 
-// MaxBytes bounds a sealed text.
-const MaxBytes = 4096
+// MaxBytes bounds a sealed text: the longest name of a metric, with its thirty dimensions, has room.
+const MaxBytes = 64 << 10
 
 // Seal returns content as a text for that purpose.
 func (k Key) Seal(purpose string, content []byte) string {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/arn"
@@ -23,14 +25,18 @@ const (
 
 var namePattern = newPattern(`[\w+=,.@-]*`)
 
-// roleInput is what both ways to assume a role share.
+// roleInput is what all ways to assume a role share.
 type roleInput struct {
 	sizeInput
 	RoleARN         string      `json:"RoleArn"`
-	RoleSessionName string      `json:"RoleSessionName"`
 	DurationSeconds *int        `json:"DurationSeconds"`
 	Policy          string      `json:"Policy"`
 	PolicyARNs      []policyARN `json:"PolicyArns"`
+}
+
+// nameInput is how a caller names the session itself.
+type nameInput struct {
+	RoleSessionName string `json:"RoleSessionName"`
 }
 
 type policyARN struct {
@@ -39,12 +45,20 @@ type policyARN struct {
 
 type assumeRoleInput struct {
 	roleInput
-	ExternalID        string   `json:"ExternalId"`
-	SerialNumber      string   `json:"SerialNumber"`
-	TokenCode         string   `json:"TokenCode"`
-	SourceIdentity    string   `json:"SourceIdentity"`
-	Tags              []tag    `json:"Tags"`
-	TransitiveTagKeys []string `json:"TransitiveTagKeys"`
+	nameInput
+	ExternalID        string            `json:"ExternalId"`
+	SerialNumber      string            `json:"SerialNumber"`
+	TokenCode         string            `json:"TokenCode"`
+	SourceIdentity    string            `json:"SourceIdentity"`
+	Tags              []tag             `json:"Tags"`
+	TransitiveTagKeys []string          `json:"TransitiveTagKeys"`
+	ProvidedContexts  []providedContext `json:"ProvidedContexts"`
+}
+
+// providedContext is what an identity centre says of the caller; nothing here reads it.
+type providedContext struct {
+	ProviderARN      string `json:"ProviderArn"`
+	ContextAssertion string `json:"ContextAssertion"`
 }
 
 type tag struct {
@@ -74,23 +88,43 @@ var (
 	errTokenOver = &api.Error{Type: "ExpiredTokenException", Status: http.StatusBadRequest}
 )
 
-// check returns the role and for how long it is assumed.
-func (in *roleInput) check(c *checks) (role arn.ARN, seconds int, err error) {
+// check returns for how long the role is assumed.
+func (in *roleInput) check(c *checks) (seconds int) {
 	in.sizeInput.check(c)
-	c.length("roleArn", in.RoleARN, 20, 2048)
+	c.length("roleArn", in.RoleARN, leastARN, mostARN)
+	return c.number("durationSeconds", in.DurationSeconds, leastSeconds, mostRoleSeconds, defaultRoleSeconds)
+}
+
+func (in *nameInput) check(c *checks) {
 	c.length("roleSessionName", in.RoleSessionName, 2, 64)
 	c.pattern("roleSessionName", in.RoleSessionName, namePattern)
-	seconds = c.number("durationSeconds", in.DurationSeconds, leastSeconds, mostRoleSeconds, defaultRoleSeconds)
+}
+
+// role returns the role, if all checks were passed.
+func (in *roleInput) role(c *checks) (arn.ARN, error) {
 	if err := c.err(); err != nil {
-		return arn.ARN{}, 0, err
+		return arn.ARN{}, err
 	}
-	role, err = arn.Parse(in.RoleARN)
+	role, ok := parseRole(in.RoleARN)
+	if !ok {
+		return arn.ARN{}, errValidation.With("%s is invalid", in.RoleARN)
+	}
+	return role, checkPolicy(in.Policy)
+}
+
+// The limits of an ARN in a request.
+const (
+	leastARN = 20
+	mostARN  = 2048
+)
+
+// parseRole reads the ARN of a role.
+func parseRole(text string) (_ arn.ARN, ok bool) {
+	role, err := arn.Parse(text)
 	kind, _ := role.Split()
-	if name := roleName(role); err != nil || role.Service != "iam" || !accountNumber.MatchString(role.Account) ||
-		kind != "role" || name == "" || len(name) > maxRoleName {
-		return arn.ARN{}, 0, errValidation.With("%s is invalid", in.RoleARN)
-	}
-	return role, seconds, checkPolicy(in.Policy)
+	name := roleName(role)
+	return role, err == nil && role.Service == "iam" && accountNumber.MatchString(role.Account) &&
+		kind == "role" && name != "" && len(name) <= maxRoleName
 }
 
 // maxRoleName is IAM's limit.
@@ -129,37 +163,71 @@ func packedSize(policy string, policies []policyARN, tags []tag) *int {
 
 func (s *Service) assumeRole(ctx context.Context, in *assumeRoleInput) (*assumeRoleOutput, error) {
 	var c checks
-	if in.SourceIdentity != "" {
-		c.length("sourceIdentity", in.SourceIdentity, 2, 64)
-		c.pattern("sourceIdentity", in.SourceIdentity, namePattern)
-	}
-	role, seconds, err := in.check(&c)
+	seconds := in.roleInput.check(&c)
+	in.checkOwn(&c)
+	role, err := in.role(&c)
 	if err != nil {
 		return nil, err
 	}
-	if identity, temporary := s.caller(api.CallOf(ctx)); temporary && seconds > mostChainedSeconds && strings.Contains(identity.ARN, ":assumed-role/") {
+	caller, _ := s.caller(api.CallOf(ctx))
+	if caller.Role != "" && seconds > mostChainedSeconds {
 		return nil, errValidation.With("The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining")
 	}
-	out := s.assume(role, &in.roleInput, seconds)
-	out.SourceIdentity = in.SourceIdentity
+	source := in.SourceIdentity
+	if caller.SourceIdentity != "" {
+		if source != "" && source != caller.SourceIdentity {
+			return nil, errAccessDenied.With("The source identity of the session is %s and cannot be changed", caller.SourceIdentity)
+		}
+		source = caller.SourceIdentity
+	}
+	out := s.assume(role, in.RoleSessionName, source, seconds, in.least())
 	out.PackedPolicySize = packedSize(in.Policy, in.PolicyARNs, in.Tags)
 	return out, nil
 }
 
-// assume gives out the credentials of a role. The path of a role's name is not part of a session's.
-func (s *Service) assume(role arn.ARN, in *roleInput, seconds int) *assumeRoleOutput {
-	session := in.RoleSessionName
-	user := &assumedRoleUser{
-		AssumedRoleID: s.newID("AROA", role.String()) + ":" + session,
-		ARN:           arn.ARN{Partition: role.Partition, Service: "sts", Account: role.Account, Resource: "assumed-role/" + roleName(role) + "/" + session}.String(),
+// checkOwn checks what no other way to assume a role has.
+func (in *assumeRoleInput) checkOwn(c *checks) {
+	in.nameInput.check(c)
+	if in.SourceIdentity != "" {
+		c.length("sourceIdentity", in.SourceIdentity, 2, 64)
+		c.pattern("sourceIdentity", in.SourceIdentity, namePattern)
 	}
-	identity := Identity{Account: role.Account, ARN: user.ARN, UserID: user.AssumedRoleID}
-	given := s.issue(identity, seconds, in.least())
-	return &assumeRoleOutput{Credentials: given, AssumedRoleUser: user, sizeOutput: given.size()}
+	c.tags(in.Tags)
+	c.items("transitiveTagKeys", len(in.TransitiveTagKeys), 0, maxTags)
+	c.items("providedContexts", len(in.ProvidedContexts), 0, maxContexts)
+	for i, p := range in.ProvidedContexts {
+		at := fmt.Sprintf("providedContexts.%d.member.", i+1)
+		if p.ProviderARN != "" {
+			c.length(at+"providerArn", p.ProviderARN, leastARN, mostARN)
+		}
+		if p.ContextAssertion != "" {
+			c.secret(at+"contextAssertion", p.ContextAssertion, maxContext)
+		}
+	}
+}
+
+// AWS's limits of the contexts of a session.
+const (
+	maxContexts = 5
+	maxContext  = 3072
+)
+
+// assume gives out the credentials of a role, in a session of that name and of a source identity,
+// which may be empty. The path of a role's name is not part of a session's.
+func (s *Service) assume(role arn.ARN, name, source string, seconds, least int) *assumeRoleOutput {
+	user := &assumedRoleUser{
+		AssumedRoleID: s.newID("AROA", role.String()) + ":" + name,
+		ARN:           arn.ARN{Partition: role.Partition, Service: "sts", Account: role.Account, Resource: "assumed-role/" + roleName(role) + "/" + name}.String(),
+	}
+	given := s.issue(Session{
+		Identity: Identity{Account: role.Account, ARN: user.ARN, UserID: user.AssumedRoleID}, Role: role.String(), SourceIdentity: source,
+	}, seconds, least)
+	return &assumeRoleOutput{Credentials: given, AssumedRoleUser: user, SourceIdentity: source, sizeOutput: given.size()}
 }
 
 type assumeRoleWithWebIdentityInput struct {
 	roleInput
+	nameInput
 	WebIdentityToken string `json:"WebIdentityToken"`
 	ProviderID       string `json:"ProviderId"`
 }
@@ -175,8 +243,10 @@ type assumeRoleWithWebIdentityOutput struct {
 // have signed it.
 func (s *Service) assumeRoleWithWebIdentity(_ context.Context, in *assumeRoleWithWebIdentityInput) (*assumeRoleWithWebIdentityOutput, error) {
 	var c checks
-	c.length("webIdentityToken", in.WebIdentityToken, 4, 20_000)
-	role, seconds, err := in.check(&c)
+	seconds := in.roleInput.check(&c)
+	in.nameInput.check(&c)
+	c.secret("webIdentityToken", in.WebIdentityToken, maxWebToken)
+	role, err := in.role(&c)
 	if err != nil {
 		return nil, err
 	}
@@ -184,16 +254,19 @@ func (s *Service) assumeRoleWithWebIdentity(_ context.Context, in *assumeRoleWit
 	if err != nil {
 		return nil, err
 	}
-	if now := s.clock.Now(); token.Expires > 0 && float64(now.Unix()) >= token.Expires {
+	if now := s.clock.Now(); token.over(now) {
 		return nil, errTokenOver.With("Token expired: current date/time %d must be before the expiration date/time %d", now.Unix(), int64(token.Expires))
 	}
 	out := &assumeRoleWithWebIdentityOutput{
-		assumeRoleOutput:            *s.assume(role, &in.roleInput, seconds),
+		assumeRoleOutput:            *s.assume(role, in.RoleSessionName, "", seconds, in.least()),
 		SubjectFromWebIdentityToken: token.Subject, Audience: token.audience(), Provider: strings.TrimPrefix(token.Issuer, "https://"),
 	}
 	out.PackedPolicySize = packedSize(in.Policy, in.PolicyARNs, nil)
 	return out, nil
 }
+
+// maxWebToken is the longest JWT in bytes that AWS takes.
+const maxWebToken = 20_000
 
 // claims is what a JWT says that we need.
 type claims struct {
@@ -224,6 +297,9 @@ func parseClaims(token string) (*claims, error) {
 	}
 	return &c, nil
 }
+
+// over reports whether the token has ended; one without an end never does.
+func (c *claims) over(now time.Time) bool { return c.Expires > 0 && float64(now.Unix()) >= c.Expires }
 
 // audience returns the first audience; a token may have one or several.
 func (c *claims) audience() string {

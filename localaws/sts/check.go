@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -60,6 +61,65 @@ func (c *checks) number(member string, value *int, least, most, absent int) int 
 		c.fail(member, fmt.Sprint(*value), fmt.Sprintf("have value less than or equal to %d", most))
 	}
 	return *value
+}
+
+// secret checks a required text that no error may repeat.
+func (c *checks) secret(member, value string, most int) {
+	switch n := utf8.RuneCountInString(value); {
+	case n == 0:
+		c.fail(member, "null", "not be null")
+	case n < leastSecret:
+		c.fail(member, "***", fmt.Sprintf("have length greater than or equal to %d", leastSecret))
+	case n > most:
+		c.fail(member, "***", fmt.Sprintf("have length less than or equal to %d", most))
+	}
+}
+
+// leastSecret is the shortest assertion and token that AWS takes.
+const leastSecret = 4
+
+// items checks how many a list has; it is shown as so many.
+func (c *checks) items(member string, n, least, most int) {
+	switch {
+	case n < least:
+		c.fail(member, fmt.Sprintf("%d items", n), fmt.Sprintf("have length greater than or equal to %d", least))
+	case n > most:
+		c.fail(member, fmt.Sprintf("%d items", n), fmt.Sprintf("have length less than or equal to %d", most))
+	}
+}
+
+// oneOf checks a text that is there.
+func (c *checks) oneOf(member, value string, values ...string) {
+	if !slices.Contains(values, value) {
+		c.fail(member, value, "satisfy enum value set: ["+strings.Join(values, ", ")+"]")
+	}
+}
+
+const (
+	maxTags     = 50
+	maxTagKey   = 128
+	maxTagValue = 256
+)
+
+var (
+	tagKeyPattern   = newPattern(`[\p{L}\p{Z}\p{N}_.:/=+\-@]+`)
+	tagValuePattern = newPattern(`[\p{L}\p{Z}\p{N}_.:/=+\-@]*`)
+)
+
+// tags checks the tags of a session or a token.
+func (c *checks) tags(tags []tag) {
+	c.items("tags", len(tags), 0, maxTags)
+	for i, t := range tags {
+		at := fmt.Sprintf("tags.%d.member.", i+1)
+		c.length(at+"key", t.Key, 1, maxTagKey)
+		if t.Key != "" {
+			c.pattern(at+"key", t.Key, tagKeyPattern)
+		}
+		if t.Value != "" {
+			c.length(at+"value", t.Value, 0, maxTagValue)
+			c.pattern(at+"value", t.Value, tagValuePattern)
+		}
+	}
 }
 
 func (c *checks) err() error {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
-	"github.com/stepfleet/stepfleet/localaws/seal"
 	"github.com/stepfleet/stepfleet/localaws/sigv4"
 )
 
@@ -21,6 +20,10 @@ type Session struct {
 	AccessKey string `json:"Key"`
 	// Ends is in seconds since 1970.
 	Ends int64 `json:"Ends"`
+	// Role is the ARN of the role that was assumed; empty for other identities.
+	Role string `json:"Role,omitempty"`
+	// SourceIdentity is whom the first role of a chain was assumed for; empty for nobody.
+	SourceIdentity string `json:"SourceIdentity,omitempty"`
 	// Padding makes the token as long as the caller asked.
 	Padding string `json:"Padding,omitempty"`
 }
@@ -29,6 +32,9 @@ const (
 	purposeToken  = "sts session token"
 	purposeSecret = "sts secret key"
 )
+
+// maxTokenBytes is AWS's limit of a session token.
+const maxTokenBytes = 4096
 
 // sizeInput asks for a session token of a least size.
 type sizeInput struct {
@@ -42,7 +48,7 @@ type sizeOutput struct {
 }
 
 func (in sizeInput) check(c *checks) {
-	c.number("minimumSessionTokenSize", in.MinimumSessionTokenSize, 0, seal.MaxBytes, 0)
+	c.number("minimumSessionTokenSize", in.MinimumSessionTokenSize, 0, maxTokenBytes, 0)
 }
 
 func (in sizeInput) least() int {
@@ -54,7 +60,7 @@ func (in sizeInput) least() int {
 
 func (c *credentials) size() sizeOutput {
 	n := len(c.SessionToken)
-	return sizeOutput{n, (100*n + seal.MaxBytes - 1) / seal.MaxBytes}
+	return sizeOutput{n, (100*n + maxTokenBytes - 1) / maxTokenBytes}
 }
 
 // credentials are temporary ones as they are given out.
@@ -65,11 +71,11 @@ type credentials struct {
 	Expiration      api.Time `json:"Expiration"`
 }
 
-// issue makes credentials for an identity that hold for that many seconds, with a session token of
-// at least so many bytes.
-func (s *Service) issue(identity Identity, seconds, least int) *credentials {
+// issue makes credentials for a session that hold for that many seconds, with a session token of at
+// least so many bytes. Of the session, access key and end are filled in.
+func (s *Service) issue(session Session, seconds, least int) *credentials {
 	ends := s.clock.Now().Add(time.Duration(seconds) * time.Second).Truncate(time.Second)
-	session := Session{Identity: identity, AccessKey: s.newKey("ASIA", identity.Account), Ends: ends.Unix()}
+	session.AccessKey, session.Ends = s.newKey("ASIA", session.Account), ends.Unix()
 	token := s.seal(session)
 	if len(token) < least {
 		session.Padding = "." // with its name in JSON

@@ -15,9 +15,9 @@ func service(seed uint64) *Service {
 
 func TestTokensAreAsLongAsAsked(t *testing.T) {
 	s := service(1)
-	for least := range seal.MaxBytes + 1 {
-		c := s.issue(Identity{Account: "111122223333", ARN: "arn", UserID: "id"}, 900, least)
-		if n := len(c.SessionToken); n < least || n > seal.MaxBytes || least > 300 && n > least+4 {
+	for least := range maxTokenBytes + 1 {
+		c := s.issue(Session{Identity: Identity{Account: "111122223333", ARN: "arn", UserID: "id"}}, 900, least)
+		if n := len(c.SessionToken); n < least || n > maxTokenBytes || least > 300 && n > least+4 {
 			t.Fatalf("%d bytes, want %d", n, least)
 		}
 		if session, err := s.Open(c.AccessKeyID, c.SessionToken); err != nil || session.Account != "111122223333" {
@@ -47,7 +47,7 @@ func TestKeysNameTheirAccount(t *testing.T) {
 
 func TestTokensOfOthersAreRefused(t *testing.T) {
 	s := service(1)
-	c := s.issue(Identity{Account: "111122223333"}, 900, 0)
+	c := s.issue(Session{Identity: Identity{Account: "111122223333"}}, 900, 0)
 	if _, err := service(2).Open(c.AccessKeyID, c.SessionToken); err == nil {
 		t.Error("another AWS took the token")
 	}

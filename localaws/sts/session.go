@@ -36,11 +36,11 @@ func (s *Service) getSessionToken(ctx context.Context, in *getSessionTokenInput)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
-	identity, temporary := s.caller(api.CallOf(ctx))
+	caller, temporary := s.caller(api.CallOf(ctx))
 	if temporary {
 		return nil, errAccessDenied.With("Cannot call GetSessionToken with session credentials")
 	}
-	given := s.issue(identity, seconds, in.least())
+	given := s.issue(caller, seconds, in.least())
 	return &getSessionTokenOutput{given, given.size()}, nil
 }
 
@@ -71,6 +71,7 @@ func (s *Service) getFederationToken(ctx context.Context, in *getFederationToken
 	c.pattern("name", in.Name, namePattern)
 	in.sizeInput.check(&c)
 	seconds := c.number("durationSeconds", in.DurationSeconds, leastSeconds, mostUserSeconds, defaultUserSeconds)
+	c.tags(in.Tags)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
@@ -78,15 +79,15 @@ func (s *Service) getFederationToken(ctx context.Context, in *getFederationToken
 		return nil, err
 	}
 	call := api.CallOf(ctx)
-	identity, temporary := s.caller(call)
+	caller, temporary := s.caller(call)
 	if temporary {
 		return nil, errAccessDenied.With("Cannot call GetFederationToken with session credentials")
 	}
 	user := &federatedUser{
-		FederatedUserID: identity.Account + ":" + in.Name,
-		ARN:             arn.Global("sts", call.Region, identity.Account, "federated-user/"+in.Name),
+		FederatedUserID: caller.Account + ":" + in.Name,
+		ARN:             arn.Global("sts", call.Region, caller.Account, "federated-user/"+in.Name),
 	}
-	given := s.issue(Identity{identity.Account, user.ARN, user.FederatedUserID}, seconds, in.least())
+	given := s.issue(Session{Identity: Identity{caller.Account, user.ARN, user.FederatedUserID}}, seconds, in.least())
 	return &getFederationTokenOutput{
 		Credentials:      given,
 		sizeOutput:       given.size(),

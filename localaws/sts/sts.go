@@ -1,12 +1,12 @@
 // Package sts is AWS STS: who a caller is, and temporary credentials.
 //
-// Where to read: sts.go holds the service and the operations that name identities; assume.go and
-// session.go give out temporary credentials; credentials.go makes and opens them; check.go is
-// validation in AWS's words.
+// Where to read: sts.go holds the service and the operations that name identities; assume.go,
+// saml.go, privileged.go and session.go give out temporary credentials; credentials.go makes and
+// opens them; token.go gives out a JWT, sign.go signs it; check.go is validation in AWS's words.
 //
 // Nothing is kept. A session token carries the identity it stands for and its end, sealed with the
-// key of this AWS; the secret key follows from the access key. Any role may be assumed by anybody:
-// there is no IAM here that could refuse.
+// key of this AWS; the secret key follows from the access key. Any role may be assumed by anybody,
+// and any assertion is believed: there is no IAM here that could refuse.
 package sts
 
 import (
@@ -29,13 +29,16 @@ type Options struct {
 
 // Service is STS.
 type Service struct {
-	clock clock.Clock
-	ids   *api.IDs
-	key   seal.Key
+	clock   clock.Clock
+	ids     *api.IDs
+	key     seal.Key
+	signers signers
 }
 
 // New returns an STS. Those with one key take each other's session tokens.
-func New(o Options) *Service { return &Service{clock: o.Clock, ids: o.IDs, key: o.Key} }
+func New(o Options) *Service {
+	return &Service{clock: o.Clock, ids: o.IDs, key: o.Key, signers: newSigners()}
+}
 
 // API returns the service's table of operations.
 func (s *Service) API() api.Service {
@@ -46,7 +49,11 @@ func (s *Service) API() api.Service {
 			"GetCallerIdentity":          api.Op(s.getCallerIdentity),
 			"GetAccessKeyInfo":           api.Op(s.getAccessKeyInfo),
 			"AssumeRole":                 api.Op(s.assumeRole),
+			"AssumeRoleWithSAML":         api.Op(s.assumeRoleWithSAML).Unsigned(),
 			"AssumeRoleWithWebIdentity":  api.Op(s.assumeRoleWithWebIdentity).Unsigned(),
+			"AssumeRoot":                 api.Op(s.assumeRoot),
+			"GetDelegatedAccessToken":    api.Op(s.getDelegatedAccessToken),
+			"GetWebIdentityToken":        api.Op(s.getWebIdentityToken),
 			"GetSessionToken":            api.Op(s.getSessionToken),
 			"GetFederationToken":         api.Op(s.getFederationToken),
 			"DecodeAuthorizationMessage": api.Op(s.decodeAuthorizationMessage),
@@ -63,16 +70,29 @@ type Identity struct {
 
 // caller returns who makes the call: the holder of a session token of ours, or the root of the
 // account that the call is for.
-func (s *Service) caller(c *api.Call) (identity Identity, temporary bool) {
+func (s *Service) caller(c *api.Call) (session Session, temporary bool) {
 	if session, err := s.Open(c.AccessKey, c.SessionToken); err == nil {
-		return session.Identity, true
+		return *session, true
 	}
-	return Identity{Account: c.Account, ARN: arn.Global("iam", c.Region, c.Account, "root"), UserID: c.Account}, false
+	return Session{Identity: rootOf(arn.Partition(c.Region), c.Account)}, false
+}
+
+func rootOf(partition, account string) Identity {
+	root := arn.ARN{Partition: partition, Service: "iam", Account: account, Resource: "root"}
+	return Identity{Account: account, ARN: root.String(), UserID: account}
+}
+
+// principal returns the ARN of whom the session acts for: the role, where it is one's.
+func (s *Session) principal() string {
+	if s.Role != "" {
+		return s.Role
+	}
+	return s.ARN
 }
 
 func (s *Service) getCallerIdentity(ctx context.Context, _ *struct{}) (*Identity, error) {
-	identity, _ := s.caller(api.CallOf(ctx))
-	return &identity, nil
+	caller, _ := s.caller(api.CallOf(ctx))
+	return &caller.Identity, nil
 }
 
 type getAccessKeyInfoInput struct {
