@@ -49,8 +49,8 @@ func (s *Service) putMetricData(ctx context.Context, in *putMetricDataInput) (*a
 		return nil, invalid("AWS/", "Namespace")
 	}
 	data := in.MetricData
-	for _, e := range in.EntityMetricData {
-		data = append(data, e.MetricData...)
+	for _, e := range in.EntityMetricData { // no more of each than shows that it is too many
+		data = append(data, e.MetricData[:min(len(e.MetricData), maxData+1)]...)
 	}
 	if len(data) == 0 {
 		return nil, missing("MetricData")
