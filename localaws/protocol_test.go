@@ -16,6 +16,7 @@ import (
 	"github.com/aws/smithy-go/encoding/cbor"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/fault"
 	"github.com/stepfleet/stepfleet/localaws/shape"
 )
 
@@ -282,6 +283,49 @@ func TestNoCallsFromOtherPages(t *testing.T) {
 			t.Errorf("%s: %d, want %d", header, w.Code, want)
 		}
 	}
+}
+
+// A service that is away answers nobody, whatever is wrong with the call.
+func TestAnOutageTakesWhatIsRefusedToo(t *testing.T) {
+	form := "Content-Type: " + formType
+	for name, test := range map[string]struct {
+		target, body string
+		headers      []string
+		status       int // when the service is there
+	}{
+		"unknown operation": {"/", "{}", []string{"X-Amz-Target: Echo_20260101.None"}, 400},
+		"wrong version":     {"/", "Action=Echo&Version=1999-01-01", []string{form, by("echo")}, 400},
+		"broken body":       {"/", "{", []string{"X-Amz-Target: Echo_20260101.Echo"}, 400},
+		"not signed":        {"/", "{}", []string{"X-Amz-Target: Echo_20260101.Echo"}, 403},
+	} {
+		a := withEchoes(new(bytes.Buffer))
+		if name == "not signed" {
+			a.credentials = map[string]string{"key": "secret"}
+		}
+		a.Faults.Outage("echo", true)
+		if !isDropped(func() { send(t, a, "POST", test.target, test.body, test.headers...) }) {
+			t.Errorf("%s: answered by a service that is away", name)
+		}
+		a.Faults.Outage("echo", false)
+		if w := send(t, a, "POST", test.target, test.body, test.headers...); w.Code != test.status {
+			t.Errorf("%s: %d %s, want %d", name, w.Code, w.Body, test.status)
+		}
+		rule := a.Faults.Add(fault.Rule{Kind: fault.Throttle, Service: "echo"})
+		if w := send(t, a, "POST", test.target, test.body, test.headers...); !strings.Contains(w.Body.String(), "Throttling") || rule.Hits() != 1 {
+			t.Errorf("%s: a rule made %d %s of it", name, w.Code, w.Body)
+		}
+	}
+}
+
+// isDropped reports whether f ends as a handler that closes the connection.
+func isDropped(f func()) (dropped bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			dropped = v == http.ErrAbortHandler
+		}
+	}()
+	f()
+	return false
 }
 
 func TestEveryStructGoesOverEveryWire(t *testing.T) {

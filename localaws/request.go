@@ -48,7 +48,7 @@ func isAccount(key string) bool {
 
 // authenticate returns nil for a call whose signature holds. While no credentials are set it lets
 // every call pass but those with temporary credentials that were given out here and are over.
-func (a *AWS) authenticate(r *http.Request, x *exchange, operation api.Operation) error {
+func (a *AWS) authenticate(r *http.Request, x *exchange) error {
 	if len(a.credentials) == 0 {
 		if token := x.call.SessionToken; token != "" {
 			if _, err := a.sts.Open(x.call.AccessKey, token); errors.Is(err, sigv4.ErrExpiredToken) {
@@ -62,7 +62,7 @@ func (a *AWS) authenticate(r *http.Request, x *exchange, operation api.Operation
 		service = x.service.Name
 	}
 	err := sigv4.Verify(r, x.sent.sent, service, a.clock.Now(), a.secret)
-	if errors.Is(err, sigv4.ErrMissingToken) && operation.IsUnsigned() {
+	if errors.Is(err, sigv4.ErrMissingToken) && x.operation.IsUnsigned() {
 		return nil
 	}
 	return err
