@@ -54,6 +54,11 @@ func TestFaultsOverHTTP(t *testing.T) {
 			`{"kind":"fail","times":1,"op":"ListQueues","error":{"type":"OverLimit","status":403,"message":"no"}}`, "AmazonSQS.ListQueues",
 			`{"__type":"com.amazonaws.sqs#OverLimit","message":"no"}`,
 		},
+		{
+			`{"kind":"fail","times":1,"error":{"type":"AccessDeniedException","common":true,"code":"AccessDenied","status":403}}`, "AmazonSQS.ListQueues",
+			`{"__type":"com.amazon.coral.service#AccessDeniedException"}`,
+		},
+		{`{"kind":"fail","times":1}`, "AmazonSQS.Unknown", `{"__type":"com.amazon.coral.service#InternalFailure"`},
 		{`{"kind":"fail_after","times":1,"error":{"type":"Odd"}}`, "AmazonSQS.ListQueues", `{"__type":"com.amazonaws.sqs#Odd"}`},
 	} {
 		if w := control(local, "POST", "faults/f", test.rule, nil); w.Code != http.StatusCreated {
@@ -62,13 +67,141 @@ func TestFaultsOverHTTP(t *testing.T) {
 		if w := post(local, test.target, "{}", nil); !strings.HasPrefix(w.Body.String(), test.want) {
 			t.Errorf("%s: %d %s", test.rule, w.Code, w.Body)
 		}
-		if w := post(local, test.target, "{}", nil); w.Code != http.StatusOK {
+		if w := post(local, test.target, "{}", nil); strings.HasPrefix(w.Body.String(), test.want) {
 			t.Errorf("%s acts twice: %s", test.rule, w.Body)
 		}
 		if w := control(local, "GET", "faults/f", "", nil); !strings.Contains(w.Body.String(), `"hits": 1`) || !strings.Contains(w.Body.String(), `"ended": true`) {
 			t.Errorf("%s: %s", test.rule, w.Body)
 		}
 	}
+}
+
+// Each kind is set over HTTP for one send; another follows.
+func TestEveryKindOverHTTP(t *testing.T) {
+	outcomes := map[string]struct {
+		setting   string
+		code      string // of the answer; "none" for no answer, "" for success
+		delivered string
+		took      time.Duration
+	}{
+		"drop":        {code: "none", delivered: "2"},
+		"delay":       {setting: `,"delay_seconds":3`, delivered: "2 1", took: 3 * time.Second},
+		"duplicate":   {delivered: "1 1 2"},
+		"throttle":    {code: "RequestThrottled", delivered: "2"},
+		"fail":        {code: "InternalFailure", delivered: "2"},
+		"fail_after":  {code: "InternalFailure", delivered: "1 2"},
+		"lose_answer": {code: "none", delivered: "1 2"},
+		"reorder":     {setting: `,"delay_seconds":3`, delivered: "2 1"},
+	}
+	for _, kind := range fault.Kinds() {
+		want, ok := outcomes[kind]
+		if !ok {
+			t.Errorf("no test of %s", kind)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			local := localaws.New(localaws.Options{})
+			c := inProcess(local)
+			queue := create(t, c, "q", nil)
+			rule := `{"service":"sqs","op":"SendMessage","times":1,"kind":"` + kind + `"` + want.setting + "}"
+			if w := control(local, "POST", "faults/f", rule, nil); w.Code != http.StatusCreated {
+				t.Fatalf("%s: %s", rule, w.Body)
+			}
+			started, failed := time.Now(), make(chan error)
+			go func() {
+				_, err := c.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: queue, MessageBody: aws.String("1")})
+				failed <- err
+			}()
+			synctest.Wait()
+			second := make(chan struct{})
+			go func() {
+				send(t, c, queue, "2")
+				close(second)
+			}()
+			code := outcome(<-failed)
+			<-second
+			took := time.Since(started)
+			var got []string
+			for _, m := range receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: queue, MaxNumberOfMessages: 10}) {
+				got = append(got, *m.Body)
+			}
+			if delivered := strings.Join(got, " "); code != want.code || delivered != want.delivered || took != want.took {
+				t.Errorf("%s: %q, delivered %s after %v, want %+v", kind, code, delivered, took, want)
+			}
+			if w := control(local, "GET", "faults/f", "", nil); !strings.Contains(w.Body.String(), `"hits": 1`) {
+				t.Errorf("%s: %s", kind, w.Body)
+			}
+		})
+	}
+}
+
+// A rule for every call waits for one that can be duplicated.
+func TestDuplicateHitsWhatItDuplicates(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	rule := local.Faults.Add(fault.Rule{Kind: fault.Duplicate, Times: 1})
+	c := inProcess(local)
+	queue := create(t, c, "q", nil)
+	if _, err := c.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: aws.String("none"), MessageBody: aws.String("x")}); err == nil || rule.Hits() != 0 {
+		t.Errorf("%v, %d hits", err, rule.Hits())
+	}
+	send(t, c, queue, "x")
+	send(t, c, queue, "y")
+	if got := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: queue, MaxNumberOfMessages: 10}); len(got) != 3 || rule.Hits() != 1 {
+		t.Errorf("%d messages, %d hits", len(got), rule.Hits())
+	}
+}
+
+func TestOutageOfEverythingOverHTTP(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	client := &http.Client{Transport: local.Transport()}
+	attempt := func(target string) error {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Amz-Target", target)
+		answer, err := client.Do(r)
+		if err == nil {
+			err = answer.Body.Close()
+		}
+		return err
+	}
+	targets := []string{"AmazonSQS.ListQueues", "GraniteServiceVersion20100801.ListMetrics", "AmazonSQS.Unknown", "DynamoDB_20120810.ListTables"}
+	for _, away := range []bool{true, false} {
+		method := map[bool]string{true: "POST", false: "DELETE"}[away]
+		if w := control(local, method, "outages", "", nil); w.Code > 299 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		for _, target := range targets {
+			if err := attempt(target); (err != nil) != away {
+				t.Errorf("%s after %s: %v", target, method, err)
+			}
+		}
+	}
+}
+
+func TestResetEndsWhatADelayHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		local := localaws.New(localaws.Options{})
+		c := inProcess(local)
+		queue := create(t, c, "q", nil)
+		control(local, "POST", "faults", `{"kind":"delay","delay_seconds":60,"op":"SendMessage"}`, nil)
+		failed := make(chan error)
+		go func() {
+			_, err := c.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: queue, MessageBody: aws.String("of the test before")})
+			failed <- err
+		}()
+		synctest.Wait()
+		started := time.Now()
+		control(local, "POST", "reset", "", nil)
+		create(t, c, "q", nil)
+		if code := outcome(<-failed); code != "RequestAborted" || time.Since(started) != 0 {
+			t.Errorf("%q after %v", code, time.Since(started))
+		}
+		time.Sleep(time.Hour)
+		if got := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: queue}); len(got) != 0 {
+			t.Errorf("the fresh queue has %q", *got[0].Body)
+		}
+	})
 }
 
 func TestOutagesOverHTTP(t *testing.T) {

@@ -101,6 +101,7 @@ type AWS struct {
 	byShape     map[string]*api.Service // by the path of a CBOR call
 	control     http.Handler
 	sameOrigin  *http.CrossOriginProtection
+	readTimeout time.Duration
 }
 
 // New returns an AWS that holds nothing, and keeps what it will hold in memory.
@@ -120,7 +121,7 @@ func Open(o Options) (*AWS, error) {
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, credentials: o.Credentials,
 		byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{}, byShape: map[string]*api.Service{},
-		sameOrigin: http.NewCrossOriginProtection(),
+		sameOrigin: http.NewCrossOriginProtection(), readTimeout: readTimeout,
 	}
 	a.Faults.UseClock(o.Clock)
 	if err := a.addServices(o); err != nil {
@@ -208,7 +209,7 @@ func (a *AWS) add(s api.Service) {
 }
 
 // Reset ends every fault and outage and empties every service. Calls that are under way end as
-// they would if their queues and alarms had been deleted.
+// they would if their queues and alarms had been deleted; those that a fault holds back do not run.
 func (a *AWS) Reset() {
 	a.Faults.Clear()
 	for _, s := range a.services {
@@ -232,9 +233,17 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.serve(w, r)
 }
 
+// errUnknownOrigin refuses a GET that may be an image of any page.
+var errUnknownOrigin = errors.New("on a name that is no loopback name a GET with parameters needs an Authorization header")
+
 // checkOrigin refuses what a browser sends for a page of another origin. The standard library lets
-// a GET pass, since it changes nothing; in the Query protocol it may.
+// a GET pass, since it changes nothing; in the Query protocol it may. And browsers say of a GET
+// whose page it is for on loopback names only; elsewhere it needs a header that no page can add.
 func (a *AWS) checkOrigin(r *http.Request) error {
+	told := r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" || r.Header.Get("Authorization") != ""
+	if r.Method == http.MethodGet && r.URL.RawQuery != "" && !told && !isLoopback(hostName(r.Host)) {
+		return errUnknownOrigin
+	}
 	if r.Method != http.MethodPost {
 		changing := *r
 		changing.Method = http.MethodPost
@@ -261,7 +270,7 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil {
-		to.refused = err.(*api.Error)
+		to.refused, to.unread = err.(*api.Error), sent.sent == nil
 	}
 	x := &exchange{aws: a, w: w, route: to, sent: &sent, call: a.callOf(r, to.op)}
 	a.finish(r, x)
@@ -276,40 +285,47 @@ func (a *AWS) refuse(w http.ResponseWriter, r *http.Request) {
 // exchange is one call and its answer.
 type exchange struct {
 	route
-	aws  *AWS
-	w    http.ResponseWriter
-	call *api.Call
-	sent *body // until the input is decoded
+	aws       *AWS
+	w         http.ResponseWriter
+	call      *api.Call
+	operation api.Operation
+	sent      *body // until the input is decoded
 }
 
 // finish checks the call and runs its operation.
 func (a *AWS) finish(r *http.Request, x *exchange) {
-	var operation api.Operation
 	known := false
 	if x.service != nil {
 		x.call.Service = x.service.Name
-		operation, known = x.service.Ops[x.op]
-	}
-	if err := a.authenticate(r, x, operation); err != nil {
-		x.answer(nil, err)
-		return
+		x.operation, known = x.service.Ops[x.op]
 	}
 	if !known && x.refused == nil {
 		x.refused = x.codec.Unknown(x.op)
 	}
-	if x.refused != nil {
-		if isAbsence(x.refused) {
-			a.log.Warn("not emulated", "service", x.name, "op", x.op, "request_id", x.call.RequestID, "error", x.refused)
-		}
-		x.answer(nil, x.refused)
-		return
-	}
+	refusal := a.refusalOf(r, x)
 	started := a.clock.Now()
-	err := x.run(r, operation)
+	err := x.run(r, refusal)
 	if a.log.Enabled(r.Context(), slog.LevelDebug) {
 		a.log.Debug("call", "service", x.call.Service, "op", x.op, "request_id", x.call.RequestID,
 			"took", a.clock.Now().Sub(started), "error", err)
 	}
+}
+
+// refusalOf returns why the call must not come to its operation, or nil.
+func (a *AWS) refusalOf(r *http.Request, x *exchange) error {
+	if x.unread {
+		return x.refused // nobody can say whether it is signed
+	}
+	if err := a.authenticate(r, x); err != nil {
+		return err
+	}
+	if x.refused == nil {
+		return nil
+	}
+	if isAbsence(x.refused) {
+		a.log.Warn("not emulated", "service", x.name, "op", x.op, "request_id", x.call.RequestID, "error", x.refused)
+	}
+	return x.refused
 }
 
 // isAbsence reports whether an error says that something does not exist here, which may be our lack
@@ -318,19 +334,21 @@ func isAbsence(e *api.Error) bool {
 	return e.Type == api.ErrInvalidAction.Type || e.Type == api.ErrUnknownOperation.Type || e.Type == errMissingAction.Type
 }
 
-// run acts out the fault in force, if any, and the operation. The error is for the log: it has
-// been answered already.
-func (x *exchange) run(r *http.Request, operation api.Operation) error {
-	faults := x.aws.Faults
-	ctx, rule, end := faults.Begin(r.Context(), x.call.Service, x.call.Op)
-	ctx = api.WithCall(ctx, x.call)
-	err := x.before(ctx, rule)
+// run acts out the fault in force, if any, and the operation, unless the call is refused: a service
+// that is away or misbehaves does so to every call. The error is for the log: it has been answered
+// already.
+func (x *exchange) run(r *http.Request, refusal error) error {
+	call := x.aws.Faults.Begin(patience{r.Context(), x.w}, x.call.Service, x.call.Op)
+	rule := call.Rule()
+	err := x.before(call, rule)
+	if err == nil {
+		err = refusal
+	}
 	var out any
 	if err == nil {
-		ctx = rule.Mark(ctx)
-		out, err = x.decodeAndCall(ctx, operation)
+		out, err = x.decodeAndCall(api.WithCall(call, x.call))
 	}
-	if end() || rule.Kind == fault.LoseAnswer || errors.Is(err, errDropped) {
+	if call.End() || rule.Kind == fault.LoseAnswer || errors.Is(err, errDropped) {
 		x.aws.log.Debug("connection dropped by a fault", "service", x.call.Service, "op", x.call.Op)
 		panic(http.ErrAbortHandler) // how net/http closes a connection without an answer
 	}
@@ -343,32 +361,32 @@ func (x *exchange) run(r *http.Request, operation api.Operation) error {
 
 // decodeAndCall reads the input, lets go of the body, which a long poll does not need, and runs the
 // operation.
-func (x *exchange) decodeAndCall(ctx context.Context, operation api.Operation) (any, error) {
-	in := operation.NewIn()
+func (x *exchange) decodeAndCall(ctx context.Context) (any, error) {
+	in := x.operation.NewIn()
 	if err := x.codec.Decode(in); err != nil {
 		return nil, err
 	}
 	x.sent.release()
-	return operation.Call(ctx, in)
+	return x.operation.Call(ctx, in)
 }
 
 // errDropped is a fault's order to close the connection.
 var errDropped = errors.New("dropped by a fault")
 
 // before acts out the faults that come before the operation.
-func (x *exchange) before(ctx context.Context, rule fault.Rule) error {
+func (x *exchange) before(call *fault.Call, rule fault.Rule) error {
 	switch rule.Kind {
 	case fault.Drop:
 		return errDropped
 	case fault.Throttle:
-		if x.service.Throttled != nil {
+		if x.service != nil && x.service.Throttled != nil {
 			return x.service.Throttled
 		}
 		return api.ErrThrottling
 	case fault.Fail:
 		return rule.Failure()
 	}
-	return x.aws.Faults.Wait(ctx, rule)
+	return call.Wait()
 }
 
 func (x *exchange) answer(out any, err error) {

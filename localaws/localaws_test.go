@@ -4,13 +4,18 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
+	"encoding/xml"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -22,6 +27,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/stepfleet/stepfleet/localaws"
+	"github.com/stepfleet/stepfleet/localaws/clock"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 )
 
@@ -133,12 +139,21 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// FuzzBody feeds nonsense to every operation: each answer is 2xx or 4xx, none is a panic.
+// FuzzBody feeds nonsense to every operation that has a JSON protocol: each answer is 2xx or 4xx,
+// none is a panic.
 func FuzzBody(f *testing.F) {
-	ops := []string{
-		"CreateQueue", "GetQueueUrl", "GetQueueAttributes", "SetQueueAttributes", "ListQueues", "DeleteQueue", "PurgeQueue",
-		"SendMessage", "SendMessageBatch", "ReceiveMessage", "DeleteMessage", "DeleteMessageBatch", "ChangeMessageVisibility",
-		"ChangeMessageVisibilityBatch", "", ".",
+	targets := []string{"AmazonSQS.", "AmazonSQS.."}
+	prefixes := map[string]string{"sqs": "AmazonSQS.", "monitoring": "GraniteServiceVersion20100801."}
+	for _, s := range localaws.New(localaws.Options{}).Operations() {
+		if !slices.ContainsFunc(s.Protocols, func(p string) bool { return strings.HasPrefix(p, "awsJson") }) {
+			continue
+		}
+		if prefixes[s.Service] == "" {
+			f.Fatalf("add the target of %s", s.Service)
+		}
+		for _, op := range s.Operations {
+			targets = append(targets, prefixes[s.Service]+op)
+		}
 	}
 	for _, body := range []string{
 		"", "null", "[]", "{", `"x"`, "{}", `{"QueueUrl":1}`, `{"QueueUrl":"/000000000000/q"}`, `{"QueueUrl":"/a/b/c"}`, `{"QueueUrl":null}`,
@@ -153,17 +168,77 @@ func FuzzBody(f *testing.F) {
 		f.Add(body)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
-		for _, op := range ops {
-			local := localaws.New(localaws.Options{Seed: 1})
+		for _, target := range targets {
+			local := localaws.New(localaws.Options{Seed: 1, Clock: clock.NewManual(time.Unix(1_800_000_000, 0))})
 			post(local, "AmazonSQS.CreateQueue", `{"QueueName":"q"}`, nil)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			w := post(local, "AmazonSQS."+op, body, func(r *http.Request) { *r = *r.WithContext(ctx) })
+			w := post(local, target, body, func(r *http.Request) { *r = *r.WithContext(ctx) })
 			cancel()
 			if w.Code >= 500 && w.Code != http.StatusServiceUnavailable {
-				t.Errorf("%s %q: %d %s", op, body, w.Code, w.Body)
+				t.Errorf("%s %q: %d %s", target, body, w.Code, w.Body)
 			}
 		}
 	})
+}
+
+// FuzzWebIdentity feeds the claims of tokens, which STS reads: it takes them or refuses them, in XML.
+func FuzzWebIdentity(f *testing.F) {
+	for _, claims := range []string{
+		"", "{}", "null", `{"iss":"https://i","sub":"s"}`, `{"iss":"https://i","sub":"s","aud":["a","b"],"exp":1800000600}`,
+		`{"iss":"i","sub":"s","aud":{"a":1},"exp":1e308}`, `{"iss":1}`, `{"iss":"<&>","sub":"\u0000"}`,
+	} {
+		f.Add(claims)
+	}
+	local := localaws.New(localaws.Options{Seed: 1, Clock: clock.NewManual(time.Unix(1_800_000_000, 0))})
+	f.Fuzz(func(t *testing.T, claims string) {
+		form := url.Values{
+			"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"}, "RoleArn": {"arn:aws:iam::111122223333:role/r"}, "RoleSessionName": {"ss"},
+			"WebIdentityToken": {"e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"},
+		}
+		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/", strings.NewReader(form.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		w := httptest.NewRecorder()
+		local.ServeHTTP(w, r)
+		if w.Code != http.StatusOK && (w.Code < 400 || w.Code > 499) {
+			t.Errorf("%q: %d %s", claims, w.Code, w.Body)
+		}
+		var any struct{}
+		if err := xml.Unmarshal(w.Body.Bytes(), &any); err != nil {
+			t.Errorf("%q: %v in %s", claims, err, w.Body)
+		}
+	})
+}
+
+// A call of some ten kilobytes, compressed, must not take gigabytes.
+func TestWhatGrowsInMemoryIsRefused(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	entries := `{"QueueUrl":"q","Entries":[` + strings.Repeat("{},", 300_000) + `{}]}`
+	if w := post(local, "AmazonSQS.SendMessageBatch", entries, nil); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "more than 500000 values") {
+		t.Errorf("%d %.200s", w.Code, w.Body)
+	}
+	data := "\xa1jMetricData\x9f" + strings.Repeat("\xa0", 1000) + "\xff"
+	nested := "\xa2iNamespaceaN\x70EntityMetricData\x9f" + strings.Repeat(data, 400) + "\xff"
+	w := post(local, "", nested, func(r *http.Request) {
+		r.URL.Path = "/service/GraniteServiceVersion20100801/operation/PutMetricData"
+		r.Header.Set("Smithy-Protocol", "rpc-v2-cbor")
+	})
+	if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "too many elements") {
+		t.Errorf("%d %.200s", w.Code, w.Body)
+	}
+}
+
+// AWS's largest call is no such call.
+func TestTheLargestPutMetricDataIsTaken(t *testing.T) {
+	list := func(text string, n int) string { return "[" + strings.Repeat(text+",", n-1) + text + "]" }
+	names := make([]string, 30)
+	for i := range names {
+		names[i] = fmt.Sprintf(`{"Name":"d%d","Value":"v"}`, i)
+	}
+	datum := `{"MetricName":"m","Unit":"Count","StorageResolution":60,"Values":` + list("1", 150) + `,"Counts":` + list("1", 150) + `,"Dimensions":[` + strings.Join(names, ",") + `]}`
+	w := post(localaws.New(localaws.Options{}), "GraniteServiceVersion20100801.PutMetricData", `{"Namespace":"N","MetricData":`+list(datum, 1000)+"}", nil)
+	if w.Code != http.StatusOK {
+		t.Errorf("%d %.200s", w.Code, w.Body)
+	}
 }
 
 func TestTooLargeABody(t *testing.T) {
@@ -171,6 +246,18 @@ func TestTooLargeABody(t *testing.T) {
 	if w.Code != http.StatusRequestEntityTooLarge {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
+}
+
+// outcome returns an error's code; "none" for a call without an answer, "" for success.
+func outcome(err error) string {
+	var e smithy.APIError
+	switch {
+	case errors.As(err, &e):
+		return e.ErrorCode()
+	case err != nil:
+		return "none"
+	}
+	return ""
 }
 
 func TestFaults(t *testing.T) {
@@ -201,13 +288,7 @@ func TestFaults(t *testing.T) {
 		} {
 			started := time.Now()
 			err := attempt(test.kind)
-			code := ""
-			var e smithy.APIError
-			if errors.As(err, &e) {
-				code = e.ErrorCode()
-			} else if err != nil {
-				code = "none"
-			}
+			code := outcome(err)
 			got := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: url, MaxNumberOfMessages: 10})
 			if code != test.code || len(got) != test.delivered {
 				t.Errorf("%v: %v, delivered %d, want %q and %d", test.kind, err, len(got), test.code, test.delivered)
@@ -232,9 +313,9 @@ func TestFaultRulesSkipEndAndRepeat(t *testing.T) {
 		s.Add(r)
 		var hits strings.Builder
 		for range 8 {
-			_, rule, end := s.Begin(t.Context(), "sqs", "Op")
-			end()
-			if rule.Kind == 0 {
+			c := s.Begin(t.Context(), "sqs", "Op")
+			c.End()
+			if c.Rule().Kind == 0 {
 				hits.WriteByte('.')
 			} else {
 				hits.WriteByte('x')

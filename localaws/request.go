@@ -48,7 +48,7 @@ func isAccount(key string) bool {
 
 // authenticate returns nil for a call whose signature holds. While no credentials are set it lets
 // every call pass but those with temporary credentials that were given out here and are over.
-func (a *AWS) authenticate(r *http.Request, x *exchange, operation api.Operation) error {
+func (a *AWS) authenticate(r *http.Request, x *exchange) error {
 	if len(a.credentials) == 0 {
 		if token := x.call.SessionToken; token != "" {
 			if _, err := a.sts.Open(x.call.AccessKey, token); errors.Is(err, sigv4.ErrExpiredToken) {
@@ -62,7 +62,7 @@ func (a *AWS) authenticate(r *http.Request, x *exchange, operation api.Operation
 		service = x.service.Name
 	}
 	err := sigv4.Verify(r, x.sent.sent, service, a.clock.Now(), a.secret)
-	if errors.Is(err, sigv4.ErrMissingToken) && operation.IsUnsigned() {
+	if errors.Is(err, sigv4.ErrMissingToken) && x.operation.IsUnsigned() {
 		return nil
 	}
 	return err
@@ -81,12 +81,20 @@ func (a *AWS) secret(accessKey, token string) (string, error) {
 
 // hostAllowed refuses names by which a web page could reach us through its own domain.
 func (a *AWS) hostAllowed(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
+	name := hostName(host)
+	return isLoopback(name) || slices.Contains(a.hosts, name)
+}
+
+// hostName returns a Host header without its port.
+func hostName(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
 	}
-	name = strings.ToLower(strings.Trim(name, "[]"))
-	if name == "localhost" || strings.HasSuffix(name, ".localhost") || slices.Contains(a.hosts, name) {
+	return strings.ToLower(strings.Trim(host, "[]"))
+}
+
+func isLoopback(name string) bool {
+	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
 		return true
 	}
 	ip, err := netip.ParseAddr(name)

@@ -18,8 +18,10 @@ import (
 const DefaultAddr = "127.0.0.1:9324"
 
 const (
-	// readHeaderTimeout and idleTimeout free connections whose client has gone quiet.
+	// readHeaderTimeout, readTimeout and idleTimeout free connections whose client has gone quiet:
+	// within the headers, within the body, between two requests.
 	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 30 * time.Second
 	idleTimeout       = 2 * time.Minute
 	// shutdownGrace is how long running calls may take to end; long polls end at once.
 	shutdownGrace = 3 * time.Second
@@ -106,7 +108,7 @@ func (a *AWS) Serve(ctx context.Context, ln net.Listener) error {
 	calls, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	server := &http.Server{
-		Handler: a, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout,
+		Handler: a, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: a.readTimeout, IdleTimeout: idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return calls },
 		ErrorLog:    slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
@@ -125,4 +127,18 @@ func (a *AWS) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	<-served
 	return nil
+}
+
+// patience is the context of a request. Asking for its end lifts the deadline of reading: the
+// request has come, its call may take longer, and net/http would take the deadline for the end of
+// the connection. It is lifted for calls that wait and for no others because that takes time.
+type patience struct {
+	context.Context
+	w http.ResponseWriter
+}
+
+// Done returns a channel that is closed when the caller is gone.
+func (p patience) Done() <-chan struct{} {
+	_ = http.NewResponseController(p.w).SetReadDeadline(time.Time{}) // what is no connection has no deadline
+	return p.Context.Done()
 }

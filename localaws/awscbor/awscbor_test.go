@@ -103,7 +103,7 @@ func TestDecode(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	deep := strings.Repeat("81", 100) + "00"
-	many := "a1 66666c6f617473 9f" + strings.Repeat("00", 20_001) + "ff"
+	many := "a1 646c697374 9f" + strings.Repeat("a0", 200_000) + "ff"
 	for _, hexed := range []string{
 		"", "a1", "a161", "a1 6474657874", "a1 6474657874 63 6161", "a1 6474657874 01", "a1 6474657874 62 c328", // cut, wrong, not UTF-8
 		"a0 00", "80", "01", "ff", "1c", "a1 ff", "bf 6161", "bf 6161 ff", "a1 01 02", "a1 6161 ff", // no map, or a broken one
@@ -116,6 +116,24 @@ func TestDecodeRefuses(t *testing.T) {
 		if err := unmarshal(t, hexed, &everything{}); !errors.As(err, &e) || e.Type != "SerializationException" {
 			t.Errorf("%.60s: %v", hexed, err)
 		}
+	}
+}
+
+// An element of a byte becomes a struct of many; the limit is on the whole message, so that a list of
+// lists may have no more than one list.
+func TestElementsAreCountedForTheWholeMessage(t *testing.T) {
+	const lists = 50
+	size := int(reflect.TypeFor[everything]().Size())
+	for each, refused := range map[int]bool{(16<<20)/size/lists - 1: false, (16<<20)/size/lists + 1: true} {
+		kids := "646c697374 9f" + strings.Repeat("a0", each-1) + "ff"
+		err := unmarshal(t, "a1 646c697374 9f"+strings.Repeat("a1"+kids, lists)+"ff", &everything{})
+		if (err != nil) != refused {
+			t.Errorf("%d lists of %d: %v", lists, each, err)
+		}
+	}
+	entries := "636d6170 bf" + strings.Repeat("616160", (16<<20)/16+1) + "ff"
+	if err := unmarshal(t, "a1"+entries, &everything{}); err == nil {
+		t.Error("a map of too many entries is taken")
 	}
 }
 

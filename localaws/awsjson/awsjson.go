@@ -51,10 +51,17 @@ type Codec struct {
 	QueryMode bool
 }
 
+// maxItems bounds the values of a message: an element of two bytes may become a large struct. The
+// largest call of AWS, a PutMetricData with 1,000 metrics of 150 values each, has some 400,000.
+const maxItems = 500_000
+
 // Decode reads the body into in; an absent one is an empty object.
 func (c *Codec) Decode(in any) error {
 	if len(bytes.TrimLeft(c.Body, " \t\r\n")) == 0 {
 		return nil
+	}
+	if hasMoreItems(c.Body, maxItems) {
+		return api.ErrSerialization.With("The request body has more than %d values.", maxItems)
 	}
 	if err := fast.Unmarshal(c.Body, in, lenient); err != nil {
 		return api.ErrSerialization.With("%s", describe(err))
@@ -65,6 +72,29 @@ func (c *Codec) Decode(in any) error {
 // lenient takes what the standard library's decoder takes, but for the case of names: a member whose
 // name is written otherwise is another one, as on AWS.
 var lenient = fast.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+
+// hasMoreItems reports whether a JSON text has more than limit values. Every value but the first
+// stands behind a comma or is the first of its list or object.
+func hasMoreItems(text []byte, limit int) bool {
+	if len(text) <= limit {
+		return false // nearly every text there is
+	}
+	if bytes.Count(text, []byte{','})+bytes.Count(text, []byte{'['})+bytes.Count(text, []byte{'{'}) <= limit {
+		return false // a long message, by a quicker look
+	}
+	items, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ',' || c == '[' || c == '{'):
+			items++
+		}
+	}
+	return items > limit
+}
 
 // describe words a decoding error without Go's own vocabulary.
 func describe(err error) string {

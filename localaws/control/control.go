@@ -70,8 +70,8 @@ func New(o Options) *Handler {
 		{"faults/{name}", "one rule; POST sets it", map[string]action{
 			http.MethodGet: h.getFault, http.MethodPost: h.addFault, http.MethodDelete: h.removeFault,
 		}},
-		{"outages", "what is away; DELETE brings everything back", map[string]action{
-			http.MethodGet: h.listOutages, http.MethodDelete: h.endOutages,
+		{"outages", "what is away; POST takes everything away, DELETE brings everything back", map[string]action{
+			http.MethodGet: h.listOutages, http.MethodPost: h.startOutage, http.MethodDelete: h.endOutages,
 		}},
 		{"outages/{service}", "POST takes a service away, DELETE brings it back", map[string]action{
 			http.MethodPost: h.startOutage, http.MethodDelete: h.endOutage,

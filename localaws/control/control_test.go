@@ -10,10 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/clock"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // world is what the endpoint acts on in these tests.
 type world struct {
@@ -84,12 +88,18 @@ func TestAnswers(t *testing.T) {
 		{"DELETE", "/_localaws/faults/slow", "", 204, ""},
 		{"GET", "/_localaws/faults/slow", "", 404, `{"error":"there is no fault named slow"`},
 		{"DELETE", "/_localaws/faults/slow", "", 404, `"hint"`},
+		{
+			"POST", "/_localaws/faults/denied", `{"kind":"fail_after","error":{"type":"AccessDeniedException","common":true,"code":"AccessDenied","status":403,"message":"no","query_message":"never"}}`, 201,
+			`"error":{"type":"AccessDeniedException","common":true,"code":"AccessDenied","status":403,"message":"no","query_message":"never"}`,
+		},
 		{"POST", "/_localaws/outages/sqs", "", 200, `{"outages":[{"service":"sqs","refused":0}]}`},
 		{
 			"POST", "/_localaws/outages/sts/GetCallerIdentity", `{"for_seconds":10,"times":3}`, 200,
 			`{"outages":[{"service":"sqs","refused":0},{"service":"sts","op":"GetCallerIdentity","for_seconds":10,"times":3,"refused":0,"until":"1970-01-12T13:46:50Z"}]}`,
 		},
 		{"GET", "/_localaws/health", "", 200, `{"status":"running","services":{"sqs":"away","sts":"running"}}`},
+		{"POST", "/_localaws/outages", `{"times":2}`, 200, `,{"times":2,"refused":0}]}`},
+		{"GET", "/_localaws/health", "", 200, `{"status":"running","services":{"sqs":"away","sts":"away"}}`},
 		{"DELETE", "/_localaws/outages/sqs", "", 204, ""},
 		{"DELETE", "/_localaws/outages/sqs", "", 204, ""},
 		{"DELETE", "/_localaws/outages", "", 204, ""},
@@ -135,6 +145,8 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/_localaws/faults", `{"kind":"drop","delay_seconds":1e300}`, 400, "delay_seconds is 1e+300"},
 		{"POST", "/_localaws/faults", `{"kind":"drop","for_seconds":-1}`, 400, "for_seconds is -1"},
 		{"POST", "/_localaws/faults", `{"kind":"drop","probability":2}`, 400, "between 0 and 1"},
+		{"POST", "/_localaws/faults", `{"kind":"duplicate","service":"sts"}`, 400, "a fault of kind duplicate acts on sqs SendMessage, sqs SendMessageBatch, sqs ReceiveMessage only"},
+		{"POST", "/_localaws/faults", `{"kind":"reorder","op":"SendMessage"}`, 400, "a fault of kind reorder without a delay acts on sqs ReceiveMessage only"},
 		{"POST", "/_localaws/faults", `{"kind":"fail","error":{"type":"X","status":200}}`, 400, "from 400 to 599"},
 		{"POST", "/_localaws/faults", `{"kind":"drop","service":"sqz"}`, 404, `there is no service "sqz"`},
 		{"POST", "/_localaws/faults", `{"kind":"drop","service":"sqs","op":"Send"}`, 404, `sqs has no operation "Send"`},
@@ -145,6 +157,7 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/_localaws/outages/nothing", "", 404, "there is no service"},
 		{"POST", "/_localaws/outages/sqs/Nothing", "", 404, "sqs has no operation"},
 		{"DELETE", "/_localaws/outages/nothing", "", 404, "there is no service"},
+		{"POST", "/_localaws/outages", `{"service":"sqs"}`, 400, `there is no field "service"`},
 		{"POST", "/_localaws/outages/sqs", `{"times":-1}`, 400, "must not be negative"},
 		{"POST", "/_localaws/clock/advance", "", 400, "how far"},
 		{"POST", "/_localaws/clock/advance", `{"seconds":-5}`, 400, "seconds is -5"},

@@ -32,10 +32,28 @@ type rule struct {
 
 // ruleError is the api.Error that a rule answers.
 type ruleError struct {
-	Type    string `json:"type"`
-	Code    string `json:"code,omitempty"`
-	Status  int    `json:"status,omitempty"`
-	Message string `json:"message,omitempty"`
+	Type         string `json:"type"`
+	Common       bool   `json:"common,omitempty"`
+	Code         string `json:"code,omitempty"`
+	Status       int    `json:"status,omitempty"`
+	Message      string `json:"message,omitempty"`
+	QueryMessage string `json:"query_message,omitempty"`
+}
+
+// errorOf returns what the rule answers, with the status that it has if the rule gives none.
+func errorOf(r fault.Rule) *ruleError {
+	if r.Error == nil {
+		return nil
+	}
+	e := r.Failure()
+	return &ruleError{Type: e.Type, Common: e.Common, Code: e.Code, Status: e.Status, Message: e.Message, QueryMessage: e.QueryMessage}
+}
+
+func (e *ruleError) fault() *api.Error {
+	if e == nil {
+		return nil
+	}
+	return &api.Error{Type: e.Type, Common: e.Common, Code: e.Code, Status: e.Status, Message: e.Message, QueryMessage: e.QueryMessage}
 }
 
 // ruleStatus is a rule and what became of it.
@@ -49,17 +67,13 @@ type ruleStatus struct {
 
 func statusOf(s fault.Status) ruleStatus {
 	r := s.Rule
-	out := ruleStatus{
+	return ruleStatus{
 		rule: rule{
-			Name: r.Name, Service: r.Service, Op: r.Op, Kind: r.Kind.String(), DelaySeconds: r.Delay.Seconds(),
+			Name: r.Name, Service: r.Service, Op: r.Op, Kind: r.Kind.String(), DelaySeconds: r.Delay.Seconds(), Error: errorOf(r),
 			Skip: r.Skip, Times: r.Times, ForSeconds: r.For.Seconds(), Probability: r.Probability, Seed: r.Seed,
 		},
 		Seen: s.Seen, Hits: s.Hits, Until: s.Until.UTC(), Ended: s.Ended,
 	}
-	if e := r.Error; e != nil {
-		out.Error = &ruleError{Type: e.Type, Code: e.Code, Status: r.Failure().Status, Message: e.Message}
-	}
-	return out
 }
 
 // fault returns the rule for the services, checked.
@@ -70,10 +84,7 @@ func (in rule) fault() (fault.Rule, error) {
 	}
 	out := fault.Rule{
 		Name: in.Name, Service: in.Service, Op: in.Op, Kind: kind, Skip: in.Skip, Times: in.Times,
-		Probability: in.Probability, Seed: in.Seed,
-	}
-	if e := in.Error; e != nil {
-		out.Error = &api.Error{Type: e.Type, Code: e.Code, Status: e.Status, Message: e.Message}
+		Probability: in.Probability, Seed: in.Seed, Error: in.Error.fault(),
 	}
 	if out.Delay, err = seconds("delay_seconds", in.DelaySeconds); err != nil {
 		return fault.Rule{}, err
@@ -172,9 +183,9 @@ type outageRequest struct {
 	Times      int     `json:"times,omitempty"`
 }
 
-// outageStatus is an outage that goes on.
+// outageStatus is an outage that goes on; without a service it is one of everything.
 type outageStatus struct {
-	Service string `json:"service"`
+	Service string `json:"service,omitempty"`
 	Op      string `json:"op,omitempty"`
 	outageRequest
 	Refused int       `json:"refused"`

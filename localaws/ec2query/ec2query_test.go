@@ -1,7 +1,11 @@
 package ec2query_test
 
 import (
+	"encoding/xml"
+	"errors"
+	"io"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -93,4 +97,38 @@ func TestEncodeError(t *testing.T) {
 	if w.Body.String() != want || w.Code != 400 || w.Header().Get("X-Amzn-Requestid") != "id" {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
+}
+
+// FuzzCall feeds forms: they decode or are refused, and what was decoded comes out as XML that
+// another parser takes.
+func FuzzCall(f *testing.F) {
+	for _, form := range []string{"SubnetId.1=a&SubnetId.3=b", "Filter.1.Name=n&Filter.1.Value.1=v", "DryRun=maybe", "Tag.1.Key=%00&Tag=x"} {
+		f.Add(form)
+	}
+	f.Fuzz(func(t *testing.T, form string) {
+		p, err := awsquery.Parse(form)
+		if err != nil {
+			return
+		}
+		c := &ec2query.Codec{Params: p, Op: "Do", Namespace: "urn:x"}
+		var in describeInput
+		if err := c.Decode(&in); err != nil {
+			var e *api.Error
+			if !errors.As(err, &e) || e.Status != 400 {
+				t.Errorf("%q: %v", form, err)
+			}
+			return
+		}
+		w := httptest.NewRecorder()
+		if err := c.Encode(w, "id", &in); err != nil {
+			t.Fatalf("%q: %v", form, err)
+		}
+		for d := xml.NewDecoder(strings.NewReader(w.Body.String())); ; {
+			if _, err := d.Token(); err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatalf("%q: %v in %s", form, err, w.Body)
+			}
+		}
+	})
 }

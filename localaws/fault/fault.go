@@ -7,13 +7,14 @@
 // until it is removed. What is random follows a seed.
 //
 // Where to read: fault.go is what a rule may say, set.go the rules in force and the matching of a
-// call, hold.go how calls are held back and swapped, outage.go the outages.
+// call, call.go a call under way and how it is held back and swapped, outage.go the outages.
 package fault
 
 import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,8 @@ const (
 	// Delay holds the call back for Rule.Delay, then runs it.
 	Delay
 	// Duplicate makes a send take effect twice, or leaves what a receive returns visible to the
-	// next one: the at-least-once delivery of a standard queue.
+	// next one: the at-least-once delivery of a standard queue. It is for SendMessage,
+	// SendMessageBatch and ReceiveMessage of SQS; other calls pass it, uncounted.
 	Duplicate
 	// Throttle answers, in the service's own words, that the caller is too fast; the operation has
 	// not run.
@@ -44,8 +46,9 @@ const (
 	// Reorder makes calls take effect in another order than they came in. With a Delay it holds a
 	// call back until the next matching call is over, or for the Delay if none comes: calls 1 2 3 4
 	// take effect as 2 1 4 3, whatever the probability hits; the call that passes is no hit. With
-	// or without a Delay the call is marked (IsReorder), so that a service may hand out or store
-	// what the one call carries in another order, as a standard queue does.
+	// or without a Delay the call is marked (IsReorder), so that a service may hand out what the one
+	// call carries in another order, as a standard queue does. Without one it is for ReceiveMessage of
+	// SQS; other calls pass it, uncounted.
 	Reorder
 )
 
@@ -99,8 +102,6 @@ type Rule struct {
 	Probability float64
 	// Seed gives the rule's probability a sequence of its own; 0 shares that of the Set.
 	Seed uint64
-
-	hold *hold // of a matched rule: what the call waits for
 }
 
 // Check returns what is wrong with the rule, in words for whoever wrote it.
@@ -116,6 +117,9 @@ func (r Rule) Check() error {
 		return fmt.Errorf("a fault's counts must not be negative: skip %d, times %d", r.Skip, r.Times)
 	case !(r.Probability >= 0 && r.Probability <= 1):
 		return fmt.Errorf("a fault's probability lies between 0 and 1, and is %v", r.Probability)
+	}
+	if err := r.checkActors(); err != nil {
+		return err
 	}
 	return r.checkError()
 }
@@ -147,40 +151,55 @@ func (r Rule) Failure() *api.Error {
 	return &e
 }
 
-type (
-	duplicateKey struct{}
-	reorderKey   struct{}
+// operation is one of a service's.
+type operation struct{ service, name string }
+
+// The operations that act out a mark, of queues that may: a FIFO queue never does.
+var (
+	duplicable  = []operation{{"sqs", "SendMessage"}, {"sqs", "SendMessageBatch"}, {"sqs", "ReceiveMessage"}}
+	reorderable = []operation{{"sqs", "ReceiveMessage"}}
 )
 
-// Mark returns ctx with the mark that the service acts out, if the rule's kind has one.
-func (r Rule) Mark(ctx context.Context) context.Context {
-	switch r.Kind {
-	case Duplicate:
-		return WithDuplicate(ctx)
-	case Reorder:
-		return WithReorder(ctx)
+// actors returns the operations that can act out the rule; nil is all of them.
+func (r *Rule) actors() []operation {
+	switch {
+	case r.Kind == Duplicate:
+		return duplicable
+	case r.Kind == Reorder && r.Delay == 0:
+		return reorderable
 	}
-	return ctx
+	return nil
 }
 
-// WithDuplicate marks a call for Kind Duplicate; the service acts it out.
-func WithDuplicate(ctx context.Context) context.Context {
-	return context.WithValue(ctx, duplicateKey{}, true)
+// isFor reports whether the rule is about that call.
+func (r *Rule) isFor(service, op string) bool {
+	if !matches(r.Service, r.Op, service, op) {
+		return false
+	}
+	actors := r.actors()
+	return actors == nil || slices.Contains(actors, operation{service, op})
 }
 
-// IsDuplicate reports whether the call is marked for Kind Duplicate.
-func IsDuplicate(ctx context.Context) bool {
-	marked, _ := ctx.Value(duplicateKey{}).(bool)
-	return marked
+// checkActors refuses a rule whose operations have no mark to act out.
+func (r *Rule) checkActors() error {
+	actors := r.actors()
+	if actors == nil || slices.ContainsFunc(actors, func(o operation) bool { return matches(r.Service, r.Op, o.service, o.name) }) {
+		return nil
+	}
+	names := make([]string, len(actors))
+	for i, o := range actors {
+		names[i] = o.service + " " + o.name
+	}
+	kind := r.Kind.String()
+	if r.Kind == Reorder {
+		kind += " without a delay"
+	}
+	return fmt.Errorf("a fault of kind %s acts on %s only", kind, strings.Join(names, ", "))
 }
 
-// WithReorder marks a call for Kind Reorder; the service acts it out.
-func WithReorder(ctx context.Context) context.Context {
-	return context.WithValue(ctx, reorderKey{}, true)
-}
+// IsDuplicate reports whether the service is to act out Kind Duplicate. A service asks only where it
+// can: by that the call becomes a hit.
+func IsDuplicate(ctx context.Context) bool { return isMarked(ctx, Duplicate) }
 
-// IsReorder reports whether the call is marked for Kind Reorder.
-func IsReorder(ctx context.Context) bool {
-	marked, _ := ctx.Value(reorderKey{}).(bool)
-	return marked
-}
+// IsReorder reports the same for Kind Reorder.
+func IsReorder(ctx context.Context) bool { return isMarked(ctx, Reorder) }

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,18 +11,22 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/clock"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 // call makes one call and returns the kind that hit it, "" for none.
 func call(s *Set, service, op string) string {
-	_, rule, end := s.Begin(context.Background(), service, op)
-	end()
-	if rule.Kind == 0 {
+	c := s.Begin(context.Background(), service, op)
+	c.End()
+	if c.Rule().Kind == 0 {
 		return ""
 	}
-	return rule.Kind.String()
+	return c.Rule().Kind.String()
 }
 
 func TestRulesEndByTimeOnTheInjectedClock(t *testing.T) {
@@ -114,13 +119,13 @@ func TestProbabilityFollowsTheSeed(t *testing.T) {
 
 func TestOutageOfOneOperationAndByCount(t *testing.T) {
 	s := New(1)
-	ctx, _, end := s.Begin(t.Context(), "sqs", "ReceiveMessage")
-	other, _, endOther := s.Begin(t.Context(), "sqs", "SendMessage")
+	running := s.Begin(t.Context(), "sqs", "ReceiveMessage")
+	other := s.Begin(t.Context(), "sqs", "SendMessage")
 	s.StartOutage(Outage{Service: "sqs", Op: "ReceiveMessage", Times: 2})
-	if ctx.Err() == nil || other.Err() != nil {
-		t.Errorf("under way: %v, another operation: %v", ctx.Err(), other.Err())
+	if running.Err() == nil || other.Err() != nil {
+		t.Errorf("under way: %v, another operation: %v", running.Err(), other.Err())
 	}
-	if !end() || endOther() {
+	if !running.End() || other.End() {
 		t.Error("the call under way must be dropped, another must not")
 	}
 	var got []string
@@ -149,9 +154,9 @@ func order(t *testing.T, s *Set, n int) []int {
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
-			ctx, rule, end := s.Begin(t.Context(), "sqs", "SendMessage")
-			defer end()
-			if err := s.Wait(ctx, rule); err != nil {
+			c := s.Begin(t.Context(), "sqs", "SendMessage")
+			defer c.End()
+			if err := c.Wait(); err != nil {
 				return
 			}
 			mu.Lock()
@@ -194,41 +199,45 @@ func TestReorderSwapsACallWithTheNext(t *testing.T) {
 	})
 }
 
-func TestReorderLetsGoWhatItHolds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for name, free := range map[string]func(*Set, context.CancelFunc){
-			"clear":  func(s *Set, _ context.CancelFunc) { s.Clear() },
-			"remove": func(s *Set, _ context.CancelFunc) { s.Remove("r") },
-			"outage": func(s *Set, _ context.CancelFunc) { s.Outage("sqs", true) },
-			"caller": func(_ *Set, cancel context.CancelFunc) { cancel() },
-		} {
-			s := New(1)
-			s.Add(Rule{Name: "r", Kind: Reorder, Delay: time.Hour})
-			started := time.Now()
-			over := make(chan error)
-			ctx, cancel := context.WithCancel(t.Context())
-			go func() {
-				ctx, rule, end := s.Begin(ctx, "sqs", "SendMessage")
-				defer end()
-				over <- s.Wait(ctx, rule)
-			}()
-			synctest.Wait()
-			free(s, cancel)
-			err := <-over
-			if took := time.Since(started); took != 0 || (err != nil) != (name == "outage" || name == "caller") {
-				t.Errorf("%s: %v after %v", name, err, took)
-			}
-			cancel()
+func TestWhatIsHeldIsLetGo(t *testing.T) {
+	for name, test := range map[string]struct {
+		free func(*Set, context.CancelFunc)
+		want error
+	}{
+		"clear":      {func(s *Set, _ context.CancelFunc) { s.Clear() }, errCleared},
+		"remove":     {func(s *Set, _ context.CancelFunc) { s.Remove("r") }, nil},
+		"remove all": {func(s *Set, _ context.CancelFunc) { s.RemoveAll() }, nil},
+		"replace":    {func(s *Set, _ context.CancelFunc) { s.Add(Rule{Name: "r", Kind: Drop}) }, nil},
+		"outage":     {func(s *Set, _ context.CancelFunc) { s.Outage("sqs", true) }, context.Canceled},
+		"caller":     {func(_ *Set, cancel context.CancelFunc) { cancel() }, context.Canceled},
+	} {
+		for _, rule := range []Rule{{Kind: Reorder}, {Kind: Delay}, {Kind: Delay, Times: 1}} { // the last is over while it holds
+			rule.Name, rule.Delay = "r", time.Hour
+			synctest.Test(t, func(t *testing.T) {
+				s := New(1)
+				s.Add(rule)
+				started := time.Now()
+				over := make(chan error)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go func() {
+					c := s.Begin(ctx, "sqs", "SendMessage")
+					defer c.End()
+					over <- c.Wait()
+				}()
+				synctest.Wait()
+				test.free(s, cancel)
+				err := <-over
+				if took := time.Since(started); took != 0 || !errors.Is(err, test.want) {
+					t.Errorf("%s, %v: %v after %v, want %v", name, rule.Kind, err, took, test.want)
+				}
+			})
 		}
-	})
+	}
 }
 
-func TestMarks(t *testing.T) {
+func TestKindsHaveNames(t *testing.T) {
 	for kind := Drop; kind <= Reorder; kind++ {
-		ctx := Rule{Kind: kind}.Mark(t.Context())
-		if IsDuplicate(ctx) != (kind == Duplicate) || IsReorder(ctx) != (kind == Reorder) {
-			t.Errorf("%v marks %v", kind, ctx)
-		}
 		if got, err := ParseKind(kind.String()); err != nil || got != kind {
 			t.Errorf("%v is read as %v, %v", kind, got, err)
 		}
@@ -238,11 +247,119 @@ func TestMarks(t *testing.T) {
 	}
 }
 
+// A mark is a hit where the service acts it out, and nowhere else.
+func TestAMarkIsAHitWhereItActs(t *testing.T) {
+	for _, test := range []struct {
+		rule  Rule
+		asked func(context.Context) bool
+		op    string
+	}{
+		{Rule{Kind: Duplicate}, IsDuplicate, "SendMessage"},
+		{Rule{Kind: Duplicate, Service: "sqs"}, IsDuplicate, "SendMessageBatch"},
+		{Rule{Kind: Duplicate, Op: "ReceiveMessage"}, IsDuplicate, "ReceiveMessage"},
+		{Rule{Kind: Reorder}, IsReorder, "ReceiveMessage"},
+	} {
+		s := New(1)
+		test.rule.Times = 1
+		rule := s.Add(test.rule)
+		marked := func(op string, ask bool) bool {
+			c := s.Begin(t.Context(), "sqs", op)
+			defer c.End()
+			ctx := api.WithCall(c, &api.Call{Op: op})
+			return ask && test.asked(ctx)
+		}
+		for _, op := range []string{"DeleteMessage", "CreateQueue"} {
+			if marked(op, true) || rule.Hits() != 0 {
+				t.Errorf("%+v hit %s", test.rule, op)
+			}
+		}
+		if call(s, "monitoring", test.op) != "" {
+			t.Errorf("%+v hit another service", test.rule)
+		}
+		if marked(test.op, false); rule.Hits() != 0 {
+			t.Errorf("%+v: a call that had no use for it counts", test.rule)
+		}
+		if !marked(test.op, true) || rule.Hits() != 1 || marked(test.op, true) {
+			t.Errorf("%+v must hit the next call and no other: %d hits", test.rule, rule.Hits())
+		}
+		if got, _ := s.Get(rule.Name()); !got.Ended {
+			t.Errorf("%+v goes on after its hit", test.rule)
+		}
+	}
+	if IsDuplicate(t.Context()) || IsReorder(t.Context()) {
+		t.Error("a call outside of a set is marked")
+	}
+}
+
+// While one call may still be the hit, another is not.
+func TestAMarkThatIsPendingIsTaken(t *testing.T) {
+	s := New(1)
+	rule := s.Add(Rule{Kind: Duplicate, Times: 1})
+	first := s.Begin(t.Context(), "sqs", "SendMessage")
+	second := s.Begin(t.Context(), "sqs", "SendMessage")
+	if IsDuplicate(second) || !IsDuplicate(first) {
+		t.Error("the second call is marked, or the first is not")
+	}
+	first.End()
+	second.End()
+	if rule.Hits() != 1 {
+		t.Errorf("%d hits", rule.Hits())
+	}
+}
+
+func TestACallIsAContext(t *testing.T) {
+	type key struct{}
+	parent, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, 7))
+	s := New(1)
+	gone, away, over := s.Begin(parent, "sts", "A"), s.Begin(t.Context(), "sqs", "A"), s.Begin(t.Context(), "sts", "A")
+	child, stop := context.WithCancel(gone)
+	defer stop()
+	cancel()
+	<-gone.Done()
+	<-child.Done()
+	s.Outage("sqs", true)
+	if away.Err() == nil || over.Err() != nil {
+		t.Errorf("%v %v", away.Err(), over.Err())
+	}
+	<-away.Done() // asked for after the outage began
+	over.End()
+	<-over.Done()
+	if gone.Err() == nil || over.Err() == nil || gone.Value(key{}) != 7 {
+		t.Errorf("%v %v %v", gone.Err(), over.Err(), gone.Value(key{}))
+	}
+	gone.End()
+	away.End()
+	if s.calls != nil {
+		t.Error("a call that is over is remembered")
+	}
+}
+
+// The way of a call that nothing is wrong with is that of every call.
+func TestACallWithoutAFaultIsCheap(t *testing.T) {
+	s := New(1)
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() { s.Begin(ctx, "sqs", "SendMessage").End() }); n > 1 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkBegin(b *testing.B) {
+	s := New(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Begin(b.Context(), "sqs", "SendMessage").End()
+	}
+}
+
 func TestRulesThatCanNeverActAreRefused(t *testing.T) {
 	for _, r := range []Rule{
 		{},
 		{Kind: Reorder + 1},
 		{Kind: Delay},
+		{Kind: Duplicate, Service: "monitoring"},
+		{Kind: Duplicate, Op: "DeleteMessage"},
+		{Kind: Duplicate, Service: "sts", Op: "SendMessage"},
+		{Kind: Reorder, Op: "SendMessage"},
 		{Kind: Drop, Probability: 1.1},
 		{Kind: Drop, Probability: -1},
 		{Kind: Drop, Times: -1},
@@ -254,6 +371,13 @@ func TestRulesThatCanNeverActAreRefused(t *testing.T) {
 	} {
 		if r.Check() == nil {
 			t.Errorf("%+v is taken", r)
+		}
+	}
+	for _, r := range []Rule{
+		{Kind: Duplicate}, {Kind: Duplicate, Op: "ReceiveMessage"}, {Kind: Reorder, Service: "sqs"}, {Kind: Reorder, Delay: 1, Service: "monitoring"},
+	} {
+		if err := r.Check(); err != nil {
+			t.Errorf("%+v: %v", r, err)
 		}
 	}
 	r := Rule{Kind: Fail, Error: &api.Error{Type: "X"}}

@@ -65,10 +65,10 @@ func (s *Set) StartOutage(o Outage) {
 		started.until = s.time().Now().Add(o.For)
 	}
 	s.outages = append(s.outages, started)
-	for call := range s.running {
-		if matches(o.Service, o.Op, call.service, call.op) {
-			call.dropped = true
-			call.cancel()
+	for c := s.calls; c != nil; c = c.next {
+		if matches(o.Service, o.Op, c.service, c.op) {
+			c.dropped = true
+			c.cancel()
 		}
 	}
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/clock"
 )
 
@@ -27,6 +29,8 @@ type Active struct {
 	hits   int
 	ended  bool
 	held   *hold // the call that waits for the next one, of Kind Reorder
+	// pending counts the hits that are none yet: calls whose mark the service has not asked for.
+	pending int
 }
 
 // Name returns the rule's name, which it has been given if it had none.
@@ -39,12 +43,11 @@ func (a *Active) Hits() int {
 	return a.hits
 }
 
-// Remove ends the rule and forgets it.
+// Remove ends the rule and forgets it; calls that it holds run at once.
 func (a *Active) Remove() {
 	a.set.mu.Lock()
 	defer a.set.mu.Unlock()
-	a.set.end(a)
-	a.set.forget(a)
+	a.set.remove(a)
 }
 
 // Status is a rule and what became of it.
@@ -68,15 +71,7 @@ type Set struct {
 	rules   []*Active
 	ended   []*Active // the last of those that are over
 	outages []*outage
-	running map[*running]struct{}
-}
-
-// running is a call between Begin and its end.
-type running struct {
-	service, op string
-	cancel      context.CancelFunc
-	dropped     bool    // an outage began
-	behind      []*hold // calls that wait for the end of this one
+	calls   *Call // under way, as a list
 }
 
 // New returns an empty set whose probabilities follow the seed.
@@ -113,8 +108,7 @@ func (s *Set) Add(r Rule) *Active {
 		}
 	}
 	if old := s.find(r.Name); old != nil {
-		s.end(old)
-		s.forget(old)
+		s.remove(old)
 	}
 	a := &Active{rule: r, set: s}
 	if r.For > 0 {
@@ -156,7 +150,8 @@ func (s *Set) Get(name string) (_ Status, ok bool) {
 	return a.status(), true
 }
 
-// Remove ends and forgets the rule of that name, and reports whether there was one.
+// Remove ends and forgets the rule of that name, and reports whether there was one. Calls that the
+// rule holds run at once.
 func (s *Set) Remove(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,28 +159,42 @@ func (s *Set) Remove(name string) bool {
 	if a == nil {
 		return false
 	}
-	s.end(a)
-	s.forget(a)
+	s.remove(a)
 	return true
 }
 
-// RemoveAll ends and forgets every rule. Outages go on.
+// RemoveAll ends and forgets every rule; calls that are held run at once. Outages go on.
 func (s *Set) RemoveAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.removeAll(nil)
+}
+
+// errCleared answers a call that was held when the set was cleared. No client tries it again by
+// itself, which would bring it into what comes next.
+var errCleared = &api.Error{
+	Type: "RequestAborted", Common: true, Status: http.StatusBadRequest,
+	Message: "A fault held this call back until the faults were reset. It has not run.",
+}
+
+// Clear ends and forgets every rule and every outage, and starts the probabilities anew from the
+// seed, so that what follows repeats. Calls that are held do not run: they belong to what was before.
+func (s *Set) Clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeAll(errCleared)
+	s.outages, s.random = nil, nil
+}
+
+// removeAll lets the calls go that are held, to run or with an error, and forgets every rule.
+func (s *Set) removeAll(err error) {
+	for c := s.calls; c != nil; c = c.next {
+		c.hold.release(err)
+	}
 	for _, a := range slices.Clone(s.rules) {
 		s.end(a)
 	}
 	s.ended, s.names = nil, 0
-}
-
-// Clear ends and forgets every rule and every outage, and starts the probabilities anew from the
-// seed, so that what follows repeats.
-func (s *Set) Clear() {
-	s.RemoveAll()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.outages, s.random = nil, nil
 }
 
 func (s *Set) find(name string) *Active {
@@ -203,7 +212,7 @@ func (s *Set) end(a *Active) {
 		return
 	}
 	a.ended = true
-	a.held.release()
+	a.held.release(nil)
 	a.held = nil
 	s.rules = without(s.rules, a)
 	s.ended = append(s.ended, a)
@@ -212,8 +221,26 @@ func (s *Set) end(a *Active) {
 	}
 }
 
-// forget drops a rule that is over.
-func (s *Set) forget(a *Active) { s.ended = without(s.ended, a) }
+// remove ends the rule, lets the calls run that it holds, and forgets it.
+func (s *Set) remove(a *Active) {
+	s.end(a)
+	for c := s.calls; c != nil; c = c.next {
+		if c.by == a {
+			c.hold.release(nil)
+		}
+	}
+	s.ended = without(s.ended, a)
+}
+
+// endSpent ends a rule that has had its hits, unless one of them may still be none, or it still
+// holds a call for the next one.
+func (s *Set) endSpent(a *Active) {
+	if a.isSpent() && a.held == nil && a.pending == 0 {
+		s.end(a)
+	}
+}
+
+func (a *Active) isSpent() bool { return a.rule.Times > 0 && a.hits >= a.rule.Times }
 
 // without returns a copy of the list without a.
 func without(list []*Active, a *Active) []*Active {
@@ -240,74 +267,81 @@ func (s *Set) expire() {
 	s.outages = slices.DeleteFunc(s.outages, func(o *outage) bool { return over(o.until) })
 }
 
-// Begin announces a call and returns the fault to act out, or the zero Rule. The returned context
-// ends when an outage that takes the call away begins. The caller calls end when the call is over;
-// end reports whether such an outage began, or is why the call must be dropped.
-func (s *Set) Begin(ctx context.Context, service, op string) (_ context.Context, r Rule, end func() (down bool)) {
+// Begin announces a call. The Call is the context to run it in, and says which fault to act out. The
+// caller calls End when the call is over.
+func (s *Set) Begin(ctx context.Context, service, op string) *Call {
+	c := &Call{Context: ctx, set: s, service: service, op: op, rule: &noRule}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.expire()
-	if s.isAway(service, op) {
-		return ctx, Rule{Service: service, Op: op, Kind: Drop}, func() bool { return true }
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	call := &running{service: service, op: op, cancel: cancel}
-	if s.running == nil {
-		s.running = map[*running]struct{}{}
-	}
-	s.running[call] = struct{}{}
-	return ctx, s.match(call), func() bool {
-		defer cancel()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.running, call)
-		for _, h := range call.behind {
-			h.release()
+	if len(s.rules)+len(s.outages) > 0 {
+		s.expire()
+		if s.isAway(service, op) {
+			c.rule, c.dropped = &Rule{Service: service, Op: op, Kind: Drop}, true
+			return c
 		}
-		call.behind = nil
-		return call.dropped
+		s.match(c)
 	}
+	s.link(c)
+	return c
 }
 
-// match returns the first rule that hits the call.
-func (s *Set) match(call *running) Rule {
+func (s *Set) link(c *Call) {
+	if c.next = s.calls; c.next != nil {
+		c.next.previous = c
+	}
+	s.calls = c
+}
+
+// unlink is content with a call that was never linked.
+func (s *Set) unlink(c *Call) {
+	if c.next != nil {
+		c.next.previous = c.previous
+	}
+	if c.previous != nil {
+		c.previous.next = c.next
+	} else if s.calls == c {
+		s.calls = c.next
+	}
+	c.previous, c.next = nil, nil
+}
+
+// match gives the call the first rule that hits it.
+func (s *Set) match(c *Call) {
 	for _, a := range s.rules {
-		if !a.hit(call) {
+		if !a.hit(c) {
 			continue
 		}
-		rule := a.rule
-		if rule.Kind == Reorder && rule.Delay > 0 {
-			a.held = newHold()
-			rule.hold = a.held
+		c.rule, c.by = &a.rule, a
+		switch {
+		case a.rule.Kind == Delay:
+			c.hold = newHold()
+		case a.rule.Kind == Reorder && a.rule.Delay > 0:
+			c.hold = newHold()
+			a.held = c.hold
+		case a.rule.actors() != nil:
+			c.pending = true
+			a.pending++
 		}
-		if a.rule.Times > 0 && a.hits >= a.rule.Times && a.held == nil {
-			s.end(a)
-		}
-		return rule
+		s.endSpent(a)
+		return
 	}
-	return Rule{}
 }
 
 // hit reports whether the rule hits the call. A call that another waits for passes.
-func (a *Active) hit(call *running) bool {
-	r := a.rule
-	if !matches(r.Service, r.Op, call.service, call.op) {
+func (a *Active) hit(c *Call) bool {
+	r := &a.rule
+	if !r.isFor(c.service, c.op) {
 		return false
 	}
 	a.seen++
 	if a.held != nil {
-		call.behind = append(call.behind, a.held)
+		c.behind = append(c.behind, a.held)
 		a.held = nil
-		if r.Times > 0 && a.hits >= r.Times {
-			a.set.end(a)
-		}
+		a.set.endSpent(a)
 		return false
 	}
-	if a.seen <= r.Skip {
+	if a.seen <= r.Skip || a.isSpent() {
 		return false
-	}
-	if r.Times > 0 && a.hits >= r.Times {
-		return false // it only waited for its held call to end
 	}
 	if r.Probability > 0 && a.float() >= r.Probability {
 		return false

@@ -1,6 +1,7 @@
 package sigv4_test
 
 import (
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -136,7 +137,7 @@ func TestWhatWasChangedIsRefused(t *testing.T) {
 		"the body":    func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", hashOf("other")) },
 		"a signature": func(r *http.Request) { edit(r, "Signature=", "Signature=0") },
 	} {
-		r := request("POST", "/?a=1", "x", map[string]string{"X-Amz-Target": "AmazonSQS.ListQueues"})
+		r := request("POST", "/?a=1", "x", map[string]string{"X-Amz-Target": "AmazonSQS.ListQueues", "X-Amz-Content-Sha256": hashOf("x")})
 		sign(t, r, "x", keys)
 		change(r)
 		if err := sigv4.Verify(r, []byte("x"), "sqs", signedAt, secret); !errors.Is(err, sigv4.ErrMismatch) {
@@ -157,6 +158,48 @@ func TestWhatWasChangedIsRefused(t *testing.T) {
 
 func edit(r *http.Request, old, text string) {
 	r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), old, text, 1))
+}
+
+// AWS takes the time from Date where there is no X-Amz-Date, in the same form.
+func TestTheTimeMayBeInTheDateHeader(t *testing.T) {
+	const date = "20261126T100000Z"
+	for _, header := range []string{"Date", "X-Amz-Date"} {
+		r := request("GET", "/", "", map[string]string{header: date})
+		name := strings.ToLower(header)
+		r.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20261126/eu-west-1/sqs/aws4_request, SignedHeaders="+
+			name+";host, Signature="+signatureOf(name+":"+date+"\nhost:"+r.Host+"\n\n"+name+";host", date))
+		if err := sigv4.Verify(r, nil, "sqs", signedAt, secret); err != nil {
+			t.Errorf("%s: %v", header, err)
+		}
+	}
+	r := request("GET", "/", "", nil)
+	sign(t, r, "", keys)
+	r.Header.Del("X-Amz-Date")
+	r.Header.Set("Date", "Thu, 26 Nov 2026 10:00:00 GMT")
+	if got := refusal(sigv4.Verify(r, nil, "sqs", signedAt, secret)); !strings.HasPrefix(got, "IncompleteSignature 403: Date must be in ISO-8601 'basic format'. Got 'Thu,") {
+		t.Error(got)
+	}
+}
+
+// signatureOf signs a GET of / without a body: the SDK's signer knows no Date.
+func signatureOf(headers, date string) string {
+	key := []byte("AWS4" + keys.SecretAccessKey)
+	for _, part := range []string{"20261126", "eu-west-1", "sqs", "aws4_request", "AWS4-HMAC-SHA256\n" + date + "\n20261126/eu-west-1/sqs/aws4_request\n" +
+		hashOf("GET\n/\n\n"+headers+"\n"+hashOf(""))} {
+		m := hmac.New(sha256.New, key)
+		m.Write([]byte(part))
+		key = m.Sum(nil)
+	}
+	return hex.EncodeToString(key)
+}
+
+// A presigned call whose target was left out of what is signed must not become another one.
+func TestAPresignedCallKeepsItsTarget(t *testing.T) {
+	sent := presign(t, request("POST", "/", "{}", nil), "{}", keys)
+	sent.Header.Set("X-Amz-Target", "AmazonSQS.DeleteQueue")
+	if got := refusal(sigv4.Verify(sent, []byte("{}"), "sqs", signedAt, secret)); !strings.HasPrefix(got, "SignatureDoesNotMatch 403: 'X-Amz-Target'") {
+		t.Error(got)
+	}
 }
 
 // refusal is what a caller sees.
@@ -197,6 +240,12 @@ func TestRefusals(t *testing.T) {
 			change: func(r *http.Request) { r.Header.Set("X-Amz-Date", "today") },
 			want:   "IncompleteSignature 403: Date must be in ISO-8601 'basic format'. Got 'today'. See http://en.wikipedia.org/wiki/ISO_8601",
 		},
+		"a target that is not signed": {
+			change: func(r *http.Request) { r.Header.Set("X-Amz-Target", "AmazonSQS.DeleteQueue") },
+			want:   "SignatureDoesNotMatch 403: 'X-Amz-Target' must be a 'SignedHeader' in the AWS Authorization.",
+		},
+		"a header of a client's own": {change: func(r *http.Request) { r.Header.Set("X-Amzn-Trace-Id", "Root=1") }},
+		"a session token besides":    {change: func(r *http.Request) { r.Header.Set("X-Amz-Security-Token", "session") }},
 		"host not signed": {
 			change: func(r *http.Request) { edit(r, ";host", "") }, want: "SignatureDoesNotMatch 403: 'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.",
 		},

@@ -1,10 +1,12 @@
 package sigv4
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -70,6 +72,9 @@ func Verify(r *http.Request, body []byte, service string, now time.Time, secret 
 	if err := s.checkScope(service); err != nil {
 		return err
 	}
+	if err := s.checkHeaders(r.Header); err != nil {
+		return err
+	}
 	key, err := secret(s.scope.AccessKey, SessionTokenOf(r))
 	if err != nil {
 		return err
@@ -115,7 +120,7 @@ func fromHeader(r *http.Request, header string) (*signature, error) {
 		key, value, _ := strings.Cut(strings.TrimSpace(part), "=")
 		parts[key] = value
 	}
-	date := r.Header.Get("X-Amz-Date")
+	date := cmp.Or(r.Header.Get("X-Amz-Date"), r.Header.Get("Date"))
 	var lacks []string
 	for _, name := range []string{"Credential", "Signature", "SignedHeaders"} {
 		if parts[name] == "" {
@@ -202,6 +207,21 @@ func (s *signature) checkScope(service string) error {
 	}
 	if service != "" && s.scope.Service != service {
 		return ErrMismatch.With("Credential should be scoped to correct service: '%s'. ", service)
+	}
+	return nil
+}
+
+// checkHeaders wants every X-Amz- header among the signed ones: an X-Amz-Target that is not would
+// make a signed call another one. The session token may stand apart, as some services of AWS have it;
+// it belongs to its key in any case.
+func (s *signature) checkHeaders(sent http.Header) error {
+	for _, name := range slices.Sorted(maps.Keys(sent)) {
+		if !strings.HasPrefix(name, "X-Amz-") || name == "X-Amz-Security-Token" {
+			continue
+		}
+		if !slices.ContainsFunc(s.headers, func(signed string) bool { return strings.EqualFold(signed, name) }) {
+			return ErrMismatch.With("'%s' must be a 'SignedHeader' in the AWS Authorization.", name)
+		}
 	}
 	return nil
 }
