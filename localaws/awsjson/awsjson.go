@@ -4,6 +4,7 @@ package awsjson
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -96,11 +97,17 @@ func hasMoreItems(text []byte, limit int) bool {
 	return items > limit
 }
 
+// kinds are what JSON values are called.
+var kinds = map[jsontext.Kind]string{
+	jsontext.KindNull: "null", jsontext.KindTrue: "boolean", jsontext.KindFalse: "boolean", jsontext.KindString: "string",
+	jsontext.KindNumber: "number", jsontext.KindBeginArray: "list", jsontext.KindBeginObject: "structure",
+}
+
 // describe words a decoding error without Go's own vocabulary.
 func describe(err error) string {
 	var wrong *fast.SemanticError
 	if errors.As(err, &wrong) {
-		return "A " + wrong.JSONKind.String() + " can not be converted to the type of member " + string(wrong.JSONPointer)
+		return "A " + kinds[wrong.JSONKind] + " can not be converted to the type of " + cmp.Or(string(wrong.JSONPointer), "the request")
 	}
 	return "The request body is not a valid JSON object: " + err.Error()
 }

@@ -45,6 +45,21 @@ func TestTooManyValues(t *testing.T) {
 	}
 }
 
+func TestWhatIsOfTheWrongTypeIsNamed(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"List":[{},{"Number":"7"}]}`:   "A string can not be converted to the type of /List/1/Number",
+		`{"Number":9999999999999999999}`: "A number can not be converted to the type of /Number",
+		`{"Text":["a"]}`:                 "A list can not be converted to the type of /Text",
+		`[]`:                             "A list can not be converted to the type of the request",
+	} {
+		err := (&Codec{Body: []byte(body)}).Decode(&everything{})
+		var e *api.Error
+		if !errors.As(err, &e) || e.Message != want {
+			t.Errorf("%s: %v, want %q", body, err, want)
+		}
+	}
+}
+
 // FuzzCodec feeds bodies: they decode or are refused with words of ours, and what was decoded is
 // answered as JSON that decodes to the same. No text has more values than are counted.
 func FuzzCodec(f *testing.F) {
