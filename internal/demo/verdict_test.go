@@ -50,7 +50,7 @@ func good() history {
 			task("b", 0, stepfleet.StateLost, "worker-2"),
 			task("b", 1, stepfleet.StateSucceeded, "worker-1"),
 		},
-		runs: []RunRecord{{ID: "run", Job: "recover", Want: dagsterapi.RunSuccess, Status: dagsterapi.RunSuccess}},
+		runs:  []RunRecord{{ID: "run", Job: "recover", Want: dagsterapi.RunSuccess, Status: dagsterapi.RunSuccess}},
 		bells: 1,
 	}
 }
