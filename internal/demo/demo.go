@@ -1,6 +1,7 @@
 // Package demo is `stepfleet demo`: it starts a stack of its own with `stepfleet dev`, runs every job
 // of the example project through Dagster, kills a worker in the middle of its steps, and holds three
-// witnesses against each other: Dagster, the ledger, and an effect log that user code writes.
+// witnesses against each other: Dagster, the ledger, and an effect log that user code writes. A fourth,
+// the workers' logs, says that SQS took part.
 package demo
 
 import (
@@ -124,7 +125,11 @@ func (d *demo) conclude(tasks []stepfleet.View) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, err
 	}
-	verdict := Judge(effects, tasks, d.runs)
+	bells, err := claimsByBell(d.state.Logs)
+	if err != nil {
+		return Verdict{}, err
+	}
+	verdict := Judge(effects, tasks, d.runs, bells)
 	report := Report{
 		Word: verdict.Word(), Verdict: verdict, Killed: d.killed, Phases: d.phases,
 		Jobs: d.runs, Records: records(tasks),
@@ -201,6 +206,7 @@ func (d *demo) devEnviron() []string {
 		fmt.Sprintf("STEPFLEET_TIME_SCALE=%g", d.TimeScale),
 		fmt.Sprintf("STEPFLEET_EXAMPLE_RECOVER_STEPS=%d", recoverSteps),
 		"STEPFLEET_EXAMPLE_SCHEDULES=off",
+		"STEPFLEET_LOG_LEVEL=info", // of the workers, for claimsByBell
 		"STEPFLEET_EFFECT_LOG="+d.effectLog())
 }
 

@@ -117,6 +117,7 @@ func (r Report) print(out io.Writer, tasks []stepfleet.View) {
 			quantile(waits, 0.5), quantile(waits, 0.95))
 	}
 	fmt.Fprintf(out, "  steps ran on %s\n", strings.Join(r.Workers, ", "))
+	fmt.Fprintf(out, "  bells of SQS led to %d claims of workers that ended in peace\n", r.Bells)
 	for _, p := range r.Problems {
 		fmt.Fprintf(out, "  PROBLEM %s\n", p)
 	}

@@ -54,8 +54,8 @@ type RunRecord struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// Verdict is what three witnesses say together: Dagster (how runs ended), the ledger (tasks), and
-// user code itself (the effect log).
+// Verdict is what the witnesses say together: Dagster (how runs ended), the ledger (tasks), user code
+// itself (the effect log), and the workers (their logs).
 type Verdict struct {
 	Runs     int `json:"runs"`
 	Steps    int `json:"steps"`
@@ -65,7 +65,9 @@ type Verdict struct {
 	// Doubled counts attempts whose user code began more than once.
 	Doubled int `json:"doubled"`
 	// Missing counts steps that the ledger calls succeeded and whose user code never came to its end.
-	Missing int      `json:"missing"`
+	Missing int `json:"missing"`
+	// Bells counts claims that a bell of SQS led to.
+	Bells   int      `json:"claims_by_bell"`
 	Workers []string `json:"workers"`
 	// Problems says everything that speaks against PASS, for people.
 	Problems []string `json:"problems"`
@@ -75,14 +77,17 @@ type Verdict struct {
 const minWorkers = 2
 
 // Judge compares the witnesses.
-func Judge(effects []Effect, tasks []stepfleet.View, runs []RunRecord) Verdict {
-	v := Verdict{Runs: len(runs), Attempts: len(tasks), Workers: []string{}, Problems: []string{}}
+func Judge(effects []Effect, tasks []stepfleet.View, runs []RunRecord, bells int) Verdict {
+	v := Verdict{Runs: len(runs), Attempts: len(tasks), Bells: bells, Workers: []string{}, Problems: []string{}}
 	begins, ends := count(effects, "begin"), count(effects, "end")
 	v.judgeRuns(runs, tasks)
 	v.judgeTasks(tasks, begins, ends)
 	v.judgeEffects(effects, tasks, begins)
 	if v.Lost == 0 {
 		v.problem("no attempt was lost: the kill hit nothing, so nothing was proved")
+	}
+	if v.Bells == 0 {
+		v.problem("no bell led to a claim: SQS delivered nothing, and workers found every task in the ledger")
 	}
 	if len(v.Workers) < minWorkers {
 		v.problem("steps ran on %d worker(s) %v, want at least %d", len(v.Workers), v.Workers, minWorkers)

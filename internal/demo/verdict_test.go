@@ -1,6 +1,8 @@
 package demo
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -27,11 +29,12 @@ func task(step string, attempt int, state stepfleet.State, worker string) stepfl
 	return v
 }
 
-// history is three witnesses; good is one in which a worker died and everything came right.
+// history is what the witnesses say; good is one in which a worker died and everything came right.
 type history struct {
 	effects []Effect
 	tasks   []stepfleet.View
 	runs    []RunRecord
+	bells   int
 }
 
 func good() history {
@@ -47,7 +50,8 @@ func good() history {
 			task("b", 0, stepfleet.StateLost, "worker-2"),
 			task("b", 1, stepfleet.StateSucceeded, "worker-1"),
 		},
-		runs: []RunRecord{{ID: "run", Job: "recover", Want: dagsterapi.RunSuccess, Status: dagsterapi.RunSuccess}},
+		runs:  []RunRecord{{ID: "run", Job: "recover", Want: dagsterapi.RunSuccess, Status: dagsterapi.RunSuccess}},
+		bells: 1,
 	}
 }
 
@@ -119,6 +123,12 @@ func TestJudge(t *testing.T) {
 			problem: "code of run/a/0 ran, and the ledger has no start of it",
 		},
 		{
+			name:    "queue that delivers nothing",
+			change:  func(h *history) { h.bells = 0 },
+			want:    "demo: FAIL runs=1 steps=2 attempts=3 lost=1 doubled=0 missing=0",
+			problem: "no bell led to a claim",
+		},
+		{
 			name:    "open task",
 			change:  func(h *history) { h.tasks[0].State = stepfleet.StateRunning },
 			want:    "demo: FAIL runs=1 steps=2 attempts=3 lost=1 doubled=0 missing=0",
@@ -134,7 +144,7 @@ func TestJudge(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			h := good()
 			test.change(&h)
-			v := Judge(h.effects, h.tasks, h.runs)
+			v := Judge(h.effects, h.tasks, h.runs, h.bells)
 			if got := v.String(); got != test.want {
 				t.Errorf("got  %s\nwant %s", got, test.want)
 			}
@@ -146,6 +156,27 @@ func TestJudge(t *testing.T) {
 				t.Errorf("pass = %t with problems %q", v.Pass(), v.Problems)
 			}
 		})
+	}
+}
+
+func TestClaimsByBell(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := claimsByBell(dir); err == nil || !strings.Contains(err.Error(), "no worker in "+dir) {
+		t.Errorf("without logs: %v", err)
+	}
+	for name, text := range map[string]string{
+		"worker-1.log": `level=INFO msg="session begins" session_id=2` + "\nof a step: claims_by_bell=9\n" +
+			`level=INFO msg="session over" session_id=2 reason="session dead" claims_by_bell=3` + "\n" +
+			`level=INFO msg="session over" session_id=3 reason=drained claims_by_bell=0` + "\n",
+		"worker-2.log": `level=INFO msg="session over" session_id=1 reason=drained claims_by_bell=12` + "\n",
+		"server.log":   `level=INFO msg="session over" session_id=4 reason=drained claims_by_bell=100` + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := claimsByBell(dir); err != nil || n != 15 {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 

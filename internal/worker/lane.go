@@ -107,6 +107,9 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 		return
 	}
 	ln.fails = 0
+	if len(bells) > 0 && len(claimed.Leases) > 0 {
+		ln.l.byBell.Add(1)
+	}
 	for _, lease := range claimed.Leases {
 		ln.launch(ctx, lease, claimed.Payloads[lease.Payload], asked)
 	}

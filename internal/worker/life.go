@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
@@ -31,6 +32,8 @@ type life struct {
 	tasks    map[stepfleet.TaskID]*task
 	strange  map[stepfleet.TaskID]stepfleet.Fence // leases of ours that we did not know at the last renewal
 	draining bool
+
+	byBell atomic.Int64 // claims that a bell led to
 
 	work sync.WaitGroup // lanes, and the tasks that lanes launch
 	side sync.WaitGroup // short errands of lanes, tasks and keepers
@@ -82,7 +85,7 @@ func (l *life) run(ctx context.Context) {
 	l.endLife(errDrained) // a cause that was given before stands
 	keepers.Wait()
 	l.side.Wait()
-	l.log.Info("session over", "reason", context.Cause(l.over))
+	l.log.Info("session over", "reason", context.Cause(l.over), "claims_by_bell", l.byBell.Load())
 }
 
 // keepSession renews, and ends the life when the session is dead or its run lease is about to

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -104,6 +105,25 @@ func TestALostBellCostsADelayOnly(t *testing.T) {
 			t.Errorf("found after %s", waited)
 		}
 	})
+}
+
+// The demo reads this line: a queue that delivers nothing shows nowhere else.
+func TestASessionSaysHowManyClaimsBellsLedTo(t *testing.T) {
+	for ring, want := range map[bool]string{true: "claims_by_bell=1", false: "claims_by_bell=0"} {
+		inBubble(t, func(b *bench) {
+			var log strings.Builder
+			b.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			stop := b.start()
+			time.Sleep(time.Minute)
+			b.submit(ring, "a")
+			b.next().succeed()
+			synctest.Wait()
+			stop()
+			if !strings.Contains(log.String(), `msg="session over"`) || !strings.Contains(log.String(), want) {
+				t.Errorf("rung %t, the log has no %s:\n%s", ring, want, &log)
+			}
+		})
+	}
 }
 
 func TestWithoutBellsWorkersLookOften(t *testing.T) {

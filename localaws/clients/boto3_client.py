@@ -23,7 +23,7 @@ clients = {
         aws_secret_access_key="secret",
         config=Config(retries={"total_max_attempts": 1}),
     )
-    for service in ("sqs", "sts")
+    for service in ("sqs", "sts", "cloudwatch")
 }
 
 
@@ -34,6 +34,8 @@ def decoded(value):
     if isinstance(value, dict):
         if "$bytes" in value:
             return base64.b64decode(value["$bytes"])
+        if "$time" in value:
+            return value["$time"]
         return {key: decoded(element) for key, element in value.items()}
     return value
 

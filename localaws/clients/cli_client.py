@@ -34,6 +34,8 @@ def decoded(value):
     if isinstance(value, dict):
         if "$bytes" in value:
             return value["$bytes"] if takes_base64 else base64.b64decode(value["$bytes"]).decode()
+        if "$time" in value:
+            return value["$time"]
         return {key: decoded(element) for key, element in value.items()}
     return value
 

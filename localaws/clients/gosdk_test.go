@@ -9,6 +9,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/cloudwatch"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
@@ -27,6 +28,7 @@ func newGoSDK(ctx context.Context, endpoint string) *goSDK {
 	}
 	return &goSDK{ctx, map[string]reflect.Value{
 		"sqs": reflect.ValueOf(sqs.NewFromConfig(config)), "sts": reflect.ValueOf(sts.NewFromConfig(config)),
+		"cloudwatch": reflect.ValueOf(cloudwatch.NewFromConfig(config)),
 	}}
 }
 
@@ -36,7 +38,7 @@ func (g *goSDK) call(service, op string, in map[string]any) (answer, error) {
 		return answer{}, fmt.Errorf("the SDK's %s has no %s", service, op)
 	}
 	input := reflect.New(method.Type().In(1).Elem())
-	text, err := json.Marshal(unwrapBytes(in))
+	text, err := json.Marshal(unwrap(in))
 	if err != nil {
 		return answer{}, err
 	}
@@ -50,22 +52,25 @@ func (g *goSDK) call(service, op string, in map[string]any) (answer, error) {
 	return goAnswer(results[0].Interface())
 }
 
-// unwrapBytes makes binary values what encoding/json reads into a []byte.
-func unwrapBytes(v any) any {
+// unwrap makes binary values what encoding/json reads into a []byte, and moments what it reads into a
+// time.
+func unwrap(v any) any {
 	switch x := v.(type) {
 	case []any:
 		list := make([]any, len(x))
 		for i, e := range x {
-			list[i] = unwrapBytes(e)
+			list[i] = unwrap(e)
 		}
 		return list
 	case map[string]any:
-		if text, ok := x["$bytes"]; ok {
-			return text
+		for _, kind := range []string{"$bytes", "$time"} {
+			if text, ok := x[kind]; ok {
+				return text
+			}
 		}
 		m := map[string]any{}
 		for key, e := range x {
-			m[key] = unwrapBytes(e)
+			m[key] = unwrap(e)
 		}
 		return m
 	}
@@ -103,22 +108,23 @@ func goAnswer(out any) (answer, error) {
 			members[wire] = value
 		}
 	}
-	return answer{Out: withoutNulls(members).(map[string]any)}, nil
+	return answer{Out: withoutUnset(members).(map[string]any)}, nil
 }
 
-func withoutNulls(v any) any {
+// withoutUnset leaves out what is absent from an answer: what is nil, and enums, which are empty.
+func withoutUnset(v any) any {
 	switch x := v.(type) {
 	case []any:
 		for i := range x {
-			x[i] = withoutNulls(x[i])
+			x[i] = withoutUnset(x[i])
 		}
 	case map[string]any:
 		for key, e := range x {
-			if e == nil {
+			if e == nil || e == "" {
 				delete(x, key)
 				continue
 			}
-			x[key] = withoutNulls(e)
+			x[key] = withoutUnset(e)
 		}
 	}
 	return v

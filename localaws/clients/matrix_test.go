@@ -1,16 +1,21 @@
 package clients_test
 
 import (
+	"bytes"
 	"cmp"
-	"maps"
+	"io"
+	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
+	gocmp "github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/stepfleet/stepfleet/localaws"
@@ -27,8 +32,9 @@ type kind struct {
 	name  string
 	core  bool   // runs in `go test`, where it is installed
 	typed bool   // names classes of errors
-	query bool   // speaks Query
 	needs string // how to get what it needs
+	// speaks is the protocol by which the client calls each service.
+	speaks map[string]string
 	// missing reports what is not there, or nothing.
 	missing func() string
 	start   func(t *testing.T, endpoint string) client
@@ -36,31 +42,35 @@ type kind struct {
 
 var matrix = []kind{
 	{
-		name: "go", core: true, typed: true, missing: func() string { return "" },
+		name: "go", core: true, typed: true, speaks: map[string]string{"sqs": "json", "sts": "query", "cloudwatch": "cbor"}, missing: func() string { return "" },
 		start: func(t *testing.T, endpoint string) client { return newGoSDK(t.Context(), endpoint) },
 	},
 	{
-		name: "boto3", core: true, typed: true, needs: "make setup", missing: func() string { return noModule(python(), "boto3") },
+		name: "boto3", core: true, typed: true, needs: "make setup", speaks: map[string]string{"sqs": "json", "sts": "query", "cloudwatch": "json"},
+		missing: func() string { return noModule(python(), "boto3") },
 		start: func(t *testing.T, endpoint string) client {
 			return startPipe(t, endpoint, python(), "boto3_client.py")
 		},
 	},
 	{
-		name: "cli1", needs: "scripts/setup-python clients", missing: func() string { return noModule(clientsPython, "awscli") },
+		name: "cli1", needs: "scripts/setup-python clients", speaks: map[string]string{"sqs": "json", "sts": "query", "cloudwatch": "json"},
+		missing: func() string { return noModule(clientsPython, "awscli") },
 		start: func(t *testing.T, endpoint string) client {
 			return startPipe(t, endpoint, clientsPython, "cli_client.py", clientsPython, "-m", "awscli")
 		},
 	},
 	{
-		name: "cli2", query: true, needs: "apt-get install awscli", missing: func() string { return noProgram(debianCLI) },
+		name: "cli2", needs: "apt-get install awscli", speaks: map[string]string{"sqs": "query", "sts": "query", "cloudwatch": "query"},
+		missing: func() string { return noProgram(debianCLI) },
 		start: func(t *testing.T, endpoint string) client {
 			return startPipe(t, endpoint, python(), "cli_client.py", debianCLI)
 		},
 	},
 	{
 		name: "js", typed: true, needs: "nodejs 18 or later and npm, then npm ci in localaws/clients/js",
+		speaks: map[string]string{"sqs": "json", "sts": "query", "cloudwatch": "json"},
 		missing: func() string {
-			return cmp.Or(noProgram("node"), noFile("js/node_modules/@aws-sdk/client-sqs"))
+			return cmp.Or(noProgram("node"), noFile("js/node_modules/@aws-sdk/client-cloudwatch"))
 		},
 		start: func(t *testing.T, endpoint string) client { return startPipe(t, endpoint, "node", "js/client.mjs") },
 	},
@@ -116,33 +126,88 @@ func (k *kind) available(t *testing.T) {
 	}
 }
 
-// serve starts a local AWS whose clock can be moved ahead.
-func serve(t *testing.T) (endpoint string, c *clock.Offset) {
+// target is a local AWS whose clock can be moved ahead, and what was said to it.
+type target struct {
+	endpoint string
+	clock    *clock.Offset
+
+	mu     sync.Mutex
+	spoken map[string][]string // service: the protocols by which it was called
+}
+
+func serve(t *testing.T) *target {
 	t.Helper()
-	c = clock.NewOffset(clock.System())
-	server := httptest.NewServer(localaws.New(localaws.Options{Clock: c}))
+	s := &target{clock: clock.NewOffset(clock.System()), spoken: map[string][]string{}}
+	local := localaws.New(localaws.Options{Clock: s.clock, Metrics: true})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.hear(r)
+		local.ServeHTTP(w, r)
+	}))
 	t.Cleanup(server.Close)
-	return server.URL, c
+	s.endpoint = server.URL
+	return s
+}
+
+// Marks of a call that name its service: in the target of JSON, in the path of CBOR, and as the
+// version of the API in a form.
+var serviceMarks = map[string]string{
+	"AmazonSQS": "sqs", "2012-11-05": "sqs", "2011-06-15": "sts",
+	"GraniteServiceVersion20100801": "cloudwatch", "2010-08-01": "cloudwatch",
+}
+
+// hear notes the protocol of a call, as its headers have it.
+func (s *target) hear(r *http.Request) {
+	protocol, mark := "", ""
+	switch target, _, ok := strings.Cut(r.Header.Get("X-Amz-Target"), "."); {
+	case ok:
+		protocol, mark = "json", target
+	case r.Header.Get("Smithy-Protocol") == "rpc-v2-cbor":
+		protocol, mark = "cbor", strings.Split(r.URL.Path+"//", "/")[2]
+	case strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded"):
+		body, _ := io.ReadAll(r.Body) // what is wrong with it, the server sees too
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		form, _ := url.ParseQuery(string(body))
+		protocol, mark = "query", form.Get("Version")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if service := serviceMarks[mark]; !slices.Contains(s.spoken[service], protocol) {
+		s.spoken[service] = append(s.spoken[service], protocol)
+	}
 }
 
 // TestMatrix plays every scenario with every client. A client must meet every operation, unless the
-// scenarios say why it cannot.
+// scenarios say why it cannot, and must do so by the protocol that is its own: each of them is some
+// client's only one.
 func TestMatrix(t *testing.T) {
 	all := scenarios(t)
 	for _, k := range matrix {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
 			k.available(t)
-			endpoint, c := serve(t)
-			r := newRunner(k.start(t, endpoint), endpoint)
-			r.typed, r.query, r.advance = k.typed, k.query, c.Advance
+			s := serve(t)
+			r := newRunner(k.start(t, s.endpoint), s.endpoint)
+			r.typed, r.query, r.advance, r.now = k.typed, k.speaks["sqs"] == "query", s.clock.Advance, s.clock.Now
 			for _, s := range all {
 				if s.Not[k.name] == "" {
 					playAll(t, r, s)
 				}
 			}
 			k.checkCoverage(t, all, r.called)
+			k.checkProtocols(t, s.spoken)
 		})
+	}
+}
+
+// checkProtocols compares how the services were called with how the client does it.
+func (k *kind) checkProtocols(t *testing.T, spoken map[string][]string) {
+	t.Helper()
+	want := map[string][]string{}
+	for service, protocol := range k.speaks {
+		want[service] = []string{protocol}
+	}
+	if diff := gocmp.Diff(want, spoken); diff != "" {
+		t.Errorf("the protocols of %s (-want +got):\n%s", k.name, diff)
 	}
 }
 
@@ -175,18 +240,22 @@ func (k *kind) checkCoverage(t *testing.T, all []scenario, called map[string]boo
 	}
 }
 
-// wanted are the operations that every client must call: all of SQS, and what each client of AWS
-// asks STS.
+// unplayed are operations that no scenario has yet.
+var unplayed = []string{"sts.AssumeRoleWithSAML", "sts.AssumeRoot", "sts.GetDelegatedAccessToken", "sts.GetWebIdentityToken"}
+
+// wanted are the operations that every client must call: all that there are.
 func wanted() []string {
-	names := map[string]bool{"sts.GetCallerIdentity": true, "sts.AssumeRole": true}
+	clientNames := map[string]string{"monitoring": "cloudwatch"}
+	var names []string
 	for _, s := range localaws.New(localaws.Options{}).Operations() {
 		for _, op := range s.Operations {
-			if s.Service == "sqs" {
-				names["sqs."+op] = true
+			name := cmp.Or(clientNames[s.Service], s.Service) + "." + op
+			if !slices.Contains(unplayed, name) {
+				names = append(names, name)
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(names))
+	return names
 }
 
 // TestLocksNameNoRegistry keeps addresses of package registries out of the locks.

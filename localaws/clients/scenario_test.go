@@ -3,9 +3,10 @@
 //
 // Where to read: scenarios/*.json say what is called and what is answered; this file reads them and
 // judges answers. A client is anything that makes one call: pipe_test.go has those in other
-// languages, each a small program that reads calls from its input and writes answers (boto3.py,
-// cli.py, js/client.mjs); gosdk_test.go has Go's. matrix_test.go runs every client, moto_test.go
-// runs boto3 against another emulator and explains each difference in moto.md.
+// languages, each a small program that reads calls from its input and writes answers
+// (boto3_client.py, cli_client.py, js/client.mjs); gosdk_test.go has Go's. matrix_test.go runs every
+// client, and sees by which protocol each calls which service; moto_test.go runs boto3 against
+// another emulator and explains each difference in moto.md.
 //
 // `go test` runs the clients of Go and Python; `make test-aws` runs all of them.
 package clients_test
@@ -16,6 +17,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -44,10 +46,12 @@ type scenario struct {
 // step is one call and its answer, or an advance of the server's clock.
 //
 // In what is sent, ${name} is what an earlier step saved, ${repeat:x:3} is xxx, {"$bytes": text} is
-// binary and {"$json": document} the document as text. In what is expected, "*" is any text that is
-// not empty, "#" any number, "~..." a regular expression, "md5:..." the digest of the text, [] also
-// an absent member, and a member whose name ends in ? may be absent, as in clients that are older
-// than it; everything else must be as it is written, and nothing more may be there.
+// binary, {"$json": document} the document as text and {"$time": "-10m"} the moment ten minutes
+// before the scenario began. In what is expected, "*" is any text that is not empty, "#" any number,
+// "~..." a regular expression, "md5:..." the digest of the text, "minute:-10m" the minute of such a
+// moment, "time:" any moment, [] also an absent member, and a member whose name ends in ? may be
+// absent, as in clients that are older than it; everything else must be as it is written, and nothing
+// more may be there.
 type step struct {
 	Op      string            `json:"op"` // of SQS, or with its service: sts.AssumeRole
 	In      map[string]any    `json:"in"`
@@ -58,7 +62,7 @@ type step struct {
 }
 
 // failure is an error as a client reports it. Type is the class of a modelled error, in clients
-// that have one.
+// that have one; expected with a ? at its end, not all of them do.
 type failure struct {
 	Code    string `json:"code"`
 	Type    string `json:"type,omitempty"`
@@ -117,13 +121,15 @@ type runner struct {
 	typed   bool // the client names classes of errors
 	query   bool // the client speaks Query, where one text differs
 	advance func(time.Duration)
+	now     func() time.Time // of the server
+	began   time.Time        // when the scenario did
 	vars    map[string]string
 	called  map[string]bool // operations that were called
 }
 
 func newRunner(c client, endpoint string) *runner {
 	return &runner{
-		client: c, typed: true, called: map[string]bool{},
+		client: c, typed: true, called: map[string]bool{}, now: time.Now,
 		vars: map[string]string{"endpoint": endpoint, "region": region, "account": account},
 	}
 }
@@ -137,6 +143,7 @@ func (d difference) String() string { return d.step + ": " + d.path + ": " + d.w
 // is left out.
 func (r *runner) play(s scenario) ([]difference, error) {
 	var all []difference
+	r.began = r.now()
 	for i := range s.Steps {
 		st := &s.Steps[i]
 		if st.Advance != "" {
@@ -242,7 +249,17 @@ func (r *runner) expandMap(x map[string]any, sending bool) (_ any, ok bool) {
 	if text, is := m["$bytes"].(string); is {
 		return map[string]any{"$bytes": base64.StdEncoding.EncodeToString([]byte(text))}, ok
 	}
+	if text, is := m["$time"].(string); is {
+		at, err := r.moment(text)
+		return map[string]any{"$time": at.UTC().Format(time.RFC3339)}, ok && err == nil
+	}
 	return m, ok
+}
+
+// moment returns when it is by the scenario's own clock: so long after it began.
+func (r *runner) moment(offset string) (time.Time, error) {
+	d, err := time.ParseDuration(offset)
+	return r.began.Add(d), err
 }
 
 func (r *runner) judge(s *step, got answer) []difference {
@@ -252,7 +269,7 @@ func (r *runner) judge(s *step, got answer) []difference {
 		}
 		want, _ := r.expand(s.Out, false)
 		var all []difference
-		compare("", want, got.Out, func(path, what string) {
+		r.compare("", want, got.Out, func(path, what string) {
 			all = append(all, difference{path: strings.TrimPrefix(path, "."), what: what})
 		})
 		return all
@@ -271,22 +288,23 @@ func (r *runner) judgeError(want, got failure) []difference {
 	if r.query && want.Type == "QueueDoesNotExist" {
 		message = noQueueQuery
 	}
-	if !r.typed {
+	class, optional := strings.CutSuffix(want.Type, "?")
+	if want.Type = class; !r.typed || optional && got.Type == "" {
 		want.Type, got.Type = "", ""
 	}
 	var all []difference
 	note := func(path, what string) { all = append(all, difference{path: path, what: what}) }
-	compare("error.code", want.Code, got.Code, note)
-	compare("error.type", want.Type, got.Type, note)
-	compare("error.message", message, got.Message, note)
+	r.compare("error.code", want.Code, got.Code, note)
+	r.compare("error.type", want.Type, got.Type, note)
+	r.compare("error.message", message, got.Message, note)
 	return all
 }
 
 // compare reports where got is not what is wanted.
-func compare(path string, want, got any, note func(path, what string)) {
+func (r *runner) compare(path string, want, got any, note func(path, what string)) {
 	switch w := want.(type) {
 	case map[string]any:
-		compareMap(path, w, got, note)
+		r.compareMap(path, w, got, note)
 	case []any:
 		g, _ := got.([]any)
 		if got != nil && g == nil || len(g) != len(w) {
@@ -294,10 +312,10 @@ func compare(path string, want, got any, note func(path, what string)) {
 			return
 		}
 		for i := range w {
-			compare(path+"."+strconv.Itoa(i), w[i], g[i], note)
+			r.compare(path+"."+strconv.Itoa(i), w[i], g[i], note)
 		}
 	case string:
-		if !matches(w, got) {
+		if !r.matches(w, got) {
 			note(path, fmt.Sprintf("%s, want %s", show(got), show(w)))
 		}
 	default:
@@ -307,7 +325,7 @@ func compare(path string, want, got any, note func(path, what string)) {
 	}
 }
 
-func compareMap(path string, want map[string]any, got any, note func(path, what string)) {
+func (r *runner) compareMap(path string, want map[string]any, got any, note func(path, what string)) {
 	if document, ok := want["$json"]; ok {
 		var parsed any
 		text, _ := got.(string)
@@ -315,11 +333,11 @@ func compareMap(path string, want map[string]any, got any, note func(path, what 
 			note(path, show(got)+" is no document")
 			return
 		}
-		compare(path, document, parsed, note)
+		r.compare(path, document, parsed, note)
 		return
 	}
 	if text, ok := want["$bytes"].(string); ok {
-		compare(path, base64.StdEncoding.EncodeToString([]byte(text)), got, note)
+		r.compare(path, base64.StdEncoding.EncodeToString([]byte(text)), got, note)
 		return
 	}
 	g, ok := got.(map[string]any)
@@ -333,7 +351,7 @@ func compareMap(path string, want map[string]any, got any, note func(path, what 
 			note(path+"."+key, show(g[key])+", want nothing")
 			continue
 		}
-		compare(path+"."+key, want[key], g[key], note)
+		r.compare(path+"."+key, want[key], g[key], note)
 	}
 }
 
@@ -362,10 +380,19 @@ func sorted(a, b map[string]any) []string {
 }
 
 // matches compares a value with the pattern that a string in a scenario is.
-func matches(want string, got any) bool {
+func (r *runner) matches(want string, got any) bool {
 	if want == "#" {
 		_, ok := got.(float64)
 		return ok
+	}
+	if want == "time:" {
+		_, ok := parseTime(got)
+		return ok
+	}
+	if offset, is := strings.CutPrefix(want, "minute:"); is {
+		at, err := r.moment(offset)
+		moment, ok := parseTime(got)
+		return ok && err == nil && moment.Equal(at.Truncate(time.Minute))
 	}
 	text, ok := got.(string)
 	if !ok {
@@ -379,6 +406,22 @@ func matches(want string, got any) bool {
 		return text == hex.EncodeToString(sum[:])
 	}
 	return want == "*" && text != "" || want == text
+}
+
+// parseTime reads a time as any of the clients writes it: as RFC 3339 has it, as Python does, or, as
+// the command line 1 does, in the way that it came, which in JSON is in seconds since 1970.
+func parseTime(v any) (time.Time, bool) {
+	switch x := v.(type) {
+	case float64:
+		return time.UnixMilli(int64(math.Round(x * 1000))), true
+	case string:
+		for _, layout := range []string{time.RFC3339Nano, "2006-01-02 15:04:05.999999-07:00"} {
+			if at, err := time.Parse(layout, x); err == nil {
+				return at, true
+			}
+		}
+	}
+	return time.Time{}, false
 }
 
 // show writes a value for a person.

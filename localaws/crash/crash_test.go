@@ -1,9 +1,11 @@
 // Package crash kills a local AWS that keeps its state in a directory, again and again, while
-// clients send, receive and delete, and shows that nothing it answered is lost or undone.
+// clients send, receive, extend, purge and delete, and shows that nothing it answered is lost or
+// undone, under every fsync policy.
 //
 // Where to read: crash_test.go is the experiment; server_test.go starts a server in a process of
 // its own and kills it; traffic_test.go is what the clients do, settings_test.go what happens to
-// queues themselves; history_test.go knows what was promised, and judges.
+// queues themselves; history_test.go knows what was promised, and judges; hidden_test.go is the part
+// of it that knows when a message may be received, purge_test.go the part on purges.
 //
 // Short in `go test`; `make test-aws` has a thousand kills:
 //
@@ -14,9 +16,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -27,6 +31,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"go.uber.org/goleak"
+
+	"github.com/stepfleet/stepfleet/localaws/journal"
 )
 
 var (
@@ -43,8 +49,19 @@ const (
 	// it was killed is free a life or two later, and deduplication is forgotten after thirty.
 	lifetime          = 10 * time.Second
 	livesRemembered   = 25
-	visibilityTimeout = "15"
+	visibilityTimeout = 15 * time.Second
+	// What is hidden longer is visible a few lives later.
+	longestHidden = 40 * time.Second
+	// One life in so many, a multiple of the policies, lasts until the timer of the journal syncs, a
+	// second after its first record.
+	longLifeEvery = 30
+	syncDue       = 980 * time.Millisecond
+	syncSpread    = 100 * time.Millisecond
 )
+
+// policies are taken in turn: what one wrote, the next reads. In a kill the data is safe under each;
+// what differs is where the journal is when it comes.
+var policies = []journal.Sync{journal.SyncNever, journal.SyncInterval, journal.SyncAlways}
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(dirVariable); dir != "" {
@@ -86,6 +103,9 @@ func TestNothingAnsweredIsLostByKills(t *testing.T) {
 		{name: "ordered", fifo: true, workers: 2},
 		{name: "redriven", redrives: true, workers: 1},
 		{name: "redriven-ordered", fifo: true, redrives: true, workers: 1},
+		{name: "by-content", fifo: true, byContent: true, delay: 3 * time.Second, workers: 1},
+		{name: "purged", purges: true, workers: 1},
+		{name: "purged-ordered", fifo: true, purges: true, workers: 1},
 	}}
 	e.life(0, e.create)
 	for range *kills {
@@ -99,9 +119,11 @@ func TestNothingAnsweredIsLostByKills(t *testing.T) {
 	if report := e.history.report(); report != "" {
 		t.Errorf("after %d kills, in the end:\n%s", *kills, report)
 	}
-	t.Logf("%d sends, %d receives, %d deletions answered; %d snapshots; %d kills between log and snapshot, %d amid a snapshot's writing",
-		e.history.sends, e.history.receives, e.history.deletes, e.rotated, e.amid, e.partial)
-	if e.history.sends < 10*(*kills) || e.rotated == 0 || *kills >= 1000 && e.amid == 0 {
+	h := e.history
+	t.Logf("%d sends, %d receives, %d extensions, %d deletions, %d purges answered; %d messages delayed; %d times one was hidden at a kill",
+		h.sends, h.receives, h.extensions, h.deletes, h.purges, h.delays, h.hidden)
+	t.Logf("%d snapshots; %d kills between log and snapshot, %d amid a snapshot's writing", e.rotated, e.amid, e.partial)
+	if h.sends < 10*(*kills) || e.rotated == 0 || h.hidden < *kills || *kills >= 1000 && min(e.amid, h.delays, h.extensions, h.purges) == 0 {
 		t.Error("too little happened to show anything")
 	}
 }
@@ -118,14 +140,17 @@ func client(url string) (*sqs.Client, func()) {
 // life starts the server, lets do run, or clients for so many calls, and kills it.
 func (e *experiment) life(calls int, do func(context.Context, *sqs.Client)) {
 	e.t.Helper()
-	s := startServer(e.t, e.dir, time.Duration(e.lives)*lifetime)
+	policy := policies[e.lives%len(policies)]
+	long := e.lives%longLifeEvery == slices.Index(policies, journal.SyncInterval)
+	ahead := time.Duration(e.lives) * lifetime
+	s := startServer(e.t, e.dir, ahead, policy)
 	defer func() {
 		s.kill()
 		s.wait()
 		e.look()
 	}()
 	e.lives++
-	e.history.life = e.lives
+	e.history.begin(e.lives, ahead)
 	c, closeAll := client(s.url)
 	defer closeAll()
 	if e.settings != nil {
@@ -138,7 +163,12 @@ func (e *experiment) life(calls int, do func(context.Context, *sqs.Client)) {
 		return
 	}
 	e.count(c)
+	if long {
+		calls = math.MaxInt
+		defer time.AfterFunc(syncDue+time.Duration(e.random.Int64N(int64(syncSpread))), s.kill).Stop()
+	}
 	e.work(c, trigger(calls, s.kill))
+	e.history.countHidden()
 }
 
 // look notes at which point of the journal's own work the kill came.
@@ -176,9 +206,9 @@ func (e *experiment) work(c *sqs.Client, begun func()) {
 
 func (e *experiment) create(ctx context.Context, c *sqs.Client) {
 	for _, f := range e.families {
-		attributes := map[string]string{"VisibilityTimeout": visibilityTimeout}
+		attributes := map[string]string{"VisibilityTimeout": seconds(visibilityTimeout), "DelaySeconds": seconds(f.delay)}
 		if f.fifo {
-			attributes["FifoQueue"] = "true"
+			attributes["FifoQueue"], attributes["ContentBasedDeduplication"] = "true", strconv.FormatBool(f.byContent)
 		}
 		if f.redrives {
 			f.urls = append(f.urls, e.createOne(ctx, c, f.name+"-dead"+f.suffix(), attributes))
@@ -191,6 +221,8 @@ func (e *experiment) create(ctx context.Context, c *sqs.Client) {
 		e.t.Fatal(err)
 	}
 }
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
 
 // createOne makes a queue and returns its name, which stands for its URL: the port changes with
 // every life.
@@ -240,17 +272,20 @@ func (e *experiment) drain(ctx context.Context, c *sqs.Client) {
 	e.history.judgeEnd(left)
 }
 
+// drainVisibility is longer than it takes to drain a queue.
+const drainVisibility = 10 * time.Minute
+
 func (e *experiment) drainOne(ctx context.Context, c *sqs.Client, f *family, url string, left map[string]int) {
 	for {
 		began := e.history.now()
-		out, err := c.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{QueueUrl: &url, MaxNumberOfMessages: 10, VisibilityTimeout: 600})
+		out, err := c.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{QueueUrl: &url, MaxNumberOfMessages: 10, VisibilityTimeout: int32(drainVisibility / time.Second)})
 		if err != nil {
 			e.t.Fatal(err)
 		}
 		if len(out.Messages) == 0 {
 			return
 		}
-		e.history.received(f, began, out.Messages)
+		e.history.received(f, began, drainVisibility, out.Messages)
 		e.history.deleting(out.Messages)
 		for _, m := range out.Messages {
 			left[*m.Body]++

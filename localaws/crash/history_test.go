@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 )
@@ -12,13 +13,17 @@ import (
 // without one may or may not have taken effect.
 type history struct {
 	mu       sync.Mutex
-	life     int   // of the server
-	events   int64 // a clock that ticks with every note
+	life     int           // of the server
+	ahead    time.Duration // of its clock
+	events   int64         // a clock that ticks with every note
 	messages map[string]*message
 	groups   map[string]*group
 	failures []string
 
-	sends, deletes, receives int // that were answered
+	sends, receives, extensions, deletes, purges int // that were answered
+
+	delays int // messages that were sent with a delay
+	hidden int // how often a message was hidden when a life ended
 }
 
 // message is what is known of one message, which its body names.
@@ -28,9 +33,10 @@ type message struct {
 	n        int // in its group
 	id       string
 	accepted bool
-	life     int   // in which it was accepted first
-	deleting int   // deletions that were asked for and not refused
-	deleted  int64 // when a deletion was answered; 0 for never
+	life     int       // in which it was accepted first
+	deleting int       // deletions that were asked for and not refused
+	deleted  int64     // when a deletion was answered; 0 for never
+	until    time.Time // before this, on the server's clock, it is hidden
 }
 
 // group is a message group of a FIFO queue, with one sender.
@@ -55,12 +61,27 @@ func (h *history) failed(format string, args ...any) {
 	h.fail(format, args...)
 }
 
-// now is a point between two notes.
-func (h *history) now() int64 {
+// begin is the begin of a life.
+func (h *history) begin(life int, ahead time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.events
+	h.life, h.ahead = life, ahead
 }
+
+// moment is a point between two notes, and what the server's clock says then.
+type moment struct {
+	event int64
+	at    time.Time
+}
+
+func (h *history) now() moment {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return moment{h.events, h.clock()}
+}
+
+// clock is the server's.
+func (h *history) clock() time.Time { return time.Now().Add(h.ahead) }
 
 // next returns the bodies of up to n messages to send to the group: those whose send was not
 // answered, or new ones.
@@ -96,8 +117,8 @@ func (h *history) isPending(name string) bool {
 }
 
 // repeat returns the last message of a group of a FIFO queue, if it was accepted so lately that
-// sending it again must have no effect.
-func (h *history) repeat(name string) (body string, ok bool) {
+// sending it again must have no effect. A purge has the queue forget what was sent.
+func (h *history) repeat(f *family, name string) (body string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	g := h.groups[name]
@@ -105,7 +126,7 @@ func (h *history) repeat(name string) (body string, ok bool) {
 		return "", false
 	}
 	last := g.messages[len(g.messages)-1]
-	return last.body(), last.accepted && h.life-last.life < livesRemembered
+	return last.body(), last.accepted && last.life > f.lastPurge.life && h.life-last.life < livesRemembered
 }
 
 func (m *message) body() string { return fmt.Sprintf("%s/%06d", m.group, m.n) }
@@ -138,7 +159,7 @@ func (h *history) identify(m *message, id string) {
 }
 
 // received notes an answer to a receive that began at a time, and judges it.
-func (h *history) received(f *family, began int64, got []types.Message) {
+func (h *history) received(f *family, began moment, visibility time.Duration, got []types.Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.receives += len(got)
@@ -149,9 +170,11 @@ func (h *history) received(f *family, began int64, got []types.Message) {
 			h.fail("%s received %q, which nobody sent there", f.name, *r.Body)
 			continue
 		}
-		if m.deleted != 0 && m.deleted <= began {
+		if m.deleted != 0 && m.deleted <= began.event {
 			h.fail("%s came back after its deletion was answered", m.body())
 		}
+		h.show(m)
+		m.until = began.at.Add(visibility)
 		h.identify(m, *r.MessageId)
 		if f.fifo && !f.redrives {
 			h.checkOrder(m, inAnswer)

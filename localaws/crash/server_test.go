@@ -23,6 +23,7 @@ import (
 const (
 	dirVariable    = "LOCALAWS_CRASH_DIR"
 	aheadVariable  = "LOCALAWS_CRASH_AHEAD"
+	syncVariable   = "LOCALAWS_CRASH_SYNC"
 	rotateVariable = "LOCALAWS_CRASH_ROTATE_AT"
 )
 
@@ -30,6 +31,10 @@ const (
 // ends.
 func serveForever(dir string) error {
 	ahead, err := time.ParseDuration(os.Getenv(aheadVariable))
+	if err != nil {
+		return err
+	}
+	policy, err := journal.ParseSync(os.Getenv(syncVariable))
 	if err != nil {
 		return err
 	}
@@ -49,7 +54,7 @@ func serveForever(dir string) error {
 		Addr:  "127.0.0.1:0",
 		Ready: func(addr net.Addr) { fmt.Printf("http://%s\n", addr) },
 		Options: localaws.Options{
-			Dir: dir, Clock: c, Journal: journal.Options{Sync: journal.SyncNever, RotateAt: rotateAt},
+			Dir: dir, Clock: c, Journal: journal.Options{Sync: policy, RotateAt: rotateAt},
 		},
 	})
 }
@@ -62,10 +67,11 @@ type server struct {
 }
 
 // startServer starts a life whose clock is ahead, and returns when it has replayed its journal.
-func startServer(t *testing.T, dir string, ahead time.Duration) *server {
+func startServer(t *testing.T, dir string, ahead time.Duration, policy journal.Sync) *server {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), dirVariable+"="+dir, aheadVariable+"="+ahead.String(), fmt.Sprintf("%s=%d", rotateVariable, rotateAt))
+	cmd.Env = append(os.Environ(), dirVariable+"="+dir, aheadVariable+"="+ahead.String(), syncVariable+"="+string(policy),
+		fmt.Sprintf("%s=%d", rotateVariable, rotateAt))
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // settings is what is known of a queue's attributes and tags, and of queues that come and go. One
-// worker changes them, a number at a time.
+// worker changes them, a number at a time: the attribute is one that takes numbers beyond a million.
 type settings struct {
 	url      string
 	next     int
@@ -19,8 +19,16 @@ type settings struct {
 	gone     string         // the last queue whose deletion was answered
 }
 
+// The MessageRetentionPeriod of a queue, in seconds.
+const (
+	leastRetention   = 60
+	defaultRetention = 345_600
+)
+
 func newSettings(url string) *settings {
-	return &settings{url: url, attempts: map[string]int{}, answered: map[string]int{"attribute": 30, "tag": 0}}
+	return &settings{
+		url: url, next: leastRetention, attempts: map[string]int{}, answered: map[string]int{"attribute": defaultRetention, "tag": 0},
+	}
 }
 
 // change makes one call for a setting, and keeps what its answer promises.
@@ -32,7 +40,7 @@ func (s *settings) change(w *worker, setting string) error {
 	number := strconv.Itoa(s.next)
 	switch setting {
 	case "attribute":
-		_, err = w.SetQueueAttributes(w.ctx, &sqs.SetQueueAttributesInput{QueueUrl: &s.url, Attributes: map[string]string{"VisibilityTimeout": number}})
+		_, err = w.SetQueueAttributes(w.ctx, &sqs.SetQueueAttributesInput{QueueUrl: &s.url, Attributes: map[string]string{"MessageRetentionPeriod": number}})
 	case "tag":
 		_, err = w.TagQueue(w.ctx, &sqs.TagQueueInput{QueueUrl: &s.url, Tags: map[string]string{"n": number}})
 	case "queue":
@@ -50,11 +58,11 @@ func (s *settings) change(w *worker, setting string) error {
 	return nil
 }
 
-// remove deletes the queue that was made last.
-func (s *settings) remove(w *worker) error {
+// makeOrRemove makes a queue, or deletes the one that was made last: they do not pile up.
+func (s *settings) makeOrRemove(w *worker) error {
 	n, ok := s.answered["queue"]
 	if !ok {
-		return nil
+		return s.change(w, "queue")
 	}
 	delete(s.answered, "queue") // whether it is there is open until the answer
 	name := "queue-" + strconv.Itoa(n)
@@ -79,10 +87,8 @@ func (s *settings) run(w *worker) {
 			err = s.change(w, "attribute")
 		case 1:
 			err = s.change(w, "tag")
-		case 2:
-			err = s.change(w, "queue")
 		default:
-			err = s.remove(w)
+			err = s.makeOrRemove(w)
 		}
 		if err != nil {
 			return
@@ -93,7 +99,7 @@ func (s *settings) run(w *worker) {
 // check compares what a new life knows with what was promised. A call that had no answer took
 // effect or did not; from then on it is known.
 func (s *settings) check(ctx context.Context, c *sqs.Client) error {
-	attributes, err := c.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{QueueUrl: &s.url, AttributeNames: []types.QueueAttributeName{"VisibilityTimeout"}})
+	attributes, err := c.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{QueueUrl: &s.url, AttributeNames: []types.QueueAttributeName{"MessageRetentionPeriod"}})
 	if err != nil {
 		return fmt.Errorf("attributes of a queue that was made: %w", err)
 	}
@@ -101,7 +107,7 @@ func (s *settings) check(ctx context.Context, c *sqs.Client) error {
 	if err != nil {
 		return err
 	}
-	for setting, text := range map[string]string{"attribute": attributes.Attributes["VisibilityTimeout"], "tag": tags.Tags["n"]} {
+	for setting, text := range map[string]string{"attribute": attributes.Attributes["MessageRetentionPeriod"], "tag": tags.Tags["n"]} {
 		got, err := strconv.Atoi(text)
 		attempt, open := s.attempts[setting]
 		if err != nil || got != s.answered[setting] && !(open && got == attempt) {

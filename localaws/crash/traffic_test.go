@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
@@ -17,12 +18,17 @@ import (
 
 // family is a queue, or two between which messages move, and who uses them.
 type family struct {
-	name     string
-	fifo     bool
-	redrives bool     // has a dead-letter queue
-	urls     []string // the queue, and its dead-letter queue
-	workers  int
-	backlog  atomic.Int64
+	name      string
+	fifo      bool
+	byContent bool          // deduplicates by content
+	redrives  bool          // has a dead-letter queue
+	purges    bool          // is purged now and then, by its only worker
+	delay     time.Duration // of the queue
+	urls      []string      // the queue, and its dead-letter queue
+	workers   int
+	backlog   atomic.Int64
+
+	lastPurge purge
 }
 
 // maxBacklog is from which number of messages on a worker only receives. A small one has the
@@ -83,9 +89,9 @@ func (w *worker) group(n int) string { return fmt.Sprintf("%s-%d-%d", w.family.n
 
 func (w *worker) send(group string) error {
 	f := w.family
-	if body, ok := w.history.repeat(group); ok && f.fifo && w.random.IntN(4) == 0 {
+	if body, ok := w.history.repeat(f, group); ok && f.fifo && w.random.IntN(4) == 0 {
 		w.begun()
-		return w.sendOne(group, []string{body})
+		return w.sendOne(group, []string{body}, 0)
 	}
 	n := 1
 	if w.random.IntN(2) == 0 {
@@ -93,23 +99,41 @@ func (w *worker) send(group string) error {
 	}
 	bodies := w.history.next(f, group, n)
 	f.backlog.Add(int64(len(bodies)))
+	delay := w.delay()
+	w.history.sending(bodies, f.delay+delay)
 	w.begun()
 	if len(bodies) == 1 {
-		return w.sendOne(group, bodies)
+		return w.sendOne(group, bodies, delay)
 	}
-	return w.sendBatch(group, bodies)
+	return w.sendBatch(group, bodies, delay)
+}
+
+// delay is what some messages of a queue without a delay of its own get: no FIFO queue allows it.
+func (w *worker) delay() time.Duration {
+	if w.family.fifo || w.random.IntN(4) > 0 {
+		return 0
+	}
+	return w.upTo(longestHidden)
+}
+
+// upTo returns so many whole seconds, one at least.
+func (w *worker) upTo(most time.Duration) time.Duration {
+	return time.Duration(1+w.random.Int64N(int64(most/time.Second))) * time.Second
 }
 
 // identity is what a FIFO queue wants with a message; another gets nothing.
 func (w *worker) identity(group string, body *string) (groupID, dedupID *string) {
-	if !w.family.fifo {
+	switch f := w.family; {
+	case !f.fifo:
 		return nil, nil
+	case f.byContent:
+		return &group, nil
 	}
 	return &group, body
 }
 
-func (w *worker) sendOne(group string, bodies []string) error {
-	in := &sqs.SendMessageInput{QueueUrl: &w.family.urls[0], MessageBody: &bodies[0]}
+func (w *worker) sendOne(group string, bodies []string, delay time.Duration) error {
+	in := &sqs.SendMessageInput{QueueUrl: &w.family.urls[0], MessageBody: &bodies[0], DelaySeconds: int32(delay / time.Second)}
 	in.MessageGroupId, in.MessageDeduplicationId = w.identity(group, &bodies[0])
 	out, err := w.SendMessage(w.ctx, in)
 	code, err := w.answered(err)
@@ -124,10 +148,10 @@ func (w *worker) sendOne(group string, bodies []string) error {
 	return nil
 }
 
-func (w *worker) sendBatch(group string, bodies []string) error {
+func (w *worker) sendBatch(group string, bodies []string, delay time.Duration) error {
 	in := &sqs.SendMessageBatchInput{QueueUrl: &w.family.urls[0]}
 	for i := range bodies {
-		entry := types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &bodies[i]}
+		entry := types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &bodies[i], DelaySeconds: int32(delay / time.Second)}
 		entry.MessageGroupId, entry.MessageDeduplicationId = w.identity(group, &bodies[i])
 		in.Entries = append(in.Entries, entry)
 	}
@@ -148,11 +172,15 @@ func (w *worker) sendBatch(group string, bodies []string) error {
 	return nil
 }
 
-// receive takes messages, and deletes them, gives them back, or keeps them until their time is up.
+// receive takes messages, and deletes them, gives them back, or keeps them until their time is up,
+// which it may change before.
 func (w *worker) receive() error {
 	url := &w.family.urls[w.random.IntN(len(w.family.urls))]
 	if w.family.redrives && w.random.IntN(40) == 0 {
 		return w.startMove()
+	}
+	if w.family.purges && w.random.IntN(20) == 0 {
+		return w.purge()
 	}
 	began := w.history.now()
 	w.begun()
@@ -165,14 +193,16 @@ func (w *worker) receive() error {
 		w.history.failed("receive: %s", code)
 		return nil
 	}
-	w.history.received(w.family, began, out.Messages)
+	w.history.received(w.family, began, visibilityTimeout, out.Messages)
 	switch fate := w.random.IntN(10); {
 	case len(out.Messages) == 0:
 		return nil
 	case fate == 0:
 		return nil // forgotten
-	case fate < 4:
+	case fate < 3:
 		return w.giveBack(url, out.Messages)
+	case fate < 5:
+		return w.extend(url, out.Messages)
 	case fate < 7:
 		return w.deleteOneByOne(url, out.Messages)
 	default:
@@ -190,13 +220,34 @@ func (w *worker) startMove() error {
 
 func (w *worker) giveBack(url *string, got []types.Message) error {
 	for _, m := range got {
-		w.begun()
-		_, err := w.ChangeMessageVisibility(w.ctx, &sqs.ChangeMessageVisibilityInput{QueueUrl: url, ReceiptHandle: m.ReceiptHandle})
-		if _, err = w.answered(err); err != nil { // a refusal is of a handle that expired meanwhile
+		if err := w.hide(url, m, 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// extend keeps messages, and has them come back at other times than they would.
+func (w *worker) extend(url *string, got []types.Message) error {
+	for _, m := range got {
+		if err := w.hide(url, m, w.upTo(longestHidden)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *worker) hide(url *string, m types.Message, visibility time.Duration) error {
+	change := w.history.changing(*m.Body, visibility)
+	w.begun()
+	_, err := w.ChangeMessageVisibility(w.ctx, &sqs.ChangeMessageVisibilityInput{
+		QueueUrl: url, ReceiptHandle: m.ReceiptHandle, VisibilityTimeout: int32(visibility / time.Second),
+	})
+	code, err := w.answered(err)
+	if code == "" && err == nil {
+		w.history.changed(change)
+	}
+	return err // a refusal is of a handle that expired meanwhile
 }
 
 func (w *worker) deleteOneByOne(url *string, got []types.Message) error {

@@ -1,5 +1,6 @@
 // The JavaScript SDK as a client of the scenarios: a call a line on stdin, its answer on stdout.
 // Arguments: ENDPOINT REGION ACCOUNT.
+import * as cloudwatch from "@aws-sdk/client-cloudwatch";
 import * as sqs from "@aws-sdk/client-sqs";
 import * as sts from "@aws-sdk/client-sts";
 import { createInterface } from "node:readline";
@@ -12,13 +13,15 @@ const config = {
 const services = {
   sqs: { commands: sqs, client: new sqs.SQSClient(config), base: "SQSServiceException" },
   sts: { commands: sts, client: new sts.STSClient(config), base: "STSServiceException" },
+  cloudwatch: { commands: cloudwatch, client: new cloudwatch.CloudWatchClient(config), base: "CloudWatchServiceException" },
 };
 
-// decoded is what a scenario sends, with its binary values as bytes.
+// decoded is what a scenario sends, with its binary values as bytes and its moments as such.
 function decoded(value) {
   if (Array.isArray(value)) return value.map(decoded);
   if (value === null || typeof value !== "object") return value;
   if ("$bytes" in value) return new Uint8Array(Buffer.from(value.$bytes, "base64"));
+  if ("$time" in value) return new Date(value.$time);
   return Object.fromEntries(Object.entries(value).map(([key, e]) => [key, decoded(e)]));
 }
 
