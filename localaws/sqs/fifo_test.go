@@ -1,6 +1,7 @@
 package sqs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -38,7 +39,7 @@ type fifoMessage struct {
 	seq      uint64
 	group    string
 	sent     time.Time
-	due      time.Time // hidden until then
+	due      time.Time // hidden until then, visible since then
 	received bool
 	handle   string // of the last receive
 }
@@ -54,11 +55,6 @@ type fifoModel struct {
 
 func (m *fifoModel) hidden(x *fifoMessage) bool { return x.due.After(m.clock.Now()) }
 
-// locked reports whether a message of the group was received and is still hidden.
-func (m *fifoModel) locked(group string) bool {
-	return slices.ContainsFunc(m.messages, func(x *fifoMessage) bool { return x.group == group && x.received && m.hidden(x) })
-}
-
 func (m *fifoModel) send(t *rapid.T) {
 	group := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "group")
 	m.sends++
@@ -70,23 +66,29 @@ func (m *fifoModel) send(t *rapid.T) {
 	m.messages = append(m.messages, &fifoMessage{seq: answers[0].seq, group: group, sent: now, due: now.Add(m.delayed)})
 }
 
-// expected is what a receive must return: of every free group, the one with the earliest visible
-// message first, all of its visible messages in order.
+// expected is what a receive must return: of every group its messages in order up to the first that
+// is hidden, and of the groups the one first whose first message has been visible for longest.
 func (m *fifoModel) expected(n int) []*fifoMessage {
-	var want []*fifoMessage
-	done := map[string]bool{}
-	for _, first := range m.messages {
-		if done[first.group] || m.hidden(first) || m.locked(first.group) {
-			continue
-		}
-		done[first.group] = true
+	var groups [][]*fifoMessage
+	for _, name := range []string{"a", "b", "c"} {
+		var open []*fifoMessage
 		for _, x := range m.messages {
-			if x.group == first.group && !m.hidden(x) && len(want) < n {
-				want = append(want, x)
+			if x.group == name && m.hidden(x) {
+				break
+			}
+			if x.group == name {
+				open = append(open, x)
 			}
 		}
+		if len(open) > 0 {
+			groups = append(groups, open)
+		}
 	}
-	return want
+	slices.SortFunc(groups, func(a, b []*fifoMessage) int {
+		return cmp.Or(a[0].due.Compare(b[0].due), cmp.Compare(a[0].seq, b[0].seq))
+	})
+	all := slices.Concat(groups...)
+	return all[:min(n, len(all))]
 }
 
 func (m *fifoModel) receive(t *rapid.T) {
@@ -208,6 +210,73 @@ func TestFIFOLooksOnlySoFar(t *testing.T) {
 	}
 	if got, _ := q.receive(t.Context(), receive{max: 1}); len(got) != 1 || got[0].group != "late" {
 		t.Errorf("received %d after the late group came near enough", len(got))
+	}
+	if err := q.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFIFOLooksSoFarWhateverTheOrder has the group that was visible first wait behind those that AWS
+// looks for, while one that came back later is among them.
+func TestFIFOLooksSoFarWhateverTheOrder(t *testing.T) {
+	c := clock.NewManual(time.Unix(0, 0))
+	q := fifoQueue(c)
+	for i := range scanned + 1 {
+		group := "fat"
+		switch i {
+		case 0:
+			group = "early"
+		case scanned:
+			group = "late"
+		}
+		if _, err := q.send([]outgoing{{content: content{group: group, dedup: fmt.Sprint(i)}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // early, then the first of fat
+		if got, err := q.receive(t.Context(), receive{max: 1}); err != nil || len(got) != 1 {
+			t.Fatal(len(got), err)
+		}
+	}
+	c.Advance(time.Minute)
+	got, err := q.receive(t.Context(), receive{max: 1})
+	if err != nil || len(got) != 1 || got[0].group != "early" {
+		t.Fatalf("received %v, %v; want the early group, which came back", got, err)
+	}
+	if err := q.delete(got[0].handle); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := q.receive(t.Context(), receive{max: 1}); err != nil || len(got) != 1 || got[0].group != "late" {
+		t.Errorf("received %v, %v; want the late group, visible for longest and now near enough", got, err)
+	}
+	if err := q.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFIFODeliversWhateverTheClock sets the clock back between two messages: with two in the queue
+// nothing is too far behind.
+func TestFIFODeliversWhateverTheClock(t *testing.T) {
+	dir := t.TempDir()
+	open := func(at int64) *Service { return openKept(t, dir, time.Unix(at, 0)) }
+	s := open(7200)
+	createKept(t, s, "q.fifo", map[string]string{"FifoQueue": "true"})
+	send := func(s *Service, group string) {
+		q := s.queues.get(queueKey{"r", "a", "q.fifo"})
+		if _, err := q.send([]outgoing{{content: content{group: group, dedup: group}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(s, "a")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(3600)
+	send(s, "b")
+	q := s.queues.get(queueKey{"r", "a", "q.fifo"})
+	got, err := q.receive(t.Context(), receive{max: 10})
+	if err != nil || len(got) != 2 {
+		t.Errorf("received %d of 2 messages, %v", len(got), err)
 	}
 	if err := q.check(); err != nil {
 		t.Error(err)

@@ -61,7 +61,8 @@ type putRecord struct {
 type updateRecord struct {
 	Seq           uint64    `json:"seq"`
 	Nonce         uint64    `json:"nonce,omitempty"`
-	Due           time.Time `json:"due,omitzero"`
+	Due           time.Time `json:"due,omitzero"`   // hidden until then
+	Since         time.Time `json:"since,omitzero"` // visible since then; by itself since it was sent
 	Received      time.Time `json:"received,omitzero"`
 	FirstReceived time.Time `json:"first,omitzero"`
 	Receives      int       `json:"n,omitempty"`
@@ -91,10 +92,16 @@ func putOf(m *message) *putRecord {
 }
 
 func updateOf(m *message) updateRecord {
-	return updateRecord{
-		Seq: m.seq, Nonce: m.nonce, Due: m.due, Received: m.received, FirstReceived: m.firstReceived,
-		Receives: m.receives, InFlight: m.inFlight,
+	r := updateRecord{
+		Seq: m.seq, Nonce: m.nonce, Received: m.received, FirstReceived: m.firstReceived, Receives: m.receives, InFlight: m.inFlight,
 	}
+	switch {
+	case m.slots[slotHidden] >= 0:
+		r.Due = m.due
+	case !m.due.Equal(m.sent):
+		r.Since = m.due
+	}
+	return r
 }
 
 // keeper writes records to the journal; nil keeps nothing.
@@ -323,12 +330,20 @@ func (q *queue) reinsert(p *putRecord) {
 		seq: p.Seq, nonce: p.Nonce, sent: p.Sent, due: p.Due, received: p.Received, firstReceived: p.FirstReceived,
 		receives: p.Receives, elsewhere: p.Elsewhere,
 	}
-	q.insert(m)
-	if p.InFlight && q.hidden.has(m) {
+	hidden := !p.Due.IsZero()
+	switch {
+	case hidden:
+	case p.Since.IsZero():
+		m.due = p.Sent
+	default:
+		m.due = p.Since
+	}
+	q.insert(m, hidden)
+	if p.InFlight && hidden {
 		m.inFlight = true
 		m.lane.flying++
 		q.inFlight++
-		q.open.update(m.lane)
+		q.update(m.lane)
 	}
 }
 

@@ -162,10 +162,7 @@ func (m *journaled) dump() map[string][]string {
 		lines := []string{fmt.Sprint(q.snapshot(), q.seq, q.uid)}
 		for _, seq := range slices.Sorted(maps.Keys(q.messages)) {
 			x := q.messages[seq]
-			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.inFlight, x.receives, x.elsewhere, x.nonce))
-			if q.hidden.has(x) {
-				lines = append(lines, fmt.Sprint(x.due.Unix()))
-			}
+			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.due.Unix(), x.inFlight, x.receives, x.elsewhere, x.nonce))
 		}
 		now := m.clock.Now()
 		for _, key := range slices.Sorted(maps.Keys(q.sends.entries)) {
@@ -178,27 +175,37 @@ func (m *journaled) dump() map[string][]string {
 	return all
 }
 
+// openKept opens the service of a directory, always with the same ids.
+func openKept(t *testing.T, dir string, now time.Time) *Service {
+	t.Helper()
+	s, err := New(Options{
+		Clock: clock.NewManual(now), IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: dir,
+		Journal: journal.Options{Sync: journal.SyncNever},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func createKept(t *testing.T, s *Service, name string, attributes map[string]string) *queue {
+	t.Helper()
+	ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+	if _, err := s.createQueue(ctx, &createQueueInput{QueueName: name, Attributes: attributes}); err != nil {
+		t.Fatal(err)
+	}
+	return s.queues.get(queueKey{"r", "a", name})
+}
+
 // TestASnapshotHasWhatIsBetweenTwoQueues kills the service between the moment at which a message
 // has left its queue and the one at which its dead-letter queue has it, after a snapshot.
 func TestASnapshotHasWhatIsBetweenTwoQueues(t *testing.T) {
-	open := func(dir string) *Service {
-		s, err := New(Options{
-			Clock: clock.NewManual(time.Unix(1_000_000, 0)), IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: dir,
-			Journal: journal.Options{Sync: journal.SyncNever},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = s.Close() })
-		return s
-	}
+	open := func(dir string) *Service { return openKept(t, dir, time.Unix(1_000_000, 0)) }
 	dir := t.TempDir()
 	s := open(dir)
 	for _, name := range []string{"q", "dlq"} {
-		ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
-		if _, err := s.createQueue(ctx, &createQueueInput{QueueName: name}); err != nil {
-			t.Fatal(err)
-		}
+		createKept(t, s, name, nil)
 	}
 	q, dlq := s.queues.get(queueKey{"r", "a", "q"}), s.queues.get(queueKey{"r", "a", "dlq"})
 	if _, err := q.send([]outgoing{{content: content{id: "1", body: "1"}}}, 1); err != nil {

@@ -20,7 +20,7 @@ const purgeEvery = 60 * time.Second
 const scanned = 120_000
 
 // queue is the engine of one queue. A message is in messages; by its age it is in arrivals or, if
-// it came from elsewhere with an older date, in moved; by its state it is in its lane or in hidden.
+// it came to a standard queue with an older date, in moved; by its state it is in its lane or in hidden.
 // Every step is O(1) or O(log n) of those, whatever the backlog and however many the groups.
 type queue struct {
 	service *Service
@@ -44,7 +44,7 @@ type queue struct {
 	seq      uint64
 	messages map[uint64]*message
 	arrivals chain    // in the order of arrival and of age: the retention takes from the front
-	horizon  *message // the last arrival that a FIFO queue looks at
+	horizon  *message // the last arrival that a FIFO queue looks at, if it has any
 	moved    byTime
 	lanes    map[string]*lane
 	open     openLanes
@@ -126,7 +126,7 @@ func (q *queue) leave(now time.Time) {
 func (q *queue) advance() time.Time {
 	now := q.clock.Now()
 	for m := q.hidden.first(); m != nil && !m.due.After(now); m = q.hidden.first() {
-		q.reveal(m)
+		q.reveal(m, m.due)
 	}
 	q.expire(now)
 	q.serve(now)
@@ -225,20 +225,19 @@ func (q *queue) add(now time.Time, o *outgoing) *message {
 	if o.delay != nil && !q.fifo {
 		delay = *o.delay
 	}
-	if delay > 0 {
-		m.due = now.Add(delay)
-	}
+	m.due = now.Add(delay)
 	q.counted.sent++
 	q.counted.sentBytes += uint64(m.size())
-	q.insert(m)
+	q.insert(m, delay > 0)
 	return m
 }
 
-// insert takes m in as new: hidden if it has a due time, else visible.
-func (q *queue) insert(m *message) {
+// insert takes m in as new, hidden until it is due or visible since then. On a FIFO queue only
+// arrivals, which is what it looks through, may hold it, whatever its date.
+func (q *queue) insert(m *message, hidden bool) {
 	m.slots = [2]int32{-1, -1}
 	q.messages[m.seq] = m
-	if last := q.arrivals.tail; last != nil && m.sent.Before(last.sent) {
+	if last := q.arrivals.tail; !q.fifo && last != nil && m.sent.Before(last.sent) {
 		q.moved.add(m)
 	} else {
 		q.arrivals.push(m)
@@ -248,27 +247,34 @@ func (q *queue) insert(m *message) {
 	}
 	m.lane = q.laneOf(m.group)
 	m.lane.total++
-	if !m.due.IsZero() {
+	if hidden {
 		q.hide(m, m.due)
 		return
 	}
-	q.show(m)
+	q.show(m, m.due)
 }
 
 func (q *queue) laneOf(group string) *lane {
 	l := q.lanes[group]
 	if l == nil {
-		l = &lane{name: group, fifo: q.fifo, ready: chain{which: linkLane}, slot: -1}
+		l = &lane{name: group, fifo: q.fifo, ready: chain{which: linkLane}, hidden: chain{which: linkLane}, slot: -1}
 		q.lanes[group] = l
 	}
 	return l
 }
 
-// show makes m visible.
-func (q *queue) show(m *message) {
+// update finds the lane's place among those to take from. A FIFO queue looks no further than its
+// horizon.
+func (q *queue) update(l *lane) {
+	q.open.update(l, l.open() && (!q.fifo || l.ready.head.seq <= q.horizon.seq))
+}
+
+// show makes m visible; it counts as such since the time.
+func (q *queue) show(m *message, since time.Time) {
+	m.due = since
 	m.lane.put(m)
 	q.visible++
-	q.open.update(m.lane)
+	q.update(m.lane)
 }
 
 // pop takes the next visible message out of the lane.
@@ -276,7 +282,7 @@ func (q *queue) pop(l *lane) *message {
 	m := l.ready.head
 	l.ready.remove(m)
 	q.visible--
-	q.open.update(l)
+	q.update(l)
 	return m
 }
 
@@ -286,22 +292,29 @@ func (q *queue) fly(m *message, until time.Time) {
 	m.lane.flying++
 	q.inFlight++
 	q.hide(m, until)
-	q.open.update(m.lane)
 }
 
+// hide keeps m, which is not visible any more, until the time.
 func (q *queue) hide(m *message, until time.Time) {
 	m.due = until
 	q.hidden.add(m)
+	if q.fifo {
+		m.lane.hidden.insertInOrder(m)
+	}
+	q.update(m.lane)
 }
 
-func (q *queue) reveal(m *message) {
+// reveal makes m visible that was hidden; it counts as such since the time.
+func (q *queue) reveal(m *message, since time.Time) {
 	q.unhide(m)
-	m.due = time.Time{}
-	q.show(m)
+	q.show(m, since)
 }
 
 func (q *queue) unhide(m *message) {
 	q.hidden.remove(m)
+	if q.fifo {
+		m.lane.hidden.remove(m)
+	}
 	if m.inFlight {
 		m.inFlight = false
 		m.lane.flying--
@@ -330,7 +343,7 @@ func (q *queue) forget(m *message) {
 		q.arrivals.remove(m)
 	}
 	m.lane.total--
-	q.open.update(m.lane)
+	q.update(m.lane)
 	if m.lane.total == 0 && m.lane.name != "" {
 		delete(q.lanes, m.lane.name)
 	}
@@ -343,6 +356,7 @@ func (q *queue) retreat(m *message) {
 	}
 	if next := q.horizon.links[linkArrival].next; next != nil {
 		q.horizon = next
+		q.update(next.lane)
 	} else if m == q.horizon {
 		q.horizon = m.links[linkArrival].prev
 	}
@@ -400,7 +414,7 @@ func (q *queue) changeVisibility(handle string, d time.Duration) error {
 		return invalid(seconds(d), "VisibilityTimeout", "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]")
 	}
 	if d == 0 {
-		q.reveal(m)
+		q.reveal(m, now)
 	} else {
 		m.due = now.Add(d)
 		q.hidden.fix(m)
@@ -478,12 +492,14 @@ func (q *queue) delayAnew(now time.Time) {
 			m.due = due
 			q.hidden.fix(m)
 		case hidden:
-			q.reveal(m)
+			q.reveal(m, due)
 		case due.After(now):
 			m.lane.ready.remove(m)
 			q.visible--
 			q.hide(m, due)
-			q.open.update(m.lane)
+		default:
+			m.due = due
+			q.update(m.lane)
 		}
 	}
 }

@@ -57,7 +57,9 @@ func (q *queue) check() error {
 		switch {
 		case l.name != name, l.total == 0 && name != "":
 			return errors.New("a lane is left over")
-		case l.open() != (l.slot >= 0):
+		case q.fifo && l.ready.n+l.hidden.n != l.total:
+			return errors.New("a message of a group is neither visible nor hidden, or both")
+		case (l.open() && (!q.fifo || l.ready.head.seq <= q.horizon.seq)) != (l.slot >= 0):
 			return errors.New("a lane is open and not among the open ones, or the other way round")
 		case l.slot >= 0 && q.open[l.slot] != l:
 			return errors.New("an open lane does not know its place")

@@ -103,7 +103,7 @@ func (q *queue) finish(w *waiter, got []delivery, err error) {
 }
 
 // take moves up to r.max messages from their lanes into flight: on a FIFO queue as many of the
-// earliest free group as there are, then those of the next.
+// first group as it has to give, then those of the next.
 func (q *queue) take(now time.Time, r receive) []delivery {
 	picked := q.pick(now, min(r.max, q.service.maxInFlight-q.inFlight))
 	if len(picked) == 0 {
@@ -121,7 +121,7 @@ func (q *queue) take(now time.Time, r receive) []delivery {
 			m.firstReceived = now
 		}
 		if visibility <= 0 || !q.fifo && (r.duplicate || q.service.mischief.duplicate()) {
-			q.show(m)
+			q.show(m, now)
 		} else {
 			q.fly(m, now.Add(visibility))
 		}
@@ -149,10 +149,10 @@ func (q *queue) pick(now time.Time, n int) []*message {
 	picked := make([]*message, 0, min(n, q.visible))
 	var l *lane
 	for len(picked) < n {
-		if l == nil || !q.fifo || l.ready.n == 0 {
+		if l == nil || !q.fifo || l.slot < 0 {
 			l = q.open.first()
 		}
-		if l == nil || q.fifo && q.horizon != nil && l.ready.head.seq > q.horizon.seq {
+		if l == nil {
 			break
 		}
 		q.service.mischief.shuffle(l)

@@ -240,6 +240,7 @@ func (q *queue) accept(d departure) {
 	defer q.leave(now)
 	q.seq++
 	d.message.seq = q.seq
-	q.insert(d.message)
+	d.message.due = now
+	q.insert(d.message, false)
 	q.logArrival(d.message, d.from, d.left)
 }
