@@ -14,7 +14,7 @@ import (
 )
 
 func fifoQueue(c clock.Clock) *queue {
-	return newQueue(testService(c, Faithful), queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
+	return newQueue(testService(c, Faithful), 1, queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
 }
 
 // TestFIFOAgainstModel runs random operations against a list of messages in the order they were
@@ -280,6 +280,40 @@ func TestFIFODeliversWhateverTheClock(t *testing.T) {
 	}
 	if err := q.check(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDelayOfALargeGroupIsChangedInOrder has the delay of many messages of one group changed, which
+// must not be a walk through the group for each.
+func TestDelayOfALargeGroupIsChangedInOrder(t *testing.T) {
+	if testing.Short() {
+		t.Skip("fills a large queue")
+	}
+	const few, many, times = 2_000, 200_000, 20 // a walk for each would be a hundred times slower a message
+	perMessage := func(n int) time.Duration {
+		q := fifoQueue(clock.System())
+		for i := range n {
+			if _, err := q.send([]outgoing{{content: content{group: "g", dedup: fmt.Sprint(i)}}}, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		started := time.Now()
+		for _, delay := range []string{"900", "0"} {
+			if err := q.change(func(now time.Time) error {
+				merged, err := merge(q.attributes, map[string]string{"DelaySeconds": delay}, true)
+				q.set(merged, now)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := q.check(); err != nil || q.visible != n {
+			t.Fatalf("%d of %d are visible, %v", q.visible, n, err)
+		}
+		return time.Since(started) / time.Duration(n)
+	}
+	if one, other := perMessage(few), perMessage(many); other > times*one {
+		t.Errorf("a message takes %v in a group of %d, and %v in one of %d", other, many, one, few)
 	}
 }
 

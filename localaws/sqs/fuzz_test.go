@@ -55,11 +55,11 @@ func FuzzQueueURL(f *testing.F) {
 
 // FuzzHandle reads receipt handles and handles of move tasks: only what was given out is read.
 func FuzzHandle(f *testing.F) {
-	for _, handle := range []string{newQueue(fuzzed(f), queueKey{"r", "a", "q"}, defaults(false), nil).handle(&message{seq: 7, nonce: 8}), "", "AAAA", "nonsense", strings.Repeat("A", 40), taskHandle{"id", "arn:aws:sqs:r:a:q"}.String(), "e30=", "bnVsbA=="} {
+	for _, handle := range []string{newQueue(fuzzed(f), 1, queueKey{"r", "a", "q"}, defaults(false), nil).handle(&message{seq: 7, nonce: 8}), "", "AAAA", "nonsense", strings.Repeat("A", 40), taskHandle{"id", "arn:aws:sqs:r:a:q"}.String(), "e30=", "bnVsbA=="} {
 		f.Add(handle)
 	}
 	f.Fuzz(func(t *testing.T, handle string) {
-		q := newQueue(fuzzed(t), queueKey{"r", "a", "q"}, defaults(false), nil)
+		q := newQueue(fuzzed(t), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
 		if r, err := q.parseHandle(handle); err == nil {
 			made := q.handle(&message{seq: r.seq, nonce: r.nonce})
 			if again, err := q.parseHandle(made); err != nil || again != r {

@@ -3,12 +3,14 @@ package sqs
 import (
 	"encoding/json"
 	"fmt"
+	"hash/crc64"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/journal"
 )
 
@@ -185,9 +187,15 @@ func (q *queue) logUpdates(ms ...*message) {
 	q.log(r)
 }
 
-func (q *queue) logDelete(m *message) {
-	if q.service.journal != nil {
-		q.log(record{Del: []uint64{m.seq}})
+// deletesPerRecord keeps a record small, however much expires at a time.
+const deletesPerRecord = 100_000
+
+func (q *queue) logDeletes(seqs ...uint64) {
+	if q.service.journal == nil {
+		return
+	}
+	for part := range slices.Chunk(seqs, deletesPerRecord) {
+		q.log(record{Del: part})
 	}
 }
 
@@ -223,6 +231,7 @@ func (q *queue) describe() *queueRecord {
 type restored struct {
 	queues  map[uint64]*restoredQueue
 	deleted []deletedName
+	digest  uint64 // of every record
 }
 
 type restoredQueue struct {
@@ -231,8 +240,11 @@ type restoredQueue struct {
 	sends    []dedupRecord
 }
 
+var digestTable = crc64.MakeTable(crc64.ECMA)
+
 // apply takes one record in.
 func (all *restored) apply(text []byte) error {
+	all.digest = crc64.Update(all.digest, digestTable, text)
 	var r record
 	if err := json.Unmarshal(text, &r); err != nil {
 		return err
@@ -261,9 +273,25 @@ func (all *restored) describe(uid uint64, r *queueRecord) {
 		q = &restoredQueue{messages: map[uint64]*putRecord{}}
 		all.queues[uid] = q
 	}
-	seq := q.Seq
+	seq, before := q.Seq, settingsOf(q.Attributes).delay
 	q.queueRecord = *r
 	q.Seq = max(seq, r.Seq)
+	if delay := settingsOf(r.Attributes).delay; r.Attributes["FifoQueue"] == "true" && delay != before {
+		q.delayAnew(delay)
+	}
+}
+
+// delayAnew does to messages what the change of a FIFO queue's delay did.
+func (q *restoredQueue) delayAnew(delay time.Duration) {
+	for _, m := range q.messages {
+		if m.Receives > 0 {
+			continue
+		}
+		m.Due, m.Since = time.Time{}, time.Time{}
+		if delay > 0 {
+			m.Due = m.Sent.Add(delay)
+		}
+	}
 }
 
 func (q *restoredQueue) apply(r record) {
@@ -287,16 +315,19 @@ func (q *restoredQueue) apply(r record) {
 	}
 }
 
-// restore opens the journal in dir and makes the queues that it holds.
+// restore opens the journal in dir and makes the queues that it holds. Ids go on from what the
+// journal says, as a seed that is given again would make those anew that are in it.
 func (s *Service) restore(dir string, o journal.Options) error {
 	all := &restored{queues: map[uint64]*restoredQueue{}}
 	log, err := journal.Open(dir, o, all.apply)
 	if err != nil {
 		return err
 	}
+	if all.digest != 0 {
+		s.ids = api.NewIDs(s.ids.Uint64() ^ all.digest)
+	}
 	for uid, r := range all.queues {
-		q := s.rebuild(uid, r)
-		s.queues.put(q)
+		s.queues.put(s.rebuild(uid, r))
 	}
 	for _, d := range all.deleted {
 		s.queues.bury(queueKey{d.Region, d.Account, d.Name}, d.At)
@@ -306,8 +337,8 @@ func (s *Service) restore(dir string, o journal.Options) error {
 }
 
 func (s *Service) rebuild(uid uint64, r *restoredQueue) *queue {
-	q := newQueue(s, queueKey{r.Region, r.Account, r.Name}, r.Attributes, r.Tags)
-	q.uid, q.created, q.modified, q.purged, q.perGroup = uid, r.Created, r.Modified, r.Purged, r.PerGroup
+	q := newQueue(s, uid, queueKey{r.Region, r.Account, r.Name}, r.Attributes, r.Tags)
+	q.created, q.modified, q.purged, q.perGroup = r.Created, r.Modified, r.Purged, r.PerGroup
 	now := s.clock.Now()
 	for _, seq := range slices.Sorted(maps.Keys(r.messages)) {
 		q.reinsert(r.messages[seq])

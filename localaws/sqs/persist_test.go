@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ func TestJournalHoldsTheState(t *testing.T) {
 		m.create(t)
 		t.Repeat(map[string]func(*rapid.T){
 			"send": m.send, "receive": m.receive, "delete": m.delete, "visibility": m.visibility, "purge": m.purge, "redrive": m.redrive,
+			"set": m.set,
 			"snapshot": func(t *rapid.T) {
 				if err := m.service.journal.log.Rotate(m.service.emit); err != nil {
 					t.Fatal(err)
@@ -55,7 +57,7 @@ type journaled struct {
 type handleOf struct{ queue, handle string }
 
 func (m *journaled) open(t *rapid.T) {
-	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Journal: journal.Options{Sync: journal.SyncNever}})
+	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Journal: journal.Options{Sync: journal.SyncNever}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +134,19 @@ func (m *journaled) visibility(t *rapid.T) {
 	_ = q.changeVisibility(h, time.Duration(rapid.IntRange(0, 60).Draw(t, "seconds"))*time.Second)
 }
 
+func (m *journaled) set(t *rapid.T) {
+	name := rapid.SampledFrom([]string{"DelaySeconds", "MessageRetentionPeriod"}).Draw(t, "attribute")
+	value := rapid.IntRange(0, 60).Draw(t, "value")
+	if name == "MessageRetentionPeriod" {
+		value = 60 + 10*value
+	}
+	ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+	in := &setQueueAttributesInput{QueueURL: m.draw(t).key.name, Attributes: map[string]string{name: fmt.Sprint(value)}}
+	if _, err := m.service.setQueueAttributes(ctx, in); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (m *journaled) purge(t *rapid.T) { _ = m.draw(t).purge() }
 
 func (m *journaled) redrive(t *rapid.T) {
@@ -196,6 +211,81 @@ func createKept(t *testing.T, s *Service, name string, attributes map[string]str
 		t.Fatal(err)
 	}
 	return s.queues.get(queueKey{"r", "a", name})
+}
+
+// TestASeedThatIsGivenAgainMakesNoIDAgain restarts with the same seed, as "stepfleet aws --seed 7"
+// does: no queue, message or receipt handle may get the name of one before.
+func TestASeedThatIsGivenAgainMakesNoIDAgain(t *testing.T) {
+	dir := t.TempDir()
+	seen := map[string]bool{}
+	note := func(what any) {
+		if id := fmt.Sprintf("%T %v", what, what); seen[id] {
+			t.Errorf("%s was given out twice", id)
+		} else {
+			seen[id] = true
+		}
+	}
+	for round := range 5 {
+		s := openKept(t, dir, time.Unix(1_000_000, 0))
+		q := createKept(t, s, fmt.Sprint("q", round), nil)
+		note(q.uid)
+		for range 5 {
+			m := s.message(&api.Call{}, &sendEntry{MessageBody: "x"}, false)
+			note(m.id)
+			if _, err := q.send([]outgoing{m}, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := q.receive(t.Context(), receive{max: 10})
+		if err != nil || len(got) != 5 {
+			t.Fatal(len(got), err)
+		}
+		for _, d := range got {
+			note(d.nonce)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(openKept(t, dir, time.Unix(1_000_000, 0)).queues.all()); n != 5 {
+		t.Errorf("%d queues are left of 5", n)
+	}
+}
+
+// TestResetAndCreateAgree creates queues while the service is reset: the journal knows of a queue
+// what the service does, and no long poll is left behind.
+func TestResetAndCreateAgree(t *testing.T) {
+	dir := t.TempDir()
+	s := openKept(t, dir, time.Unix(1_000_000, 0))
+	const creators, each = 4, 500
+	var running sync.WaitGroup
+	for i := range creators {
+		running.Go(func() {
+			for j := range each {
+				ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+				if _, err := s.createQueue(ctx, &createQueueInput{QueueName: fmt.Sprint(i, "-", j)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	created := make(chan struct{})
+	go func() { running.Wait(); close(created) }()
+	for done := false; !done; {
+		s.Reset()
+		select {
+		case <-created:
+			done = true
+		default:
+		}
+	}
+	there := len(s.queues.all())
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(openKept(t, dir, time.Unix(1_000_000, 0)).queues.all()); n != there {
+		t.Errorf("%d queues after a restart, %d before it", n, there)
+	}
 }
 
 // TestASnapshotHasWhatIsBetweenTwoQueues kills the service between the moment at which a message

@@ -74,10 +74,10 @@ type outgoing struct {
 	delay *time.Duration
 }
 
-func newQueue(s *Service, key queueKey, attributes, tags map[string]string) *queue {
+func newQueue(s *Service, uid uint64, key queueKey, attributes, tags map[string]string) *queue {
 	now := s.clock.Now()
 	q := &queue{
-		service: s, key: key, uid: s.ids.Uint64(), clock: s.clock, fifo: attributes["FifoQueue"] == "true",
+		service: s, key: key, uid: uid, clock: s.clock, fifo: attributes["FifoQueue"] == "true",
 		perGroup:   attributes["DeduplicationScope"] == "messageGroup",
 		attributes: attributes, tags: tags, settings: settingsOf(attributes), created: now, modified: now,
 	}
@@ -133,14 +133,21 @@ func (q *queue) advance() time.Time {
 	return now
 }
 
-// expire drops what is older than the retention allows.
+// expire drops what is older than the retention allows. It is recorded, as the retention may be
+// longer by the time that the journal is read.
 func (q *queue) expire(now time.Time) {
 	over := func(m *message) bool { return m != nil && !m.sent.Add(q.settings.retention).After(now) }
+	var dropped []uint64
 	for m := q.arrivals.head; over(m); m = q.arrivals.head {
 		q.drop(m)
+		dropped = append(dropped, m.seq)
 	}
 	for m := q.moved.first(); over(m); m = q.moved.first() {
 		q.drop(m)
+		dropped = append(dropped, m.seq)
+	}
+	if len(dropped) > 0 {
+		q.logDeletes(dropped...)
 	}
 }
 
@@ -383,7 +390,7 @@ func (q *queue) delete(handle string) error {
 	}
 	q.drop(m)
 	q.counted.deleted++
-	q.logDelete(m)
+	q.logDeletes(m.seq)
 	return nil
 }
 
@@ -481,26 +488,32 @@ func (q *queue) set(merged map[string]string, now time.Time) {
 	q.expire(now)
 }
 
+// delayAnew delays what was never received as if it had been sent with the delay of now; whoever
+// reads the journal does the same. It goes by order of arrival, in which each message is the last
+// of its group.
 func (q *queue) delayAnew(now time.Time) {
-	for _, m := range q.messages {
-		if m.inFlight || m.receives > 0 {
-			continue
+	for m := q.arrivals.head; m != nil; m = m.links[linkArrival].next {
+		if m.receives == 0 {
+			q.delayOne(m, now)
 		}
-		due := m.sent.Add(q.settings.delay)
-		switch hidden := q.hidden.has(m); {
-		case hidden && due.After(now):
-			m.due = due
-			q.hidden.fix(m)
-		case hidden:
-			q.reveal(m, due)
-		case due.After(now):
-			m.lane.ready.remove(m)
-			q.visible--
-			q.hide(m, due)
-		default:
-			m.due = due
-			q.update(m.lane)
-		}
+	}
+}
+
+func (q *queue) delayOne(m *message, now time.Time) {
+	due := m.sent.Add(q.settings.delay)
+	switch hidden := q.hidden.has(m); {
+	case hidden && due.After(now):
+		m.due = due
+		q.hidden.fix(m)
+	case hidden:
+		q.reveal(m, due)
+	case due.After(now):
+		m.lane.ready.remove(m)
+		q.visible--
+		q.hide(m, due)
+	default:
+		m.due = due
+		q.update(m.lane)
 	}
 }
 

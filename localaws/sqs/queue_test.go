@@ -19,7 +19,7 @@ import (
 
 // testQueue returns a queue that keeps the clock's time.
 func testQueue(c clock.Clock) *queue {
-	return newQueue(testService(c, Faithful), queueKey{"r", "a", "q"}, defaults(false), nil)
+	return newQueue(testService(c, Faithful), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
 }
 
 func testService(c clock.Clock, m Mode) *Service {

@@ -153,10 +153,9 @@ func op[In, Out any](s *Service, f func(context.Context, *In) (*Out, error)) api
 
 // Reset removes every queue, without the pause that AWS makes before a name is free again.
 func (s *Service) Reset() {
-	for _, q := range s.queues.all() {
+	for _, q := range s.queues.clear() {
 		q.close()
 	}
-	s.queues.clear()
 	s.moves.drop(nil)
 }
 
@@ -283,10 +282,13 @@ func (r *registry) buried() []deletedName {
 	return all
 }
 
-func (r *registry) clear() {
+// clear takes every queue out and returns them; no name stays taken.
+func (r *registry) clear() map[queueKey]*queue {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	queues := r.queues
 	r.queues, r.deleted = nil, nil
+	return queues
 }
 
 // find returns the queue that a URL, or a bare name of the caller's, names.
