@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -78,12 +79,23 @@ func TestAdversarialCountersLag(t *testing.T) {
 	if n := q.snapshot()["ApproximateNumberOfMessages"]; n != "0" {
 		t.Errorf("the counter says %s at once", n)
 	}
-	for range 2 {
+	for range 3 { // however seldom anybody asks
 		c.Advance(longestLag)
-		q.snapshot()
+		if n := q.snapshot()["ApproximateNumberOfMessages"]; n != fmt.Sprint(q.visible) {
+			t.Errorf("the counter says %s of %d %v after the sends", n, q.visible, longestLag)
+		}
+		fill(t, q, 5)
 	}
+}
+
+// TestAdversarialCountersAreTrueWhenAskedFirst asks an hour after the sends, as a slow autoscaler does.
+func TestAdversarialCountersAreTrueWhenAskedFirst(t *testing.T) {
+	c := clock.NewManual(time.Unix(0, 0))
+	q := newQueue(testService(c, Adversarial), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
+	fill(t, q, 5)
+	c.Advance(time.Hour)
 	if n := q.snapshot()["ApproximateNumberOfMessages"]; n != "5" {
-		t.Errorf("the counter says %s in the end", n)
+		t.Errorf("the counter says %s an hour after 5 sends", n)
 	}
 }
 
