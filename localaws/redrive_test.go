@@ -266,6 +266,31 @@ func TestMoveTaskThrottleAndCancel(t *testing.T) {
 	}
 }
 
+// TestMoveTaskKeepsItsRate has rates that are no multiple of what the steps of a task divide a
+// second into.
+func TestMoveTaskKeepsItsRate(t *testing.T) {
+	for _, rate := range []int32{3, 75, 99} {
+		d := newDead(t, "", 1)
+		to := create(t, d.Client, "to", nil)
+		toARN := attributesOf(t, d.Client, to, "QueueArn")["QueueArn"]
+		for i := range 2 * rate {
+			send(t, d.Client, d.queue, fmt.Sprint(i))
+		}
+		for range 2*rate/10 + 2 {
+			d.poll(d.queue)
+		}
+		d.clock.Advance(2 * time.Second)
+		d.poll(d.queue)
+		if _, err := d.StartMessageMoveTask(t.Context(), &sqs.StartMessageMoveTaskInput{SourceArn: &d.dlqARN, DestinationArn: &toARN, MaxNumberOfMessagesPerSecond: &rate}); err != nil {
+			t.Fatal(err)
+		}
+		d.clock.Advance(1010 * time.Millisecond)
+		if n := counts(t, d.Client, to)[0]; n != fmt.Sprint(rate) {
+			t.Errorf("%s messages moved in a second at %d a second", n, rate)
+		}
+	}
+}
+
 func TestMoveTaskFailures(t *testing.T) {
 	d := newDead(t, "", 1)
 	to := create(t, d.Client, "to", nil)
@@ -373,6 +398,20 @@ func TestPermissions(t *testing.T) {
 	}
 	if err := remove("two"); err != nil || policy() != "" {
 		t.Errorf("after the last statement went: %v, %q", err, policy())
+	}
+	// A policy's Statement may be one object.
+	if _, err := c.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: url, Attributes: map[string]string{
+		"Policy": `{"Version":"2012-10-17","Statement":{"Sid":"zero","Effect":"Deny","Principal":"*","Action":"*","Resource":"*"}}`,
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := add("one", []string{"111111111111"}, []string{"SendMessage"}); err != nil || !strings.Contains(policy(), `"Statement":[{"Sid":"zero","Effect":"Deny"`) {
+		t.Errorf("a permission beside one object: %v, %s", err, policy())
+	}
+	for _, label := range []string{"zero", "one"} {
+		if err := remove(label); err != nil {
+			t.Error(err)
+		}
 	}
 	if code, text := code(remove("two")); code != "InvalidParameterValue" || text != "Value two for parameter Label is invalid. Reason: can't find label." {
 		t.Errorf("an unknown label: %s: %s", code, text)

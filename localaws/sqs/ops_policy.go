@@ -1,6 +1,7 @@
 package sqs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"maps"
@@ -110,9 +111,21 @@ func (s *Service) listQueueTags(ctx context.Context, in *queueInput) (*listQueue
 
 // policyDocument is a queue's Policy as AddPermission writes it.
 type policyDocument struct {
-	Version   string            `json:"Version"`
-	ID        string            `json:"Id,omitempty"`
-	Statement []json.RawMessage `json:"Statement"`
+	Version   string     `json:"Version"`
+	ID        string     `json:"Id,omitempty"`
+	Statement statements `json:"Statement"`
+}
+
+// statements is a list that may come as its one element.
+type statements []json.RawMessage
+
+// UnmarshalJSON reads a list, or one object.
+func (s *statements) UnmarshalJSON(text []byte) error {
+	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
+		*s = statements{bytes.Clone(text)}
+		return nil
+	}
+	return json.Unmarshal(text, (*[]json.RawMessage)(s))
 }
 
 type statement struct {
