@@ -348,11 +348,16 @@ func TestFIFORefusals(t *testing.T) {
 		_, err := f.SendMessageBatch(t.Context(), &sqs.SendMessageBatchInput{QueueUrl: f.url, Entries: []types.SendMessageBatchRequestEntry{e}})
 		return err
 	}
+	setErr := func(name, value string) error {
+		_, err := f.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: f.url, Attributes: map[string]string{name: value}})
+		return err
+	}
 	const noDedup = "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly"
 	for i, test := range []struct {
 		err        error
 		code, text string
 	}{
+		{setErr("FifoQueue", "false"), "InvalidAttributeValue", "Invalid value for the parameter FifoQueue. Reason: Modifying queue type is not supported."},
 		{send(sqs.SendMessageInput{}), "MissingParameter", "The request must contain the parameter MessageGroupId."},
 		{batch(types.SendMessageBatchRequestEntry{}), "InvalidParameterValue", "The request must contain the parameter MessageGroupId."},
 		{send(sqs.SendMessageInput{MessageGroupId: group}), "InvalidParameterValue", noDedup},

@@ -357,11 +357,12 @@ func checkVisibility(n int) error {
 	return nil
 }
 
-// systemNames are the system attributes a receive may ask for; those a standard queue has not got
-// are no error.
+// systemNames are the system attributes a receive may ask for; those a standard queue, or any
+// message, has not got are no error.
 var systemNames = []string{
 	"All", "SenderId", "SentTimestamp", "ApproximateReceiveCount", "ApproximateFirstReceiveTimestamp",
 	"SequenceNumber", "MessageDeduplicationId", "MessageGroupId", "AWSTraceHeader", "DeadLetterQueueSourceArn",
+	"SqsManagedSseEnabled",
 }
 
 func checkSystemNames(names []string) error {
