@@ -332,6 +332,9 @@ func (s *Service) restore(dir string, o journal.Options) error {
 	for _, d := range all.deleted {
 		s.queues.bury(queueKey{d.Region, d.Account, d.Name}, d.At)
 	}
+	if n := log.Cut(); n > 0 {
+		s.log.Warn("the journal ended in the middle of a record, which was cut off: its call had no answer, unless the power failed", "bytes", n)
+	}
 	s.journal = &keeper{log: log, logger: s.log}
 	return nil
 }
