@@ -3,6 +3,8 @@ package localaws_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -458,6 +460,12 @@ func TestSameNameInTwoRegionsIsTwoURLs(t *testing.T) {
 	want := []string{"http://sqs.eu-west-1.localhost:9324/000000000000/q", "http://sqs.us-east-1.localhost:9324/000000000000/q"}
 	if !slices.Equal(urls, want) {
 		t.Fatalf("URLs %v, want %v", urls, want)
+	}
+	// So it does in a call without a signature.
+	call := httptest.NewRequestWithContext(t.Context(), http.MethodGet, urls[0]+"?Action=ReceiveMessage&VisibilityTimeout=0", nil)
+	answer := httptest.NewRecorder()
+	if local.ServeHTTP(answer, call); answer.Code != http.StatusOK || !strings.Contains(answer.Body.String(), "<Body>eu-west-1</Body>") {
+		t.Errorf("%s answers %d: %s", call.URL, answer.Code, answer.Body)
 	}
 	// The URL names the region, whatever the client's own is.
 	got := receive(t, inProcess(local), &sqs.ReceiveMessageInput{QueueUrl: &urls[1]})

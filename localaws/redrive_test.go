@@ -2,6 +2,7 @@ package localaws_test
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -332,6 +333,42 @@ func TestMoveTaskFailures(t *testing.T) {
 	}
 	if n := counts(t, d.Client, d.dlq)[0]; n != "3" {
 		t.Errorf("%s messages left, want those that were not moved", n)
+	}
+}
+
+// TestARNsAreOfTheRegionsPartition has queues in China and in GovCloud.
+func TestARNsAreOfTheRegionsPartition(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	for region, partition := range map[string]string{"cn-north-1": "aws-cn", "us-gov-west-1": "aws-us-gov", "eu-west-1": "aws"} {
+		c := newClient(region, "key", func(o *sqs.Options) { o.HTTPClient = &http.Client{Transport: local.Transport()} })
+		dlq, url := create(t, c, "dlq", nil), create(t, c, "q", nil)
+		arn := attributesOf(t, c, dlq, "QueueArn")["QueueArn"]
+		if want := "arn:" + partition + ":sqs:" + region + ":000000000000:dlq"; arn != want {
+			t.Errorf("ARN %s, want %s", arn, want)
+		}
+		set := func(arn string) error {
+			_, err := c.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: url, Attributes: map[string]string{
+				"RedrivePolicy": `{"deadLetterTargetArn":"` + arn + `","maxReceiveCount":1}`,
+			}})
+			return err
+		}
+		if err := set(arn); err != nil {
+			t.Errorf("a policy with %s: %v", arn, err)
+		}
+		if err := set(strings.Replace(arn, partition, "aws-other", 1)); err == nil {
+			t.Errorf("%s was taken in another partition", arn)
+		}
+		if _, err := c.StartMessageMoveTask(t.Context(), &sqs.StartMessageMoveTaskInput{SourceArn: &arn}); err != nil {
+			t.Errorf("a move task of %s: %v", arn, err)
+		}
+		if _, err := c.AddPermission(t.Context(), &sqs.AddPermissionInput{
+			QueueUrl: url, Label: aws.String("l"), AWSAccountIds: []string{"111111111111"}, Actions: []string{"SendMessage"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if policy := attributesOf(t, c, url, "Policy")["Policy"]; !strings.Contains(policy, `"arn:`+partition+`:iam::111111111111:root"`) {
+			t.Errorf("policy %s", policy)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/arn"
 )
 
 // AWS's limits of tags.
@@ -210,7 +211,7 @@ func (s *Service) addPermission(ctx context.Context, in *addPermissionInput) (*a
 		}
 		granted := statement{Sid: in.Label, Effect: "Allow", Resource: q.key.arn()}
 		for _, account := range in.AWSAccountIDs {
-			granted.Principal.AWS = append(granted.Principal.AWS, "arn:aws:iam::"+account+":root")
+			granted.Principal.AWS = append(granted.Principal.AWS, arn.Global("iam", q.key.region, account, "root"))
 		}
 		for _, action := range in.Actions {
 			granted.Action = append(granted.Action, "SQS:"+action)
