@@ -297,16 +297,20 @@ func TestBatchesFailByEntry(t *testing.T) {
 		{Id: aws.String("good"), MessageBody: aws.String("x")},
 		{Id: aws.String("late"), MessageBody: aws.String("x"), DelaySeconds: 901},
 		{Id: aws.String("empty"), MessageBody: aws.String("")},
-		// AWS holds entries of a batch to the batch's limit and not to the queue's.
-		{Id: aws.String("big"), MessageBody: aws.String(strings.Repeat("x", 2000))},
+		// AWS takes a batch that is larger than the queue's limit of a message, if its entries are not.
+		{Id: aws.String("full"), MessageBody: aws.String(strings.Repeat("x", 1024))},
+		{Id: aws.String("big"), MessageBody: aws.String(strings.Repeat("x", 1025))},
 	}})
-	if err != nil || len(out.Successful) != 2 || len(out.Failed) != 2 {
+	if err != nil || len(out.Successful) != 2 || len(out.Failed) != 3 {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if f := out.Failed[0]; *f.Id != "late" || *f.Code != "InvalidParameterValue" || !f.SenderFault {
 		t.Errorf("failed %v", f)
 	}
 	if f := out.Failed[1]; *f.Id != "empty" || *f.Code != "MissingParameter" {
+		t.Errorf("failed %v", f)
+	}
+	if f := out.Failed[2]; *f.Id != "big" || *f.Code != "InvalidParameterValue" || *f.Message != "One or more parameters are invalid. Reason: Message must be shorter than 1024 bytes." {
 		t.Errorf("failed %v", f)
 	}
 	got := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: url, MaxNumberOfMessages: 10})

@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"pgregory.net/rapid"
 
@@ -314,6 +317,86 @@ func TestDelayOfALargeGroupIsChangedInOrder(t *testing.T) {
 	}
 	if one, other := perMessage(few), perMessage(many); other > times*one {
 		t.Errorf("a message takes %v in a group of %d, and %v in one of %d", other, many, one, few)
+	}
+}
+
+// TestAnAttemptKeepsNoMessage deletes what was received by an attempt id: its body must not stay in
+// memory for as long as the id does.
+func TestAnAttemptKeepsNoMessage(t *testing.T) {
+	c := clock.NewManual(time.Unix(0, 0))
+	q := fifoQueue(c)
+	if _, err := q.send([]outgoing{{content: content{group: "g", dedup: "1", body: "large"}}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	message := weak.Make(q.messages[1])
+	if got, err := q.receive(t.Context(), receive{max: 1, attempt: "a"}); err != nil || len(got) != 1 || q.delete(got[0].handle) != nil {
+		t.Fatal(len(got), err)
+	}
+	runtime.GC()
+	if message.Value() != nil {
+		t.Error("a message that was deleted is still in memory")
+	}
+	c.Advance(remembered)
+	q.snapshot()
+	if a, s := len(q.attempts.entries), len(q.sends.entries); a != 0 || s != 0 {
+		t.Errorf("%d attempt ids and %d deduplication ids are remembered after five minutes", a, s)
+	}
+}
+
+func TestMemoryLetsGo(t *testing.T) {
+	var m memory[int]
+	const n = 3 * forgetAtOnce
+	for i := range n {
+		m.put(fmt.Sprint(i), i, time.Unix(int64(i), 0))
+	}
+	now := time.Unix(n-2, 0)
+	for i := range 3 {
+		if left := len(m.entries); left != n-i*forgetAtOnce {
+			t.Errorf("%d are left after %d steps", left, i)
+		}
+		m.forget(now)
+	}
+	if v, ok := m.get(fmt.Sprint(n-1), now); !ok || v != n-1 || len(m.entries) != 1 {
+		t.Errorf("%d entries are left; the last is %d, %v", len(m.entries), v, ok)
+	}
+	held := 0
+	for _, r := range m.order[:cap(m.order)] {
+		if r != nil {
+			held++
+		}
+	}
+	if held != 1 {
+		t.Errorf("%d entries are held for one that is remembered", held)
+	}
+}
+
+// TestDepartedMessagesKeepTheirOrder has several operations at once give up messages of one group.
+func TestDepartedMessagesKeepTheirOrder(t *testing.T) {
+	s := openKept(t, t.TempDir(), time.Unix(1_000_000, 0))
+	from := createKept(t, s, "dlq.fifo", map[string]string{"FifoQueue": "true"})
+	to := createKept(t, s, "to.fifo", map[string]string{"FifoQueue": "true"})
+	const n = 2000
+	for i := range n {
+		if _, err := from.send([]outgoing{{content: content{group: "g", dedup: fmt.Sprint(i)}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var running sync.WaitGroup
+	for range 8 {
+		running.Go(func() {
+			for empty := false; !empty; {
+				_, empty, _ = from.redrive(1, to)
+			}
+		})
+	}
+	running.Wait()
+	if len(to.messages) != n || len(from.messages) != 0 || len(from.leaving) != 0 {
+		t.Fatalf("%d of %d arrived, %d and %d are left", len(to.messages), n, len(from.messages), len(from.leaving))
+	}
+	for m, i := to.arrivals.head, 0; m != nil; m, i = m.links[linkArrival].next, i+1 {
+		if m.dedup != fmt.Sprint(i) {
+			t.Fatalf("message %s arrived in place of %d", m.dedup, i)
+		}
 	}
 }
 

@@ -8,8 +8,9 @@ type lane struct {
 	name   string
 	fifo   bool
 	ready  chain
-	hidden chain // of a FIFO group: what is delayed or in flight, in order
-	total  int   // visible, delayed and in flight
+	back   *message // of a standard queue: the last in front of ready that came back by itself
+	hidden chain    // of a FIFO group: what is delayed or in flight, in order
+	total  int      // visible, delayed and in flight
 	flying int
 	slot   int // place among the open lanes, or -1
 }
@@ -30,13 +31,26 @@ func (l *lane) load() int {
 	return l.flying
 }
 
-// put makes m visible in its lane: in its old place on a FIFO queue, last on a standard one.
-func (l *lane) put(m *message) {
-	if l.fifo {
+// put makes m visible in its lane: in its old place on a FIFO queue. On a standard one what comes back
+// because its receiver let the time pass is before what was never received, and all else is last.
+func (l *lane) put(m *message, back bool) {
+	switch {
+	case l.fifo:
 		l.ready.insertInOrder(m)
-		return
+	case back:
+		l.ready.insertAfter(l.back, m)
+		l.back = m
+	default:
+		l.ready.push(m)
 	}
-	l.ready.push(m)
+}
+
+// take takes m, which is visible, out.
+func (l *lane) take(m *message) {
+	if m == l.back {
+		l.back = m.links[linkLane].prev
+	}
+	l.ready.remove(m)
 }
 
 // openLanes is a heap of the lanes that a receive may take from, next first: on a FIFO queue the one

@@ -92,7 +92,7 @@ func (m *mischief) shuffle(l *lane) {
 	for range m.below(min(l.ready.n, shuffleDepth)) {
 		at = at.links[linkLane].next
 	}
-	l.ready.remove(at)
+	l.take(at)
 	l.ready.insertAfter(nil, at)
 }
 

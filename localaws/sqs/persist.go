@@ -349,7 +349,7 @@ func (s *Service) rebuild(uid uint64, r *restoredQueue) *queue {
 	q.seq = r.Seq
 	for _, d := range r.sends {
 		if d.Until.After(now) {
-			q.sends.put(d.Key, accepted{d.ID, d.Seq}, d.Until, now)
+			q.sends.put(d.Key, accepted{d.ID, d.Seq}, d.Until)
 		}
 	}
 	return q
@@ -426,32 +426,59 @@ func (s *Service) emit(put func([]byte) error) error {
 	return nil
 }
 
+// emitAtOnce is for how many messages a snapshot holds a queue up at a time.
+const emitAtOnce = 1000
+
+// emit writes the queue as records. It holds the queue up only to note what there is and to copy a
+// few messages at a time: what changes meanwhile is in the new log, which is read after these.
 func (q *queue) emit(write func(record) error) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
+	described, messages, sends := q.contents()
+	if described == nil {
 		return nil
 	}
-	if err := write(record{In: q.uid, Queue: q.describe()}); err != nil {
+	if err := write(record{In: q.uid, Queue: described}); err != nil {
 		return err
 	}
-	for _, m := range q.messages {
-		if err := write(record{In: q.uid, Put: putOf(m)}); err != nil {
-			return err
+	for part := range slices.Chunk(messages, emitAtOnce) {
+		for _, put := range q.puts(part) {
+			if err := write(record{In: q.uid, Put: put}); err != nil {
+				return err
+			}
 		}
 	}
-	for _, m := range q.leaving { // ours until the other queue's record says that it left
-		if err := write(record{In: q.uid, Put: putOf(m)}); err != nil {
-			return err
-		}
-	}
-	for key, r := range q.sends.entries {
-		d := &dedupRecord{Key: key, ID: r.value.id, Seq: r.value.seq, Until: r.until}
+	for _, r := range sends {
+		d := &dedupRecord{Key: r.key, ID: r.value.id, Seq: r.value.seq, Until: r.until}
 		if err := write(record{In: q.uid, Dedup: d}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// contents returns what there is in the queue, or nothing of one that is gone. What left is ours
+// until the other queue's record says that it left.
+func (q *queue) contents() (*queueRecord, []*message, []*remember[accepted]) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.gone {
+		return nil, nil, nil
+	}
+	messages := slices.AppendSeq(make([]*message, 0, len(q.messages)+len(q.leaving)), maps.Values(q.messages))
+	messages = slices.AppendSeq(messages, maps.Values(q.leaving))
+	return q.describe(), messages, slices.Collect(maps.Values(q.sends.entries))
+}
+
+// puts returns the records of those of the messages that are still ours.
+func (q *queue) puts(messages []*message) []*putRecord {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	puts := make([]*putRecord, 0, len(messages))
+	for _, m := range messages {
+		if q.messages[m.seq] == m || q.leaving[m.seq] == m {
+			puts = append(puts, putOf(m))
+		}
+	}
+	return puts
 }
 
 // Close writes what the journal has not yet and closes it. Nothing may be called after.

@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -33,14 +34,10 @@ func TestJournalHoldsTheState(t *testing.T) {
 		m.create(t)
 		t.Repeat(map[string]func(*rapid.T){
 			"send": m.send, "receive": m.receive, "delete": m.delete, "visibility": m.visibility, "purge": m.purge, "redrive": m.redrive,
-			"set": m.set,
-			"snapshot": func(t *rapid.T) {
-				if err := m.service.journal.log.Rotate(m.service.emit); err != nil {
-					t.Fatal(err)
-				}
-			},
-			"reopen":  m.reopen,
-			"advance": func(t *rapid.T) { m.clock.Advance(time.Duration(rapid.IntRange(0, 90).Draw(t, "s")) * time.Second) },
+			"set":      m.set,
+			"snapshot": m.snapshot,
+			"reopen":   m.reopen,
+			"advance":  func(t *rapid.T) { m.clock.Advance(time.Duration(rapid.IntRange(0, 90).Draw(t, "s")) * time.Second) },
 		})
 	})
 }
@@ -132,6 +129,22 @@ func (m *journaled) delete(t *rapid.T) {
 func (m *journaled) visibility(t *rapid.T) {
 	q, h := m.handle(t)
 	_ = q.changeVisibility(h, time.Duration(rapid.IntRange(0, 60).Draw(t, "seconds"))*time.Second)
+}
+
+// snapshot has operations come between the records of it.
+func (m *journaled) snapshot(t *rapid.T) {
+	meanwhile := []func(*rapid.T){m.send, m.receive, m.redrive, m.set}
+	err := m.service.journal.log.Rotate(func(emit func([]byte) error) error {
+		return m.service.emit(func(r []byte) error {
+			if n := rapid.IntRange(0, 3*len(meanwhile)).Draw(t, "meanwhile"); n < len(meanwhile) {
+				meanwhile[n](t)
+			}
+			return emit(r)
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (m *journaled) set(t *rapid.T) {
@@ -249,6 +262,25 @@ func TestASeedThatIsGivenAgainMakesNoIDAgain(t *testing.T) {
 	}
 	if n := len(openKept(t, dir, time.Unix(1_000_000, 0)).queues.all()); n != 5 {
 		t.Errorf("%d queues are left of 5", n)
+	}
+}
+
+// TestASnapshotHoldsNobodyUp: while a record is written, the queue is free.
+func TestASnapshotHoldsNobodyUp(t *testing.T) {
+	s := openKept(t, t.TempDir(), time.Unix(1_000_000, 0))
+	q := createKept(t, s, "q", nil)
+	fill(t, q, 3)
+	records := 0
+	err := s.emit(func([]byte) error {
+		records++
+		if !q.mu.TryLock() {
+			return errors.New("the queue is locked while a record of it is written")
+		}
+		q.mu.Unlock()
+		return nil
+	})
+	if err != nil || records != 4 {
+		t.Errorf("%d records, %v; want the queue and its three messages", records, err)
 	}
 }
 

@@ -60,6 +60,8 @@ type queue struct {
 	counted  counters
 	lagging  lagging
 
+	delivering bool // somebody brings away what is in outbox
+
 	waiters list.List // of *waiter, longest waiting first
 	timer   clock.Timer
 	armed   time.Time // when timer fires; zero when it is not set
@@ -106,19 +108,42 @@ func (q *queue) enter() (time.Time, error) {
 	return q.advance(), nil
 }
 
-// leave serves who waits, sets the timer and unlocks; then it takes what the queue gave up to its
-// dead-letter queue and waits until the journal holds what was done.
+// leave serves who waits, sets the timer and unlocks, takes what the queue gave up to its
+// dead-letter queue, and waits until the journal holds what was done.
 func (q *queue) leave(now time.Time) {
+	q.service.journal.wait(q.exit(now))
+}
+
+// exit is leave without the wait, and returns what is to be waited for. What departs must arrive in
+// the same order, so one operation at a time brings it there, for those that come meanwhile too.
+func (q *queue) exit(now time.Time) ticket {
 	q.serve(now)
 	q.arm(now)
-	departed, written := q.outbox, q.written
+	written := q.written
+	if !q.delivering {
+		q.delivering = true
+		for len(q.outbox) > 0 {
+			written = max(written, q.deliverOutbox())
+		}
+		q.delivering = false
+	}
+	q.mu.Unlock()
+	return written
+}
+
+// deliverOutbox lets go of the mutex meanwhile.
+func (q *queue) deliverOutbox() (written ticket) {
+	departed := q.outbox
 	q.outbox = nil
 	q.mu.Unlock()
 	for _, d := range departed {
-		d.to.accept(d)
-		q.arrived(d)
+		written = d.to.accept(d)
 	}
-	q.service.journal.wait(written)
+	q.mu.Lock()
+	for _, d := range departed {
+		delete(q.leaving, d.left)
+	}
+	return written
 }
 
 // advance lets pass what fell due, hands what became visible to those who wait, and returns the
@@ -126,9 +151,13 @@ func (q *queue) leave(now time.Time) {
 func (q *queue) advance() time.Time {
 	now := q.clock.Now()
 	for m := q.hidden.first(); m != nil && !m.due.After(now); m = q.hidden.first() {
-		q.reveal(m, m.due)
+		back := m.inFlight
+		q.unhide(m)
+		q.place(m, m.due, back)
 	}
 	q.expire(now)
+	q.sends.forget(now)
+	q.attempts.forget(now)
 	q.serve(now)
 	return now
 }
@@ -213,7 +242,7 @@ func (q *queue) sendOne(now time.Time, o *outgoing, copies int) accepted {
 		}
 		m := q.add(now, o)
 		answer := accepted{m.id, m.seq}
-		q.sends.put(key, answer, now.Add(remembered), now)
+		q.sends.put(key, answer, now.Add(remembered))
 		q.logPut(m, &dedupRecord{Key: key, ID: m.id, Seq: m.seq, Until: now.Add(remembered)})
 		return answer
 	}
@@ -277,9 +306,12 @@ func (q *queue) update(l *lane) {
 }
 
 // show makes m visible; it counts as such since the time.
-func (q *queue) show(m *message, since time.Time) {
+func (q *queue) show(m *message, since time.Time) { q.place(m, since, false) }
+
+// place is show of a message that may have come back by itself.
+func (q *queue) place(m *message, since time.Time, back bool) {
 	m.due = since
-	m.lane.put(m)
+	m.lane.put(m, back)
 	q.visible++
 	q.update(m.lane)
 }
@@ -287,7 +319,7 @@ func (q *queue) show(m *message, since time.Time) {
 // pop takes the next visible message out of the lane.
 func (q *queue) pop(l *lane) *message {
 	m := l.ready.head
-	l.ready.remove(m)
+	l.take(m)
 	q.visible--
 	q.update(l)
 	return m
@@ -334,7 +366,7 @@ func (q *queue) drop(m *message) {
 	if q.hidden.has(m) {
 		q.unhide(m)
 	} else {
-		m.lane.ready.remove(m)
+		m.lane.take(m)
 		q.visible--
 	}
 	q.forget(m)
@@ -372,15 +404,19 @@ func (q *queue) retreat(m *message) {
 // delete removes the message of a handle; one that is already gone is no error. A standard queue
 // takes any handle of the message, a FIFO queue only the last one, and only while it holds.
 func (q *queue) delete(handle string) error {
-	r, err := q.parseHandle(handle)
-	if err != nil {
-		return err
-	}
 	now, err := q.enter()
 	if err != nil {
 		return err
 	}
 	defer q.leave(now) // room in flight may let a waiting receiver go on
+	return q.deleteOne(handle)
+}
+
+func (q *queue) deleteOne(handle string) error {
+	r, err := q.parseHandle(handle)
+	if err != nil {
+		return err
+	}
 	m := q.messages[r.seq]
 	if m == nil {
 		return nil
@@ -400,15 +436,19 @@ func (q *queue) holds(m *message, r receipt) bool { return m.inFlight && m.nonce
 // changeVisibility hides the message of a handle for d from now. On a standard queue a message
 // that is visible again is left so, without an error, as AWS does.
 func (q *queue) changeVisibility(handle string, d time.Duration) error {
-	r, err := q.parseHandle(handle)
-	if err != nil {
-		return err
-	}
 	now, err := q.enter()
 	if err != nil {
 		return err
 	}
 	defer q.leave(now)
+	return q.changeOne(now, handle, d)
+}
+
+func (q *queue) changeOne(now time.Time, handle string, d time.Duration) error {
+	r, err := q.parseHandle(handle)
+	if err != nil {
+		return err
+	}
 	m := q.messages[r.seq]
 	if m == nil || q.fifo && !q.holds(m, r) {
 		return invalid(handle, "ReceiptHandle", "Message does not exist or is not available for visibility timeout change.")
@@ -508,7 +548,7 @@ func (q *queue) delayOne(m *message, now time.Time) {
 	case hidden:
 		q.reveal(m, due)
 	case due.After(now):
-		m.lane.ready.remove(m)
+		m.lane.take(m)
 		q.visible--
 		q.hide(m, due)
 	default:
