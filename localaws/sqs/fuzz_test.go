@@ -119,6 +119,7 @@ func FuzzRecord(f *testing.F) {
 		`{"q":1,"queue":{"region":"r","account":"a","name":"q.fifo","attributes":{"FifoQueue":"true"}}}` + "\n" + `{"q":1,"put":{"seq":3,"group":"g"},"dedup":{"key":"k","until":"2030-01-01T00:00:00Z"}}` + "\n" + `{"q":2,"queue":{"region":"r","account":"a","name":"p"}}` + "\n" + `{"q":2,"put":{"seq":9},"from":1,"left":3}`,
 		`{"deleted":[{"region":"r","account":"a","name":"q","at":"2030-01-01T00:00:00Z"}]}`, `{"q":1,"del":[0,1]}`, `{"q":1,"purge":true}`,
 		`{"q":1,"queue":{"attributes":{"VisibilityTimeout":"-1","RedrivePolicy":"x"}}}` + "\n" + `{"q":1,"upd":[{}]}`,
+		`{"q":1,"queue":{"attributes":{"FifoQueue":"true"}}}` + "\n" + `{"q":1,"put":{"seq":1}}` + "\n" + `{"q":1,"queue":{"attributes":{"FifoQueue":"true","DelaySeconds":"9"}},"delayed":true}`,
 	} {
 		f.Add([]byte(text))
 	}

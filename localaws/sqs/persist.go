@@ -21,6 +21,7 @@ type ticket = journal.Ticket
 type record struct {
 	In      uint64         `json:"q"`
 	Queue   *queueRecord   `json:"queue,omitempty"`
+	Delayed bool           `json:"delayed,omitempty"` // by Queue's new delay, what was never received
 	Gone    bool           `json:"gone,omitempty"`
 	Purge   bool           `json:"purge,omitempty"`
 	Put     *putRecord     `json:"put,omitempty"`
@@ -273,16 +274,14 @@ func (all *restored) describe(uid uint64, r *queueRecord) {
 		q = &restoredQueue{messages: map[uint64]*putRecord{}}
 		all.queues[uid] = q
 	}
-	seq, before := q.Seq, settingsOf(q.Attributes).delay
+	seq := q.Seq
 	q.queueRecord = *r
 	q.Seq = max(seq, r.Seq)
-	if delay := settingsOf(r.Attributes).delay; r.Attributes["FifoQueue"] == "true" && delay != before {
-		q.delayAnew(delay)
-	}
 }
 
 // delayAnew does to messages what the change of a FIFO queue's delay did.
-func (q *restoredQueue) delayAnew(delay time.Duration) {
+func (q *restoredQueue) delayAnew() {
+	delay := settingsOf(q.Attributes).delay
 	for _, m := range q.messages {
 		if m.Receives > 0 {
 			continue
@@ -295,6 +294,9 @@ func (q *restoredQueue) delayAnew(delay time.Duration) {
 }
 
 func (q *restoredQueue) apply(r record) {
+	if r.Delayed {
+		q.delayAnew()
+	}
 	if r.Purge {
 		q.messages, q.sends = map[uint64]*putRecord{}, nil
 	}

@@ -524,6 +524,7 @@ func (q *queue) set(merged map[string]string, now time.Time) {
 	q.attributes, q.settings, q.modified = merged, settingsOf(merged), now
 	if q.fifo && before != q.settings.delay {
 		q.delayAnew(now)
+		q.log(record{Queue: q.describe(), Delayed: true})
 	}
 	q.expire(now)
 }
