@@ -140,6 +140,48 @@ func TestARestartKeepsFIFOPromises(t *testing.T) {
 	}
 }
 
+// TestARestartKeepsADelayThatWasChanged: the new delay of a FIFO queue holds for what is in it.
+func TestARestartKeepsADelayThatWasChanged(t *testing.T) {
+	k := newKept(t)
+	url := create(t, k.Client, "q.fifo", map[string]string{"FifoQueue": "true", "ContentBasedDeduplication": "true", "DelaySeconds": "900"})
+	delay := func(seconds string) {
+		t.Helper()
+		if _, err := k.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: url, Attributes: map[string]string{"DelaySeconds": seconds}}); err != nil {
+			t.Fatal(err)
+		}
+		k.reopen()
+	}
+	if _, err := k.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: url, MessageBody: aws.String("m"), MessageGroupId: aws.String("g")}); err != nil {
+		t.Fatal(err)
+	}
+	delay("0")
+	if n := counts(t, k.Client, url); n != [3]string{"1", "0", "0"} {
+		t.Errorf("counts %v after the delay was taken back", n)
+	}
+	delay("900")
+	if n := counts(t, k.Client, url); n != [3]string{"0", "0", "1"} {
+		t.Errorf("counts %v after the message was delayed", n)
+	}
+}
+
+// TestWhatTheRetentionDroppedStaysGone makes the retention longer when a message is over.
+func TestWhatTheRetentionDroppedStaysGone(t *testing.T) {
+	k := newKept(t)
+	url := create(t, k.Client, "q", map[string]string{"MessageRetentionPeriod": "60"})
+	send(t, k.Client, url, "m")
+	k.clock.Advance(61 * time.Second)
+	if n := counts(t, k.Client, url); n != [3]string{"0", "0", "0"} {
+		t.Errorf("counts %v after the retention", n)
+	}
+	if _, err := k.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: url, Attributes: map[string]string{"MessageRetentionPeriod": "3600"}}); err != nil {
+		t.Fatal(err)
+	}
+	k.reopen()
+	if got := receive(t, k.Client, &sqs.ReceiveMessageInput{QueueUrl: url}); len(got) != 0 {
+		t.Errorf("received %s, which was over", bodies(got))
+	}
+}
+
 func TestARestartKeepsDeadLettersAndDeletions(t *testing.T) {
 	k := newKept(t)
 	dlq := create(t, k.Client, "dlq", nil)

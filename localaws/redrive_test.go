@@ -2,6 +2,7 @@ package localaws_test
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -266,6 +267,31 @@ func TestMoveTaskThrottleAndCancel(t *testing.T) {
 	}
 }
 
+// TestMoveTaskKeepsItsRate has rates that are no multiple of what the steps of a task divide a
+// second into.
+func TestMoveTaskKeepsItsRate(t *testing.T) {
+	for _, rate := range []int32{3, 75, 99} {
+		d := newDead(t, "", 1)
+		to := create(t, d.Client, "to", nil)
+		toARN := attributesOf(t, d.Client, to, "QueueArn")["QueueArn"]
+		for i := range 2 * rate {
+			send(t, d.Client, d.queue, fmt.Sprint(i))
+		}
+		for range 2*rate/10 + 2 {
+			d.poll(d.queue)
+		}
+		d.clock.Advance(2 * time.Second)
+		d.poll(d.queue)
+		if _, err := d.StartMessageMoveTask(t.Context(), &sqs.StartMessageMoveTaskInput{SourceArn: &d.dlqARN, DestinationArn: &toARN, MaxNumberOfMessagesPerSecond: &rate}); err != nil {
+			t.Fatal(err)
+		}
+		d.clock.Advance(1010 * time.Millisecond)
+		if n := counts(t, d.Client, to)[0]; n != fmt.Sprint(rate) {
+			t.Errorf("%s messages moved in a second at %d a second", n, rate)
+		}
+	}
+}
+
 func TestMoveTaskFailures(t *testing.T) {
 	d := newDead(t, "", 1)
 	to := create(t, d.Client, "to", nil)
@@ -307,6 +333,42 @@ func TestMoveTaskFailures(t *testing.T) {
 	}
 	if n := counts(t, d.Client, d.dlq)[0]; n != "3" {
 		t.Errorf("%s messages left, want those that were not moved", n)
+	}
+}
+
+// TestARNsAreOfTheRegionsPartition has queues in China and in GovCloud.
+func TestARNsAreOfTheRegionsPartition(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	for region, partition := range map[string]string{"cn-north-1": "aws-cn", "us-gov-west-1": "aws-us-gov", "eu-west-1": "aws"} {
+		c := newClient(region, "key", func(o *sqs.Options) { o.HTTPClient = &http.Client{Transport: local.Transport()} })
+		dlq, url := create(t, c, "dlq", nil), create(t, c, "q", nil)
+		arn := attributesOf(t, c, dlq, "QueueArn")["QueueArn"]
+		if want := "arn:" + partition + ":sqs:" + region + ":000000000000:dlq"; arn != want {
+			t.Errorf("ARN %s, want %s", arn, want)
+		}
+		set := func(arn string) error {
+			_, err := c.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: url, Attributes: map[string]string{
+				"RedrivePolicy": `{"deadLetterTargetArn":"` + arn + `","maxReceiveCount":1}`,
+			}})
+			return err
+		}
+		if err := set(arn); err != nil {
+			t.Errorf("a policy with %s: %v", arn, err)
+		}
+		if err := set(strings.Replace(arn, partition, "aws-other", 1)); err == nil {
+			t.Errorf("%s was taken in another partition", arn)
+		}
+		if _, err := c.StartMessageMoveTask(t.Context(), &sqs.StartMessageMoveTaskInput{SourceArn: &arn}); err != nil {
+			t.Errorf("a move task of %s: %v", arn, err)
+		}
+		if _, err := c.AddPermission(t.Context(), &sqs.AddPermissionInput{
+			QueueUrl: url, Label: aws.String("l"), AWSAccountIds: []string{"111111111111"}, Actions: []string{"SendMessage"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if policy := attributesOf(t, c, url, "Policy")["Policy"]; !strings.Contains(policy, `"arn:`+partition+`:iam::111111111111:root"`) {
+			t.Errorf("policy %s", policy)
+		}
 	}
 }
 
@@ -373,6 +435,20 @@ func TestPermissions(t *testing.T) {
 	}
 	if err := remove("two"); err != nil || policy() != "" {
 		t.Errorf("after the last statement went: %v, %q", err, policy())
+	}
+	// A policy's Statement may be one object.
+	if _, err := c.SetQueueAttributes(t.Context(), &sqs.SetQueueAttributesInput{QueueUrl: url, Attributes: map[string]string{
+		"Policy": `{"Version":"2012-10-17","Statement":{"Sid":"zero","Effect":"Deny","Principal":"*","Action":"*","Resource":"*"}}`,
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := add("one", []string{"111111111111"}, []string{"SendMessage"}); err != nil || !strings.Contains(policy(), `"Statement":[{"Sid":"zero","Effect":"Deny"`) {
+		t.Errorf("a permission beside one object: %v, %s", err, policy())
+	}
+	for _, label := range []string{"zero", "one"} {
+		if err := remove(label); err != nil {
+			t.Error(err)
+		}
 	}
 	if code, text := code(remove("two")); code != "InvalidParameterValue" || text != "Value two for parameter Label is invalid. Reason: can't find label." {
 		t.Errorf("an unknown label: %s: %s", code, text)

@@ -145,6 +145,7 @@ func TestReceiveSelectsAttributes(t *testing.T) {
 		{nil, nil, ""},
 		{[]string{"All"}, []string{"General", "Hello", "Help.Me"}, "4c360f3fdafd970e05fae2f149d997f5"},
 		{[]string{".*"}, []string{"General", "Hello", "Help.Me"}, "4c360f3fdafd970e05fae2f149d997f5"},
+		{[]string{"*"}, []string{"General", "Hello", "Help.Me"}, "4c360f3fdafd970e05fae2f149d997f5"},
 		{[]string{"Foo", "Help"}, nil, ""},
 		{[]string{"General", "Hello"}, []string{"General", "Hello"}, "fca026605781cb4126a1e9044df24232"},
 		{[]string{"Hello", "Foo"}, []string{"Hello"}, "a311262e065454b75da111d535b8dacd"},
@@ -160,7 +161,7 @@ func TestReceiveSelectsAttributes(t *testing.T) {
 			t.Errorf("%v: got %v with %s", test.wanted, names, aws.ToString(m.MD5OfMessageAttributes))
 		}
 	}
-	m := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: url, MessageSystemAttributeNames: []types.MessageSystemAttributeName{"SenderId", "SequenceNumber"}})[0]
+	m := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: url, MessageSystemAttributeNames: []types.MessageSystemAttributeName{"SenderId", "SequenceNumber", "SqsManagedSseEnabled"}})[0]
 	if diff := cmp.Diff(map[string]string{"SenderId": "key"}, m.Attributes); diff != "" {
 		t.Error(diff)
 	}
@@ -245,7 +246,10 @@ func TestRefusals(t *testing.T) {
 		{sendWith(sqs.SendMessageInput{QueueUrl: small, MessageBody: aws.String(strings.Repeat("x", 1025))}), "InvalidParameterValue", "One or more parameters are invalid. Reason: Message must be shorter than 1024 bytes."},
 		{attribute("AWS.x", "String", "v"), "InvalidParameterValue", "You can't use message attribute names beginning with 'AWS.' or 'Amazon.'. These strings are reserved for internal use. Additionally, they cannot start or end with '.'."},
 		{attribute("x", "Wrong", "v"), "InvalidParameterValue", "The message attribute 'x' has an invalid message attribute type, the set of supported type prefixes is Binary, Number, and String."},
-		{attribute("x", "String", ""), "InvalidParameterValue", "The message attribute 'x' must contain non-empty message attribute value for message attribute type 'String'."},
+		{attribute("x", "String", ""), "InvalidParameterValue", "Message (user) attribute 'x' must contain a non-empty value of type 'String'."},
+		{attribute("x", "String", "a\x08"), "InvalidParameterValue", "Invalid characters found. Valid unicode characters are #x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF"},
+		{attribute("attr.1øßä", "String", "Valida"), "", ""}, // which AWS takes
+		{attribute("attr§", "String", "v"), "InvalidParameterValue", "Message (user) attributes name can only contain upper and lower score characters, digits, periods, hyphens and underscores. "},
 		{attribute("x", "Number", "many"), "InvalidParameterValue", "Can't cast the value of message (user) attribute 'x' to a number."},
 		{receiveWith(sqs.ReceiveMessageInput{MaxNumberOfMessages: 11}), "InvalidParameterValue", "Value 11 for parameter MaxNumberOfMessages is invalid. Reason: Must be between 1 and 10, if provided."},
 		{receiveWith(sqs.ReceiveMessageInput{WaitTimeSeconds: 21}), "InvalidParameterValue", "Value 21 for parameter WaitTimeSeconds is invalid. Reason: Must be >= 0 and <= 20, if provided."},
@@ -261,6 +265,12 @@ func TestRefusals(t *testing.T) {
 		{batch(entries(1, func(int) string { return "in:valid" })), "AWS.SimpleQueueService.InvalidBatchEntryId", "A batch entry id can only contain alphanumeric characters, hyphens and underscores. It can be at most 80 letters long."},
 		{batch([]types.SendMessageBatchRequestEntry{{Id: aws.String("1"), MessageBody: &big}, {Id: aws.String("2"), MessageBody: &big}}), "AWS.SimpleQueueService.BatchRequestTooLong", "Batch requests cannot be longer than 1048576 bytes. You have sent 1200000 bytes."},
 	} {
+		if test.code == "" {
+			if test.err != nil {
+				t.Errorf("row %d: %v", i, test.err)
+			}
+			continue
+		}
 		var e smithy.APIError
 		if !errors.As(test.err, &e) {
 			t.Errorf("row %d: %v, want %s", i, test.err, test.code)
@@ -287,16 +297,20 @@ func TestBatchesFailByEntry(t *testing.T) {
 		{Id: aws.String("good"), MessageBody: aws.String("x")},
 		{Id: aws.String("late"), MessageBody: aws.String("x"), DelaySeconds: 901},
 		{Id: aws.String("empty"), MessageBody: aws.String("")},
-		// AWS holds entries of a batch to the batch's limit and not to the queue's.
-		{Id: aws.String("big"), MessageBody: aws.String(strings.Repeat("x", 2000))},
+		// AWS takes a batch that is larger than the queue's limit of a message, if its entries are not.
+		{Id: aws.String("full"), MessageBody: aws.String(strings.Repeat("x", 1024))},
+		{Id: aws.String("big"), MessageBody: aws.String(strings.Repeat("x", 1025))},
 	}})
-	if err != nil || len(out.Successful) != 2 || len(out.Failed) != 2 {
+	if err != nil || len(out.Successful) != 2 || len(out.Failed) != 3 {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	if f := out.Failed[0]; *f.Id != "late" || *f.Code != "InvalidParameterValue" || !f.SenderFault {
 		t.Errorf("failed %v", f)
 	}
 	if f := out.Failed[1]; *f.Id != "empty" || *f.Code != "MissingParameter" {
+		t.Errorf("failed %v", f)
+	}
+	if f := out.Failed[2]; *f.Id != "big" || *f.Code != "InvalidParameterValue" || *f.Message != "One or more parameters are invalid. Reason: Message must be shorter than 1024 bytes." {
 		t.Errorf("failed %v", f)
 	}
 	got := receive(t, c, &sqs.ReceiveMessageInput{QueueUrl: url, MaxNumberOfMessages: 10})

@@ -5,7 +5,8 @@
 // that have the effect of everything before log-N. Open replays the newest snapshot and every log
 // from there on, so a record must say what is true after it and may be replayed twice. A record is
 // its length, a checksum and its bytes; the last log may end in the middle of one, which a kill
-// left there and nobody was told of, and is cut off.
+// left there and nobody was told of, and is cut off. What is damaged before a whole record is damage,
+// and is refused.
 //
 // What is authoritative: an Append is kept once a Wait for it has returned nil. Whoever waits first
 // writes for all who wait with it.
@@ -86,6 +87,7 @@ type Log struct {
 	spare    []byte
 	appended Ticket
 	kept     Ticket
+	cut      int64 // of the last log, when it was opened
 	writing  bool
 	dirty    bool
 	closed   bool
@@ -137,25 +139,25 @@ func (l *Log) restore(replay func([]byte) error) error {
 	}
 	if snapshot > 0 {
 		path := l.path("snapshot", snapshot)
-		n, end, err := readFile(path, replay)
+		n, rest, err := readFile(path, replay)
 		if err != nil {
 			return err
 		}
-		if n != end {
-			return fmt.Errorf("open journal: %s is damaged at byte %d: restore it from a copy, or remove the directory to begin anew", path, n)
+		if len(rest) > 0 {
+			return damaged(path, n)
 		}
 		l.base = n
 	}
 	for i, number := range logs {
 		path := l.path("log", number)
-		n, end, err := readFile(path, replay)
+		n, rest, err := readFile(path, replay)
 		if err != nil {
 			return err
 		}
-		if n != end && i < len(logs)-1 {
-			return fmt.Errorf("open journal: %s is damaged at byte %d: restore it from a copy, or remove the directory to begin anew", path, n)
+		if len(rest) > 0 && (i < len(logs)-1 || holdsRecord(rest[1:])) {
+			return damaged(path, n)
 		}
-		l.size, l.number = n, number
+		l.size, l.number, l.cut = n, number, int64(len(rest))
 	}
 	if len(logs) == 0 {
 		l.number = max(snapshot, 1)
@@ -171,6 +173,13 @@ func (l *Log) restore(replay func([]byte) error) error {
 	}
 	return nil
 }
+
+func damaged(path string, at int64) error {
+	return fmt.Errorf("open journal: %s is damaged at byte %d: restore it from a copy, or remove the directory to begin anew", path, at)
+}
+
+// Cut returns how many bytes Open cut off the end: of a record that a kill left unfinished.
+func (l *Log) Cut() int64 { return l.cut }
 
 func seekTo(f *os.File, at int64) error {
 	_, err := f.Seek(at, io.SeekStart)
@@ -224,23 +233,34 @@ func (l *Log) sweep(snapshot uint64) error {
 	return nil
 }
 
-// readFile replays a file's records and returns where the last whole one ends, and the file's size.
-func readFile(path string, replay func([]byte) error) (good, size int64, err error) {
+// readFile replays a file's records and returns where the last whole one ends, and what is behind it.
+func readFile(path string, replay func([]byte) error) (good int64, rest []byte, err error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return 0, 0, fmt.Errorf("open journal: %w", err)
+		return 0, nil, fmt.Errorf("open journal: %w", err)
 	}
-	rest := data
+	rest = data
 	for {
 		record, tail, ok := next(rest)
 		if !ok {
-			return int64(len(data) - len(rest)), int64(len(data)), nil
+			return int64(len(data) - len(rest)), rest, nil
 		}
 		if err := replay(record); err != nil {
-			return 0, 0, fmt.Errorf("open journal: %s at byte %d: %w", path, len(data)-len(rest), err)
+			return 0, nil, fmt.Errorf("open journal: %s at byte %d: %w", path, len(data)-len(rest), err)
 		}
 		rest = tail
 	}
+}
+
+// holdsRecord reports whether a whole record begins anywhere in the data. The bytes of text are no
+// length of a record, so nearly every place is done with at a glance.
+func holdsRecord(data []byte) bool {
+	for ; len(data) > headerBytes; data = data[1:] {
+		if _, _, ok := next(data); ok {
+			return true
+		}
+	}
+	return false
 }
 
 // next splits the first record off; ok is false if there is no whole one.
@@ -360,7 +380,8 @@ func (l *Log) Due() bool {
 
 // Rotate begins a new log and then writes a snapshot below it: write calls emit for records that
 // together say what is true. Records that are appended meanwhile are in the new log and are
-// replayed after the snapshot. Only one Rotate may run at a time.
+// replayed after the snapshot, which counts only once they are there: it may hold what they say.
+// The old log goes when all that is certain. Only one Rotate may run at a time.
 func (l *Log) Rotate(write func(emit func(record []byte) error) error) error {
 	number, err := l.begin()
 	if err != nil {
@@ -370,14 +391,31 @@ func (l *Log) Rotate(write func(emit func(record []byte) error) error) error {
 	if err != nil {
 		return fmt.Errorf("snapshot journal: %w", err)
 	}
+	if err := syncDir(l.dir); err != nil {
+		return fmt.Errorf("snapshot journal: %w", err)
+	}
 	l.mu.Lock()
 	l.base = size
 	l.mu.Unlock()
-	return errors.Join(syncDir(l.dir), l.sweep(number))
+	return l.sweep(number)
 }
 
-// begin switches to a new, empty log.
+// settle writes and syncs what was appended.
+func (l *Log) settle() error {
+	l.mu.Lock()
+	last, file := l.appended, l.file
+	l.mu.Unlock()
+	if err := l.Wait(last); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+// begin switches to a new, empty log. The old one is whole on the disk before there is a newer.
 func (l *Log) begin() (uint64, error) {
+	if err := l.settle(); err != nil { // most of it, while others may append
+		return 0, fmt.Errorf("rotate journal: %w", err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.err == nil && (l.writing || len(l.buffer) > 0) {
@@ -393,17 +431,33 @@ func (l *Log) begin() (uint64, error) {
 	if l.closed {
 		return 0, os.ErrClosed
 	}
-	f, err := os.OpenFile(l.path("log", l.number+1), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := l.create(l.number + 1)
 	if err != nil {
 		return 0, fmt.Errorf("rotate journal: %w", err)
 	}
-	if err := errors.Join(l.file.Sync(), l.file.Close()); err != nil {
+	if err := l.file.Close(); err != nil {
 		_ = f.Close()
 		return 0, fmt.Errorf("rotate journal: %w", err)
 	}
 	l.file, l.size = f, 0
 	l.number++
 	return l.number, nil
+}
+
+// create syncs the log and makes the next one, whose name is certain when it returns.
+func (l *Log) create(number uint64) (*os.File, error) {
+	if err := l.file.Sync(); err != nil {
+		return nil, err
+	}
+	path := l.path("log", number)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syncDir(l.dir); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(path))
+	}
+	return f, nil
 }
 
 func (l *Log) snapshot(number uint64, write func(func([]byte) error) error) (int64, error) {
@@ -427,7 +481,7 @@ func (l *Log) snapshot(number uint64, write func(func([]byte) error) error) (int
 		}
 		return put()
 	})
-	if err := errors.Join(err, put(), f.Sync()); err != nil {
+	if err := errors.Join(err, put(), f.Sync(), l.settle()); err != nil {
 		return 0, err
 	}
 	return size, os.Rename(final+".part", final)

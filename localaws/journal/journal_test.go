@@ -104,6 +104,76 @@ func TestDamageInTheMiddleIsAnError(t *testing.T) {
 	}
 }
 
+// TestDamageBeforeAWholeRecordIsAnError flips a bit of every byte but those of the last record: no
+// kill leaves that, and what is behind it was acknowledged.
+func TestDamageBeforeAWholeRecordIsAnError(t *testing.T) {
+	source := t.TempDir()
+	l, _ := open(t, source)
+	write(t, l, `{"first":1}`, `{"second":2}`, `{"third":3}`)
+	_ = l.Close()
+	whole, err := os.ReadFile(filepath.Join(source, "log-00000001"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := headerBytes + len(`{"third":3}`)
+	for i := range len(whole) - last {
+		data := slices.Clone(whole)
+		data[i] ^= 0x10
+		dir := t.TempDir()
+		path := filepath.Join(dir, "log-00000001")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(dir, Options{Sync: SyncNever}, func([]byte) error { return nil })
+		if err == nil || !strings.Contains(err.Error(), "is damaged at byte ") {
+			t.Fatalf("byte %d: %v", i, err)
+		}
+		if after, _ := os.ReadFile(path); !slices.Equal(after, data) {
+			t.Fatalf("byte %d: the damaged log was changed", i)
+		}
+	}
+}
+
+// TestCutSaysHowMuch: what was cut off is told, so that somebody may hear of it.
+func TestCutSaysHowMuch(t *testing.T) {
+	dir := t.TempDir()
+	l, _ := open(t, dir)
+	write(t, l, "first", "second")
+	_ = l.Close()
+	if err := os.Truncate(filepath.Join(dir, "log-00000001"), int64(2*headerBytes+len("first")+3)); err != nil {
+		t.Fatal(err)
+	}
+	l, _ = open(t, dir)
+	defer l.Close()
+	if l.Cut() != headerBytes+3 {
+		t.Errorf("cut %d bytes", l.Cut())
+	}
+}
+
+// TestASnapshotWaitsForWhatItReflects appends, while a snapshot is written, a record that nobody
+// waits for: the snapshot may hold what it says, so it must be kept before the snapshot counts.
+func TestASnapshotWaitsForWhatItReflects(t *testing.T) {
+	dir := t.TempDir()
+	l, _ := open(t, dir)
+	write(t, l, "old")
+	if err := l.Rotate(func(emit func([]byte) error) error {
+		l.Append([]byte("meanwhile"))
+		return emit([]byte("state"))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	killed := t.TempDir() // what is on the disk now
+	if err := os.CopyFS(killed, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	l, got := open(t, killed)
+	defer l.Close()
+	if !slices.Equal(got, []string{"state", "meanwhile"}) {
+		t.Errorf("replayed %q", got)
+	}
+}
+
 func TestRotateReplacesWhatWasBefore(t *testing.T) {
 	dir := t.TempDir()
 	l, _ := open(t, dir)

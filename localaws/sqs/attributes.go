@@ -126,6 +126,9 @@ func checkAttribute(name, value string, fifo bool) (string, error) {
 	if n, ok := numbers[name]; ok {
 		return checkNumber(value, n.min, n.max, badValue)
 	}
+	if name == "FifoQueue" && value == "false" {
+		return "", errAttributeValue.With("Invalid value for the parameter FifoQueue. Reason: Modifying queue type is not supported.")
+	}
 	if allowed, ok := choices[name]; ok {
 		if !slices.Contains(allowed, value) {
 			return "", badValue

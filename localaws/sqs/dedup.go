@@ -10,7 +10,8 @@ import (
 const remembered = 5 * time.Minute
 
 // memory keeps values by key for a fixed time, oldest first; forgetting costs nothing until
-// something is due. What is remembered is behind pointers: a map that grows moves those only.
+// something is due, and never much at a time. What is remembered is behind pointers: a map that
+// grows moves those only.
 type memory[V any] struct {
 	entries map[string]*remember[V]
 	order   []*remember[V]
@@ -33,9 +34,8 @@ func (m *memory[V]) get(key string, now time.Time) (V, bool) {
 	return r.value, true
 }
 
-// put remembers the value until the time, and forgets what is over by now.
-func (m *memory[V]) put(key string, value V, until, now time.Time) {
-	m.forget(now)
+// put remembers the value until the time.
+func (m *memory[V]) put(key string, value V, until time.Time) {
 	if m.entries == nil {
 		m.entries = map[string]*remember[V]{}
 	}
@@ -44,8 +44,12 @@ func (m *memory[V]) put(key string, value V, until, now time.Time) {
 	m.order = append(m.order, r)
 }
 
+// forgetAtOnce is how much one operation forgets; none remembers nearly as much.
+const forgetAtOnce = 100
+
+// forget forgets of what is over by now, oldest first.
 func (m *memory[V]) forget(now time.Time) {
-	for m.from < len(m.order) && !m.order[m.from].until.After(now) {
+	for n := 0; n < forgetAtOnce && m.from < len(m.order) && !m.order[m.from].until.After(now); n++ {
 		old := m.order[m.from]
 		if m.entries[old.key] == old { // and not a later one of the same key
 			delete(m.entries, old.key)
@@ -54,8 +58,9 @@ func (m *memory[V]) forget(now time.Time) {
 		m.from++
 	}
 	if m.from > len(m.order)/2 {
-		m.order = append(m.order[:0], m.order[m.from:]...)
-		m.from = 0
+		left := copy(m.order, m.order[m.from:])
+		clear(m.order[left:])
+		m.order, m.from = m.order[:left], 0
 	}
 }
 

@@ -1,11 +1,15 @@
 package sqs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"pgregory.net/rapid"
 
@@ -13,7 +17,7 @@ import (
 )
 
 func fifoQueue(c clock.Clock) *queue {
-	return newQueue(testService(c, Faithful), queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
+	return newQueue(testService(c, Faithful), 1, queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
 }
 
 // TestFIFOAgainstModel runs random operations against a list of messages in the order they were
@@ -38,7 +42,7 @@ type fifoMessage struct {
 	seq      uint64
 	group    string
 	sent     time.Time
-	due      time.Time // hidden until then
+	due      time.Time // hidden until then, visible since then
 	received bool
 	handle   string // of the last receive
 }
@@ -54,11 +58,6 @@ type fifoModel struct {
 
 func (m *fifoModel) hidden(x *fifoMessage) bool { return x.due.After(m.clock.Now()) }
 
-// locked reports whether a message of the group was received and is still hidden.
-func (m *fifoModel) locked(group string) bool {
-	return slices.ContainsFunc(m.messages, func(x *fifoMessage) bool { return x.group == group && x.received && m.hidden(x) })
-}
-
 func (m *fifoModel) send(t *rapid.T) {
 	group := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "group")
 	m.sends++
@@ -70,23 +69,29 @@ func (m *fifoModel) send(t *rapid.T) {
 	m.messages = append(m.messages, &fifoMessage{seq: answers[0].seq, group: group, sent: now, due: now.Add(m.delayed)})
 }
 
-// expected is what a receive must return: of every free group, the one with the earliest visible
-// message first, all of its visible messages in order.
+// expected is what a receive must return: of every group its messages in order up to the first that
+// is hidden, and of the groups the one first whose first message has been visible for longest.
 func (m *fifoModel) expected(n int) []*fifoMessage {
-	var want []*fifoMessage
-	done := map[string]bool{}
-	for _, first := range m.messages {
-		if done[first.group] || m.hidden(first) || m.locked(first.group) {
-			continue
-		}
-		done[first.group] = true
+	var groups [][]*fifoMessage
+	for _, name := range []string{"a", "b", "c"} {
+		var open []*fifoMessage
 		for _, x := range m.messages {
-			if x.group == first.group && !m.hidden(x) && len(want) < n {
-				want = append(want, x)
+			if x.group == name && m.hidden(x) {
+				break
+			}
+			if x.group == name {
+				open = append(open, x)
 			}
 		}
+		if len(open) > 0 {
+			groups = append(groups, open)
+		}
 	}
-	return want
+	slices.SortFunc(groups, func(a, b []*fifoMessage) int {
+		return cmp.Or(a[0].due.Compare(b[0].due), cmp.Compare(a[0].seq, b[0].seq))
+	})
+	all := slices.Concat(groups...)
+	return all[:min(n, len(all))]
 }
 
 func (m *fifoModel) receive(t *rapid.T) {
@@ -211,6 +216,187 @@ func TestFIFOLooksOnlySoFar(t *testing.T) {
 	}
 	if err := q.check(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFIFOLooksSoFarWhateverTheOrder has the group that was visible first wait behind those that AWS
+// looks for, while one that came back later is among them.
+func TestFIFOLooksSoFarWhateverTheOrder(t *testing.T) {
+	c := clock.NewManual(time.Unix(0, 0))
+	q := fifoQueue(c)
+	for i := range scanned + 1 {
+		group := "fat"
+		switch i {
+		case 0:
+			group = "early"
+		case scanned:
+			group = "late"
+		}
+		if _, err := q.send([]outgoing{{content: content{group: group, dedup: fmt.Sprint(i)}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // early, then the first of fat
+		if got, err := q.receive(t.Context(), receive{max: 1}); err != nil || len(got) != 1 {
+			t.Fatal(len(got), err)
+		}
+	}
+	c.Advance(time.Minute)
+	got, err := q.receive(t.Context(), receive{max: 1})
+	if err != nil || len(got) != 1 || got[0].group != "early" {
+		t.Fatalf("received %v, %v; want the early group, which came back", got, err)
+	}
+	if err := q.delete(got[0].handle); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := q.receive(t.Context(), receive{max: 1}); err != nil || len(got) != 1 || got[0].group != "late" {
+		t.Errorf("received %v, %v; want the late group, visible for longest and now near enough", got, err)
+	}
+	if err := q.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFIFODeliversWhateverTheClock sets the clock back between two messages: with two in the queue
+// nothing is too far behind.
+func TestFIFODeliversWhateverTheClock(t *testing.T) {
+	dir := t.TempDir()
+	open := func(at int64) *Service { return openKept(t, dir, time.Unix(at, 0)) }
+	s := open(7200)
+	createKept(t, s, "q.fifo", map[string]string{"FifoQueue": "true"})
+	send := func(s *Service, group string) {
+		q := s.queues.get(queueKey{"r", "a", "q.fifo"})
+		if _, err := q.send([]outgoing{{content: content{group: group, dedup: group}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(s, "a")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(3600)
+	send(s, "b")
+	q := s.queues.get(queueKey{"r", "a", "q.fifo"})
+	got, err := q.receive(t.Context(), receive{max: 10})
+	if err != nil || len(got) != 2 {
+		t.Errorf("received %d of 2 messages, %v", len(got), err)
+	}
+	if err := q.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDelayOfALargeGroupIsChangedInOrder has the delay of many messages of one group changed, which
+// must not be a walk through the group for each.
+func TestDelayOfALargeGroupIsChangedInOrder(t *testing.T) {
+	if testing.Short() {
+		t.Skip("fills a large queue")
+	}
+	const few, many, times = 2_000, 200_000, 20 // a walk for each would be a hundred times slower a message
+	perMessage := func(n int) time.Duration {
+		q := fifoQueue(clock.System())
+		for i := range n {
+			if _, err := q.send([]outgoing{{content: content{group: "g", dedup: fmt.Sprint(i)}}}, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		started := time.Now()
+		for _, delay := range []string{"900", "0"} {
+			if err := q.change(func(now time.Time) error {
+				merged, err := merge(q.attributes, map[string]string{"DelaySeconds": delay}, true)
+				q.set(merged, now)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := q.check(); err != nil || q.visible != n {
+			t.Fatalf("%d of %d are visible, %v", q.visible, n, err)
+		}
+		return time.Since(started) / time.Duration(n)
+	}
+	if one, other := perMessage(few), perMessage(many); other > times*one {
+		t.Errorf("a message takes %v in a group of %d, and %v in one of %d", other, many, one, few)
+	}
+}
+
+// TestAnAttemptKeepsNoMessage deletes what was received by an attempt id: its body must not stay in
+// memory for as long as the id does.
+func TestAnAttemptKeepsNoMessage(t *testing.T) {
+	c := clock.NewManual(time.Unix(0, 0))
+	q := fifoQueue(c)
+	if _, err := q.send([]outgoing{{content: content{group: "g", dedup: "1", body: "large"}}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	message := weak.Make(q.messages[1])
+	if got, err := q.receive(t.Context(), receive{max: 1, attempt: "a"}); err != nil || len(got) != 1 || q.delete(got[0].handle) != nil {
+		t.Fatal(len(got), err)
+	}
+	runtime.GC()
+	if message.Value() != nil {
+		t.Error("a message that was deleted is still in memory")
+	}
+	c.Advance(remembered)
+	q.snapshot()
+	if a, s := len(q.attempts.entries), len(q.sends.entries); a != 0 || s != 0 {
+		t.Errorf("%d attempt ids and %d deduplication ids are remembered after five minutes", a, s)
+	}
+}
+
+func TestMemoryLetsGo(t *testing.T) {
+	var m memory[int]
+	const n = 3 * forgetAtOnce
+	for i := range n {
+		m.put(fmt.Sprint(i), i, time.Unix(int64(i), 0))
+	}
+	now := time.Unix(n-2, 0)
+	for i := range 3 {
+		if left := len(m.entries); left != n-i*forgetAtOnce {
+			t.Errorf("%d are left after %d steps", left, i)
+		}
+		m.forget(now)
+	}
+	if v, ok := m.get(fmt.Sprint(n-1), now); !ok || v != n-1 || len(m.entries) != 1 {
+		t.Errorf("%d entries are left; the last is %d, %v", len(m.entries), v, ok)
+	}
+	held := 0
+	for _, r := range m.order[:cap(m.order)] {
+		if r != nil {
+			held++
+		}
+	}
+	if held != 1 {
+		t.Errorf("%d entries are held for one that is remembered", held)
+	}
+}
+
+// TestDepartedMessagesKeepTheirOrder has several operations at once give up messages of one group.
+func TestDepartedMessagesKeepTheirOrder(t *testing.T) {
+	s := openKept(t, t.TempDir(), time.Unix(1_000_000, 0))
+	from := createKept(t, s, "dlq.fifo", map[string]string{"FifoQueue": "true"})
+	to := createKept(t, s, "to.fifo", map[string]string{"FifoQueue": "true"})
+	const n = 2000
+	for i := range n {
+		if _, err := from.send([]outgoing{{content: content{group: "g", dedup: fmt.Sprint(i)}}}, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var running sync.WaitGroup
+	for range 8 {
+		running.Go(func() {
+			for empty := false; !empty; {
+				_, empty, _ = from.redrive(1, to)
+			}
+		})
+	}
+	running.Wait()
+	if len(to.messages) != n || len(from.messages) != 0 || len(from.leaving) != 0 {
+		t.Fatalf("%d of %d arrived, %d and %d are left", len(to.messages), n, len(from.messages), len(from.leaving))
+	}
+	for m, i := to.arrivals.head, 0; m != nil; m, i = m.links[linkArrival].next, i+1 {
+		if m.dedup != fmt.Sprint(i) {
+			t.Fatalf("message %s arrived in place of %d", m.dedup, i)
+		}
 	}
 }
 

@@ -55,11 +55,11 @@ func FuzzQueueURL(f *testing.F) {
 
 // FuzzHandle reads receipt handles and handles of move tasks: only what was given out is read.
 func FuzzHandle(f *testing.F) {
-	for _, handle := range []string{newQueue(fuzzed(f), queueKey{"r", "a", "q"}, defaults(false), nil).handle(&message{seq: 7, nonce: 8}), "", "AAAA", "nonsense", strings.Repeat("A", 40), taskHandle{"id", "arn:aws:sqs:r:a:q"}.String(), "e30=", "bnVsbA=="} {
+	for _, handle := range []string{newQueue(fuzzed(f), 1, queueKey{"r", "a", "q"}, defaults(false), nil).handle(&message{seq: 7, nonce: 8}), "", "AAAA", "nonsense", strings.Repeat("A", 40), taskHandle{"id", "arn:aws:sqs:r:a:q"}.String(), "e30=", "bnVsbA=="} {
 		f.Add(handle)
 	}
 	f.Fuzz(func(t *testing.T, handle string) {
-		q := newQueue(fuzzed(t), queueKey{"r", "a", "q"}, defaults(false), nil)
+		q := newQueue(fuzzed(t), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
 		if r, err := q.parseHandle(handle); err == nil {
 			made := q.handle(&message{seq: r.seq, nonce: r.nonce})
 			if again, err := q.parseHandle(made); err != nil || again != r {
@@ -119,6 +119,7 @@ func FuzzRecord(f *testing.F) {
 		`{"q":1,"queue":{"region":"r","account":"a","name":"q.fifo","attributes":{"FifoQueue":"true"}}}` + "\n" + `{"q":1,"put":{"seq":3,"group":"g"},"dedup":{"key":"k","until":"2030-01-01T00:00:00Z"}}` + "\n" + `{"q":2,"queue":{"region":"r","account":"a","name":"p"}}` + "\n" + `{"q":2,"put":{"seq":9},"from":1,"left":3}`,
 		`{"deleted":[{"region":"r","account":"a","name":"q","at":"2030-01-01T00:00:00Z"}]}`, `{"q":1,"del":[0,1]}`, `{"q":1,"purge":true}`,
 		`{"q":1,"queue":{"attributes":{"VisibilityTimeout":"-1","RedrivePolicy":"x"}}}` + "\n" + `{"q":1,"upd":[{}]}`,
+		`{"q":1,"queue":{"attributes":{"FifoQueue":"true"}}}` + "\n" + `{"q":1,"put":{"seq":1}}` + "\n" + `{"q":1,"queue":{"attributes":{"FifoQueue":"true","DelaySeconds":"9"}},"delayed":true}`,
 	} {
 		f.Add([]byte(text))
 	}

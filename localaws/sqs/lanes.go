@@ -8,14 +8,18 @@ type lane struct {
 	name   string
 	fifo   bool
 	ready  chain
-	total  int // visible, delayed and in flight
+	back   *message // of a standard queue: the last in front of ready that came back by itself
+	hidden chain    // of a FIFO group: what is delayed or in flight, in order
+	total  int      // visible, delayed and in flight
 	flying int
 	slot   int // place among the open lanes, or -1
 }
 
-// open reports whether a receive may take from the lane. A FIFO group is closed while any of its
-// messages is in flight; a standard queue closes nothing.
-func (l *lane) open() bool { return l.ready.n > 0 && !(l.fifo && l.flying > 0) }
+// open reports whether the lane has something to deliver. A FIFO group gives its messages in order
+// up to the first that is hidden; a standard queue holds nothing back.
+func (l *lane) open() bool {
+	return l.ready.n > 0 && (l.hidden.n == 0 || l.ready.head.seq < l.hidden.head.seq)
+}
 
 // load is what the fairness of a standard queue goes by: the group with the fewest messages in
 // flight is served first, so that a noisy one does not keep the others waiting. Messages without
@@ -27,17 +31,31 @@ func (l *lane) load() int {
 	return l.flying
 }
 
-// put makes m visible in its lane: in its old place on a FIFO queue, last on a standard one.
-func (l *lane) put(m *message) {
-	if l.fifo {
+// put makes m visible in its lane: in its old place on a FIFO queue. On a standard one what comes back
+// because its receiver let the time pass is before what was never received, and all else is last.
+func (l *lane) put(m *message, back bool) {
+	switch {
+	case l.fifo:
 		l.ready.insertInOrder(m)
-		return
+	case back:
+		l.ready.insertAfter(l.back, m)
+		l.back = m
+	default:
+		l.ready.push(m)
 	}
-	l.ready.push(m)
 }
 
-// openLanes is a heap of the lanes that are open, next first: on a FIFO queue the one with the
-// earliest message, on a standard one the one with the least in flight and then the earliest.
+// take takes m, which is visible, out.
+func (l *lane) take(m *message) {
+	if m == l.back {
+		l.back = m.links[linkLane].prev
+	}
+	l.ready.remove(m)
+}
+
+// openLanes is a heap of the lanes that a receive may take from, next first: on a FIFO queue the one
+// whose first message has been visible for longest, so that a group that is given back again and
+// again starves no other; on a standard one the one with the least in flight and then the earliest.
 type openLanes []*lane
 
 func (h openLanes) first() *lane {
@@ -48,8 +66,8 @@ func (h openLanes) first() *lane {
 }
 
 // update puts the lane in, takes it out or moves it, after anything about it changed.
-func (h *openLanes) update(l *lane) {
-	switch open := l.open(); {
+func (h *openLanes) update(l *lane, open bool) {
+	switch {
 	case open && l.slot < 0:
 		heap.Push(h, l)
 	case open:
@@ -65,7 +83,11 @@ func (h openLanes) Less(i, j int) bool {
 	if a, b := h[i].load(), h[j].load(); a != b {
 		return a < b
 	}
-	return h[i].ready.head.seq < h[j].ready.head.seq
+	a, b := h[i].ready.head, h[j].ready.head
+	if h[i].fifo && !a.due.Equal(b.due) {
+		return a.due.Before(b.due)
+	}
+	return a.seq < b.seq
 }
 
 func (h openLanes) Swap(i, j int) {

@@ -28,7 +28,7 @@ type message struct {
 	seq           uint64
 	nonce         uint64    // of the last receive; a FIFO queue takes no other handle
 	sent          time.Time // SentTimestamp; the retention counts from it
-	due           time.Time // when it becomes visible, while hidden
+	due           time.Time // when it becomes visible or, while it is, since when
 	received      time.Time // the last receive
 	firstReceived time.Time
 	receives      int
@@ -76,8 +76,9 @@ func (c *chain) insertAfter(place, m *message) {
 	c.n++
 }
 
-// insertInOrder puts m where its sequence number belongs, looking from both ends. What comes back
-// to a FIFO group was received from its front, so the way is never longer than one receive.
+// insertInOrder puts m where its sequence number belongs, looking from both ends. What is received
+// of a FIFO group, and what comes back to it, is of its front, so the way is never longer than one
+// receive.
 func (c *chain) insertInOrder(m *message) {
 	if c.tail == nil || c.tail.seq < m.seq {
 		c.push(m)

@@ -24,7 +24,7 @@ const (
 )
 
 var (
-	attributeName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
+	attributeName = regexp.MustCompile(`^[A-Za-z0-9_.\x{00C0}-\x{017F}-]+$`) // AWS takes letters like ø and ß too
 	attributeType = regexp.MustCompile(`^(String|Number|Binary)(\..+)?$`)
 	numberValue   = regexp.MustCompile(`^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$`)
 )
@@ -72,15 +72,15 @@ func checkAttributeValue(name string, v AttributeValue) error {
 	base, _, _ := strings.Cut(v.DataType, ".")
 	if base == "Binary" {
 		if len(v.BinaryValue) == 0 {
-			return errInvalidValue.With("The message attribute '%s' must contain non-empty message attribute value for message attribute type '%s'.", name, v.DataType)
+			return errInvalidValue.With("Message (user) attribute '%s' must contain a non-empty value of type '%s'.", name, v.DataType)
 		}
 		return nil
 	}
 	if v.StringValue == nil || *v.StringValue == "" {
-		return errInvalidValue.With("The message attribute '%s' must contain non-empty message attribute value for message attribute type '%s'.", name, v.DataType)
+		return errInvalidValue.With("Message (user) attribute '%s' must contain a non-empty value of type '%s'.", name, v.DataType)
 	}
 	if !validText(*v.StringValue) {
-		return errBadContents
+		return errInvalidValue.With("%s", errBadContents.Message) // which AWS has for the body alone
 	}
 	if base == "Number" && !numberValue.MatchString(*v.StringValue) {
 		return errInvalidValue.With("Can't cast the value of message (user) attribute '%s' to a number.", name)
@@ -158,7 +158,7 @@ func writePart(h hash.Hash, part []byte) {
 	h.Write(part)
 }
 
-// pickAttributes returns what a receive asked for: names, "All" or ".*", or a prefix as in "order.*".
+// pickAttributes returns what a receive asked for: names, "All", "*" or ".*", or a prefix as in "order.*".
 // Names that are not there are no error.
 func pickAttributes(attributes map[string]AttributeValue, wanted []string) map[string]AttributeValue {
 	var picked map[string]AttributeValue
@@ -175,7 +175,7 @@ func pickAttributes(attributes map[string]AttributeValue, wanted []string) map[s
 }
 
 func matches(wanted, name string) bool {
-	if wanted == "All" || wanted == name {
+	if wanted == "All" || wanted == "*" || wanted == name {
 		return true
 	}
 	prefix, wild := strings.CutSuffix(wanted, ".*")

@@ -92,14 +92,15 @@ func (m *mischief) shuffle(l *lane) {
 	for range m.below(min(l.ready.n, shuffleDepth)) {
 		at = at.links[linkLane].next
 	}
-	l.ready.remove(at)
+	l.take(at)
 	l.ready.insertAfter(nil, at)
 }
 
 // counts are the three counters of a queue's messages.
 type counts struct{ visible, notVisible, delayed int }
 
-// lagging is what the adversarial mode answers when asked for the counters.
+// lagging is what the adversarial mode answers when asked for the counters: what was true when it
+// was asked last, for a while.
 type lagging struct {
 	shown counts
 	until time.Time
@@ -110,10 +111,8 @@ func (m *mischief) counters(l *lagging, truth counts, now time.Time) counts {
 	if m == nil {
 		return truth
 	}
-	if now.Before(l.until) {
-		return l.shown
+	if !now.Before(l.until) {
+		l.shown, l.until = truth, now.Add(time.Duration(m.below(int(longestLag))))
 	}
-	shown := l.shown
-	l.shown, l.until = truth, now.Add(time.Duration(m.below(int(longestLag))))
-	return shown
+	return l.shown
 }

@@ -2,6 +2,7 @@ package sqs
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 // asks again. It must get every message, some of them twice, out of order and in small portions.
 func TestAdversarialDoesWhatAWSMay(t *testing.T) {
 	c := clock.NewManual(time.Unix(0, 0))
-	q := newQueue(testService(c, Adversarial), queueKey{"r", "a", "q"}, defaults(false), nil)
+	q := newQueue(testService(c, Adversarial), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
 	const n = 500
 	fill(t, q, n)
 	var order []uint64
@@ -50,7 +51,7 @@ func TestAdversarialDoesWhatAWSMay(t *testing.T) {
 }
 
 func TestAdversarialDeliversTwiceAtATime(t *testing.T) {
-	q := newQueue(testService(clock.NewManual(time.Unix(0, 0)), Adversarial), queueKey{"r", "a", "q"}, defaults(false), nil)
+	q := newQueue(testService(clock.NewManual(time.Unix(0, 0)), Adversarial), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
 	fill(t, q, 200)
 	seen, twice := map[uint64]bool{}, 0
 	for range 500 {
@@ -72,24 +73,35 @@ func TestAdversarialDeliversTwiceAtATime(t *testing.T) {
 
 func TestAdversarialCountersLag(t *testing.T) {
 	c := clock.NewManual(time.Unix(0, 0))
-	q := newQueue(testService(c, Adversarial), queueKey{"r", "a", "q"}, defaults(false), nil)
+	q := newQueue(testService(c, Adversarial), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
 	q.snapshot()
 	fill(t, q, 5)
 	if n := q.snapshot()["ApproximateNumberOfMessages"]; n != "0" {
 		t.Errorf("the counter says %s at once", n)
 	}
-	for range 2 {
+	for range 3 { // however seldom anybody asks
 		c.Advance(longestLag)
-		q.snapshot()
+		if n := q.snapshot()["ApproximateNumberOfMessages"]; n != fmt.Sprint(q.visible) {
+			t.Errorf("the counter says %s of %d %v after the sends", n, q.visible, longestLag)
+		}
+		fill(t, q, 5)
 	}
+}
+
+// TestAdversarialCountersAreTrueWhenAskedFirst asks an hour after the sends, as a slow autoscaler does.
+func TestAdversarialCountersAreTrueWhenAskedFirst(t *testing.T) {
+	c := clock.NewManual(time.Unix(0, 0))
+	q := newQueue(testService(c, Adversarial), 1, queueKey{"r", "a", "q"}, defaults(false), nil)
+	fill(t, q, 5)
+	c.Advance(time.Hour)
 	if n := q.snapshot()["ApproximateNumberOfMessages"]; n != "5" {
-		t.Errorf("the counter says %s in the end", n)
+		t.Errorf("the counter says %s an hour after 5 sends", n)
 	}
 }
 
 // TestAdversarialFIFOStaysFIFO: what a FIFO queue promises, AWS keeps.
 func TestAdversarialFIFOStaysFIFO(t *testing.T) {
-	q := newQueue(testService(clock.NewManual(time.Unix(0, 0)), Adversarial), queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
+	q := newQueue(testService(clock.NewManual(time.Unix(0, 0)), Adversarial), 1, queueKey{"r", "a", "q.fifo"}, defaults(true), nil)
 	for i := range 100 {
 		if _, err := q.send([]outgoing{{content: content{group: "g", dedup: string(rune('a' + i))}}}, 1); err != nil {
 			t.Fatal(err)

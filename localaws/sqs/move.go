@@ -35,7 +35,7 @@ type moveTask struct {
 	toARN   string
 	rate    *int // as asked for
 	started time.Time
-	step    int
+	limit   int // messages a second
 	every   time.Duration
 	timer   clock.Timer
 
@@ -58,30 +58,35 @@ func (ms *moves) start(c clock.Clock, t *moveTask) error {
 	if slices.ContainsFunc(ms.tasks[t.source], func(t *moveTask) bool { return t.status == moveRunning }) {
 		return errInvalidValue.With("There is already a task running. Only one active task is allowed for a source queue arn at a given time.")
 	}
-	rate := maxMoveRate
+	t.limit = maxMoveRate
 	if t.rate != nil {
-		rate = *t.rate
+		t.limit = *t.rate
 	}
-	t.every = max(time.Second/time.Duration(rate), moveEvery)
-	t.step = max(1, int(t.every*time.Duration(rate)/time.Second))
+	t.every = max((time.Second+time.Duration(t.limit)-1)/time.Duration(t.limit), moveEvery)
 	t.status = moveRunning
 	if ms.tasks == nil {
 		ms.tasks = map[*queue][]*moveTask{}
 	}
 	kept := ms.tasks[t.source]
 	ms.tasks[t.source] = append([]*moveTask{t}, kept[:min(len(kept), movesKept-1)]...)
-	t.timer = c.AfterFunc(t.every, func() { ms.advance(t) })
+	t.timer = c.AfterFunc(t.every, func() { ms.advance(t, c.Now()) })
 	return nil
 }
 
+// due is how many messages the task may have moved by now. A clock that was moved far ahead lets it
+// catch up a second's worth at a time.
+func (t *moveTask) due(now time.Time) int {
+	return min(int(now.Sub(t.started)*time.Duration(t.limit)/time.Second), t.moved+t.limit)
+}
+
 // advance moves the next few messages, and sets the timer for those behind them.
-func (ms *moves) advance(t *moveTask) {
+func (ms *moves) advance(t *moveTask, now time.Time) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	if t.status != moveRunning {
 		return
 	}
-	n, empty, reason := t.source.redrive(t.step, t.to)
+	n, empty, reason := t.source.redrive(t.due(now)-t.moved, t.to)
 	t.moved += n
 	switch {
 	case reason != "":

@@ -1,6 +1,7 @@
 package sqs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"regexp"
@@ -58,6 +59,13 @@ func (e *sendEntry) check(fifo bool) error {
 		return err
 	}
 	return checkAttributes(e.MessageAttributes)
+}
+
+func (e *sendEntry) checkSize(limit int) error {
+	if e.size() > limit {
+		return errInvalidValue.With("One or more parameters are invalid. Reason: Message must be shorter than %d bytes.", limit)
+	}
+	return nil
 }
 
 const wrongType = "The request include parameter that is not valid for this queue type."
@@ -173,8 +181,8 @@ func (s *Service) sendMessage(ctx context.Context, in *sendMessageInput) (*sent,
 			return nil, err
 		}
 	}
-	if in.size() > settings.maxSize {
-		return nil, errInvalidValue.With("One or more parameters are invalid. Reason: Message must be shorter than %d bytes.", settings.maxSize)
+	if err := in.checkSize(settings.maxSize); err != nil {
+		return nil, err
 	}
 	out := []outgoing{s.message(c, &in.sendEntry, q.fifo)}
 	accepted, err := q.send(out, copies(ctx))
@@ -205,8 +213,8 @@ type sendMessageBatchOutput struct {
 	Failed     []batchFailure    `json:"Failed,omitempty" query:"BatchResultErrorEntry,flat"`
 }
 
-// sendMessageBatch checks the whole batch against 1 MiB and not against the queue's own
-// MaximumMessageSize, which AWS applies to single sends only.
+// sendMessageBatch holds the whole batch to 1 MiB, and only its entries to the queue's own
+// MaximumMessageSize: AWS is recorded to take a batch that is larger than that.
 func (s *Service) sendMessageBatch(ctx context.Context, in *sendMessageBatchInput) (*sendMessageBatchOutput, error) {
 	c := api.CallOf(ctx)
 	q, err := s.find(c, in.QueueURL)
@@ -248,9 +256,10 @@ func (s *Service) sendEntries(ctx context.Context, c *api.Call, q *queue, entrie
 	out := &sendMessageBatchOutput{}
 	messages := make([]outgoing, 0, len(entries))
 	good := make([]*sendBatchEntry, 0, len(entries))
+	limit := q.current().maxSize
 	for i := range entries {
 		e := &entries[i]
-		if err := e.check(q.fifo); err != nil {
+		if err := cmp.Or(e.check(q.fifo), e.checkSize(limit)); err != nil {
 			out.Failed = append(out.Failed, failureOf(e.ID, err))
 			continue
 		}
@@ -357,11 +366,12 @@ func checkVisibility(n int) error {
 	return nil
 }
 
-// systemNames are the system attributes a receive may ask for; those a standard queue has not got
-// are no error.
+// systemNames are the system attributes a receive may ask for; those a standard queue, or any
+// message, has not got are no error.
 var systemNames = []string{
 	"All", "SenderId", "SentTimestamp", "ApproximateReceiveCount", "ApproximateFirstReceiveTimestamp",
 	"SequenceNumber", "MessageDeduplicationId", "MessageGroupId", "AWSTraceHeader", "DeadLetterQueueSourceArn",
+	"SqsManagedSseEnabled",
 }
 
 func checkSystemNames(names []string) error {
@@ -437,17 +447,13 @@ func (s *Service) changeMessageVisibility(ctx context.Context, in *changeMessage
 	if err != nil {
 		return nil, err
 	}
-	return &api.Empty{}, q.changeTimeout(in.ReceiptHandle, in.VisibilityTimeout)
-}
-
-func (q *queue) changeTimeout(handle string, visibility *int) error {
-	if visibility == nil {
-		return missing("VisibilityTimeout")
+	if in.VisibilityTimeout == nil {
+		return nil, missing("VisibilityTimeout")
 	}
-	if err := checkVisibility(*visibility); err != nil {
-		return err
+	if err := checkVisibility(*in.VisibilityTimeout); err != nil {
+		return nil, err
 	}
-	return q.changeVisibility(handle, time.Duration(*visibility)*time.Second)
+	return &api.Empty{}, q.changeVisibility(in.ReceiptHandle, time.Duration(*in.VisibilityTimeout)*time.Second)
 }
 
 type deleteBatchEntry struct {
@@ -478,8 +484,13 @@ func (s *Service) deleteMessageBatch(ctx context.Context, in *deleteMessageBatch
 	if err := checkBatch("DeleteMessage", in.Entries, id); err != nil {
 		return nil, err
 	}
+	now, err := q.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer q.leave(now)
 	out := &deleteMessageBatchOutput{}
-	out.Successful, out.Failed = each(in.Entries, id, func(_ int, e deleteBatchEntry) error { return q.delete(e.ReceiptHandle) })
+	out.Successful, out.Failed = each(in.Entries, id, func(_ int, e deleteBatchEntry) error { return q.deleteOne(e.ReceiptHandle) })
 	return out, nil
 }
 
@@ -508,12 +519,20 @@ func (s *Service) changeMessageVisibilityBatch(ctx context.Context, in *visibili
 	if err := checkBatch("ChangeMessageVisibility", in.Entries, id); err != nil {
 		return nil, err
 	}
+	now, err := q.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer q.leave(now)
 	out := &visibilityBatchOutput{}
 	out.Successful, out.Failed = each(in.Entries, id, func(i int, e visibilityBatchEntry) error {
 		if e.VisibilityTimeout == nil { // AWS counts entries from one here
 			return missing("ChangeMessageVisibilityBatchRequestEntry." + strconv.Itoa(i+1) + ".VisibilityTimeout")
 		}
-		return q.changeTimeout(e.ReceiptHandle, e.VisibilityTimeout)
+		if err := checkVisibility(*e.VisibilityTimeout); err != nil {
+			return err
+		}
+		return q.changeOne(now, e.ReceiptHandle, time.Duration(*e.VisibilityTimeout)*time.Second)
 	})
 	return out, nil
 }

@@ -1,6 +1,7 @@
 package sqs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/arn"
 )
 
 // AWS's limits of tags.
@@ -110,9 +112,21 @@ func (s *Service) listQueueTags(ctx context.Context, in *queueInput) (*listQueue
 
 // policyDocument is a queue's Policy as AddPermission writes it.
 type policyDocument struct {
-	Version   string            `json:"Version"`
-	ID        string            `json:"Id,omitempty"`
-	Statement []json.RawMessage `json:"Statement"`
+	Version   string     `json:"Version"`
+	ID        string     `json:"Id,omitempty"`
+	Statement statements `json:"Statement"`
+}
+
+// statements is a list that may come as its one element.
+type statements []json.RawMessage
+
+// UnmarshalJSON reads a list, or one object.
+func (s *statements) UnmarshalJSON(text []byte) error {
+	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) {
+		*s = statements{bytes.Clone(text)}
+		return nil
+	}
+	return json.Unmarshal(text, (*[]json.RawMessage)(s))
 }
 
 type statement struct {
@@ -197,7 +211,7 @@ func (s *Service) addPermission(ctx context.Context, in *addPermissionInput) (*a
 		}
 		granted := statement{Sid: in.Label, Effect: "Allow", Resource: q.key.arn()}
 		for _, account := range in.AWSAccountIDs {
-			granted.Principal.AWS = append(granted.Principal.AWS, "arn:aws:iam::"+account+":root")
+			granted.Principal.AWS = append(granted.Principal.AWS, arn.Global("iam", q.key.region, account, "root"))
 		}
 		for _, action := range in.Actions {
 			granted.Action = append(granted.Action, "SQS:"+action)

@@ -39,7 +39,7 @@ func (s *Service) createQueue(ctx context.Context, in *createQueueInput) (*queue
 	if err := s.checkTarget(key, fifo, in.Attributes["RedrivePolicy"]); err != nil {
 		return nil, err
 	}
-	fresh := newQueue(s, key, attributes, maps.Clone(in.Tags))
+	fresh := newQueue(s, s.ids.Uint64(), key, attributes, maps.Clone(in.Tags))
 	q, err := s.queues.add(fresh, s.clock.Now())
 	if err != nil {
 		return nil, err

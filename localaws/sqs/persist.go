@@ -3,12 +3,14 @@ package sqs
 import (
 	"encoding/json"
 	"fmt"
+	"hash/crc64"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/journal"
 )
 
@@ -19,6 +21,7 @@ type ticket = journal.Ticket
 type record struct {
 	In      uint64         `json:"q"`
 	Queue   *queueRecord   `json:"queue,omitempty"`
+	Delayed bool           `json:"delayed,omitempty"` // by Queue's new delay, what was never received
 	Gone    bool           `json:"gone,omitempty"`
 	Purge   bool           `json:"purge,omitempty"`
 	Put     *putRecord     `json:"put,omitempty"`
@@ -61,7 +64,8 @@ type putRecord struct {
 type updateRecord struct {
 	Seq           uint64    `json:"seq"`
 	Nonce         uint64    `json:"nonce,omitempty"`
-	Due           time.Time `json:"due,omitzero"`
+	Due           time.Time `json:"due,omitzero"`   // hidden until then
+	Since         time.Time `json:"since,omitzero"` // visible since then; by itself since it was sent
 	Received      time.Time `json:"received,omitzero"`
 	FirstReceived time.Time `json:"first,omitzero"`
 	Receives      int       `json:"n,omitempty"`
@@ -91,10 +95,16 @@ func putOf(m *message) *putRecord {
 }
 
 func updateOf(m *message) updateRecord {
-	return updateRecord{
-		Seq: m.seq, Nonce: m.nonce, Due: m.due, Received: m.received, FirstReceived: m.firstReceived,
-		Receives: m.receives, InFlight: m.inFlight,
+	r := updateRecord{
+		Seq: m.seq, Nonce: m.nonce, Received: m.received, FirstReceived: m.firstReceived, Receives: m.receives, InFlight: m.inFlight,
 	}
+	switch {
+	case m.slots[slotHidden] >= 0:
+		r.Due = m.due
+	case !m.due.Equal(m.sent):
+		r.Since = m.due
+	}
+	return r
 }
 
 // keeper writes records to the journal; nil keeps nothing.
@@ -178,9 +188,15 @@ func (q *queue) logUpdates(ms ...*message) {
 	q.log(r)
 }
 
-func (q *queue) logDelete(m *message) {
-	if q.service.journal != nil {
-		q.log(record{Del: []uint64{m.seq}})
+// deletesPerRecord keeps a record small, however much expires at a time.
+const deletesPerRecord = 100_000
+
+func (q *queue) logDeletes(seqs ...uint64) {
+	if q.service.journal == nil {
+		return
+	}
+	for part := range slices.Chunk(seqs, deletesPerRecord) {
+		q.log(record{Del: part})
 	}
 }
 
@@ -216,6 +232,7 @@ func (q *queue) describe() *queueRecord {
 type restored struct {
 	queues  map[uint64]*restoredQueue
 	deleted []deletedName
+	digest  uint64 // of every record
 }
 
 type restoredQueue struct {
@@ -224,8 +241,11 @@ type restoredQueue struct {
 	sends    []dedupRecord
 }
 
+var digestTable = crc64.MakeTable(crc64.ECMA)
+
 // apply takes one record in.
 func (all *restored) apply(text []byte) error {
+	all.digest = crc64.Update(all.digest, digestTable, text)
 	var r record
 	if err := json.Unmarshal(text, &r); err != nil {
 		return err
@@ -259,7 +279,24 @@ func (all *restored) describe(uid uint64, r *queueRecord) {
 	q.Seq = max(seq, r.Seq)
 }
 
+// delayAnew does to messages what the change of a FIFO queue's delay did.
+func (q *restoredQueue) delayAnew() {
+	delay := settingsOf(q.Attributes).delay
+	for _, m := range q.messages {
+		if m.Receives > 0 {
+			continue
+		}
+		m.Due, m.Since = time.Time{}, time.Time{}
+		if delay > 0 {
+			m.Due = m.Sent.Add(delay)
+		}
+	}
+}
+
 func (q *restoredQueue) apply(r record) {
+	if r.Delayed {
+		q.delayAnew()
+	}
 	if r.Purge {
 		q.messages, q.sends = map[uint64]*putRecord{}, nil
 	}
@@ -280,27 +317,33 @@ func (q *restoredQueue) apply(r record) {
 	}
 }
 
-// restore opens the journal in dir and makes the queues that it holds.
+// restore opens the journal in dir and makes the queues that it holds. Ids go on from what the
+// journal says, as a seed that is given again would make those anew that are in it.
 func (s *Service) restore(dir string, o journal.Options) error {
 	all := &restored{queues: map[uint64]*restoredQueue{}}
 	log, err := journal.Open(dir, o, all.apply)
 	if err != nil {
 		return err
 	}
+	if all.digest != 0 {
+		s.ids = api.NewIDs(s.ids.Uint64() ^ all.digest)
+	}
 	for uid, r := range all.queues {
-		q := s.rebuild(uid, r)
-		s.queues.put(q)
+		s.queues.put(s.rebuild(uid, r))
 	}
 	for _, d := range all.deleted {
 		s.queues.bury(queueKey{d.Region, d.Account, d.Name}, d.At)
+	}
+	if n := log.Cut(); n > 0 {
+		s.log.Warn("the journal ended in the middle of a record, which was cut off: its call had no answer, unless the power failed", "bytes", n)
 	}
 	s.journal = &keeper{log: log, logger: s.log}
 	return nil
 }
 
 func (s *Service) rebuild(uid uint64, r *restoredQueue) *queue {
-	q := newQueue(s, queueKey{r.Region, r.Account, r.Name}, r.Attributes, r.Tags)
-	q.uid, q.created, q.modified, q.purged, q.perGroup = uid, r.Created, r.Modified, r.Purged, r.PerGroup
+	q := newQueue(s, uid, queueKey{r.Region, r.Account, r.Name}, r.Attributes, r.Tags)
+	q.created, q.modified, q.purged, q.perGroup = r.Created, r.Modified, r.Purged, r.PerGroup
 	now := s.clock.Now()
 	for _, seq := range slices.Sorted(maps.Keys(r.messages)) {
 		q.reinsert(r.messages[seq])
@@ -308,7 +351,7 @@ func (s *Service) rebuild(uid uint64, r *restoredQueue) *queue {
 	q.seq = r.Seq
 	for _, d := range r.sends {
 		if d.Until.After(now) {
-			q.sends.put(d.Key, accepted{d.ID, d.Seq}, d.Until, now)
+			q.sends.put(d.Key, accepted{d.ID, d.Seq}, d.Until)
 		}
 	}
 	return q
@@ -323,12 +366,20 @@ func (q *queue) reinsert(p *putRecord) {
 		seq: p.Seq, nonce: p.Nonce, sent: p.Sent, due: p.Due, received: p.Received, firstReceived: p.FirstReceived,
 		receives: p.Receives, elsewhere: p.Elsewhere,
 	}
-	q.insert(m)
-	if p.InFlight && q.hidden.has(m) {
+	hidden := !p.Due.IsZero()
+	switch {
+	case hidden:
+	case p.Since.IsZero():
+		m.due = p.Sent
+	default:
+		m.due = p.Since
+	}
+	q.insert(m, hidden)
+	if p.InFlight && hidden {
 		m.inFlight = true
 		m.lane.flying++
 		q.inFlight++
-		q.open.update(m.lane)
+		q.update(m.lane)
 	}
 }
 
@@ -377,32 +428,59 @@ func (s *Service) emit(put func([]byte) error) error {
 	return nil
 }
 
+// emitAtOnce is for how many messages a snapshot holds a queue up at a time.
+const emitAtOnce = 1000
+
+// emit writes the queue as records. It holds the queue up only to note what there is and to copy a
+// few messages at a time: what changes meanwhile is in the new log, which is read after these.
 func (q *queue) emit(write func(record) error) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.gone {
+	described, messages, sends := q.contents()
+	if described == nil {
 		return nil
 	}
-	if err := write(record{In: q.uid, Queue: q.describe()}); err != nil {
+	if err := write(record{In: q.uid, Queue: described}); err != nil {
 		return err
 	}
-	for _, m := range q.messages {
-		if err := write(record{In: q.uid, Put: putOf(m)}); err != nil {
-			return err
+	for part := range slices.Chunk(messages, emitAtOnce) {
+		for _, put := range q.puts(part) {
+			if err := write(record{In: q.uid, Put: put}); err != nil {
+				return err
+			}
 		}
 	}
-	for _, m := range q.leaving { // ours until the other queue's record says that it left
-		if err := write(record{In: q.uid, Put: putOf(m)}); err != nil {
-			return err
-		}
-	}
-	for key, r := range q.sends.entries {
-		d := &dedupRecord{Key: key, ID: r.value.id, Seq: r.value.seq, Until: r.until}
+	for _, r := range sends {
+		d := &dedupRecord{Key: r.key, ID: r.value.id, Seq: r.value.seq, Until: r.until}
 		if err := write(record{In: q.uid, Dedup: d}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// contents returns what there is in the queue, or nothing of one that is gone. What left is ours
+// until the other queue's record says that it left.
+func (q *queue) contents() (*queueRecord, []*message, []*remember[accepted]) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.gone {
+		return nil, nil, nil
+	}
+	messages := slices.AppendSeq(make([]*message, 0, len(q.messages)+len(q.leaving)), maps.Values(q.messages))
+	messages = slices.AppendSeq(messages, maps.Values(q.leaving))
+	return q.describe(), messages, slices.Collect(maps.Values(q.sends.entries))
+}
+
+// puts returns the records of those of the messages that are still ours.
+func (q *queue) puts(messages []*message) []*putRecord {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	puts := make([]*putRecord, 0, len(messages))
+	for _, m := range messages {
+		if q.messages[m.seq] == m || q.leaving[m.seq] == m {
+			puts = append(puts, putOf(m))
+		}
+	}
+	return puts
 }
 
 // Close writes what the journal has not yet and closes it. Nothing may be called after.

@@ -2,11 +2,13 @@ package sqs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,13 +34,10 @@ func TestJournalHoldsTheState(t *testing.T) {
 		m.create(t)
 		t.Repeat(map[string]func(*rapid.T){
 			"send": m.send, "receive": m.receive, "delete": m.delete, "visibility": m.visibility, "purge": m.purge, "redrive": m.redrive,
-			"snapshot": func(t *rapid.T) {
-				if err := m.service.journal.log.Rotate(m.service.emit); err != nil {
-					t.Fatal(err)
-				}
-			},
-			"reopen":  m.reopen,
-			"advance": func(t *rapid.T) { m.clock.Advance(time.Duration(rapid.IntRange(0, 90).Draw(t, "s")) * time.Second) },
+			"set":      m.set,
+			"snapshot": m.snapshot,
+			"reopen":   m.reopen,
+			"advance":  func(t *rapid.T) { m.clock.Advance(time.Duration(rapid.IntRange(0, 90).Draw(t, "s")) * time.Second) },
 		})
 	})
 }
@@ -55,7 +54,7 @@ type journaled struct {
 type handleOf struct{ queue, handle string }
 
 func (m *journaled) open(t *rapid.T) {
-	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(uint64(m.sends) + 1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Journal: journal.Options{Sync: journal.SyncNever}})
+	s, err := New(Options{Clock: m.clock, IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: m.dir, Journal: journal.Options{Sync: journal.SyncNever}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +131,35 @@ func (m *journaled) visibility(t *rapid.T) {
 	_ = q.changeVisibility(h, time.Duration(rapid.IntRange(0, 60).Draw(t, "seconds"))*time.Second)
 }
 
+// snapshot has operations come between the records of it.
+func (m *journaled) snapshot(t *rapid.T) {
+	meanwhile := []func(*rapid.T){m.send, m.receive, m.redrive, m.set}
+	err := m.service.journal.log.Rotate(func(emit func([]byte) error) error {
+		return m.service.emit(func(r []byte) error {
+			if n := rapid.IntRange(0, 3*len(meanwhile)).Draw(t, "meanwhile"); n < len(meanwhile) {
+				meanwhile[n](t)
+			}
+			return emit(r)
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *journaled) set(t *rapid.T) {
+	name := rapid.SampledFrom([]string{"DelaySeconds", "MessageRetentionPeriod"}).Draw(t, "attribute")
+	value := rapid.IntRange(0, 60).Draw(t, "value")
+	if name == "MessageRetentionPeriod" {
+		value = 60 + 10*value
+	}
+	ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+	in := &setQueueAttributesInput{QueueURL: m.draw(t).key.name, Attributes: map[string]string{name: fmt.Sprint(value)}}
+	if _, err := m.service.setQueueAttributes(ctx, in); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (m *journaled) purge(t *rapid.T) { _ = m.draw(t).purge() }
 
 func (m *journaled) redrive(t *rapid.T) {
@@ -162,10 +190,7 @@ func (m *journaled) dump() map[string][]string {
 		lines := []string{fmt.Sprint(q.snapshot(), q.seq, q.uid)}
 		for _, seq := range slices.Sorted(maps.Keys(q.messages)) {
 			x := q.messages[seq]
-			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.inFlight, x.receives, x.elsewhere, x.nonce))
-			if q.hidden.has(x) {
-				lines = append(lines, fmt.Sprint(x.due.Unix()))
-			}
+			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.due.Unix(), x.inFlight, x.receives, x.elsewhere, x.nonce))
 		}
 		now := m.clock.Now()
 		for _, key := range slices.Sorted(maps.Keys(q.sends.entries)) {
@@ -178,27 +203,131 @@ func (m *journaled) dump() map[string][]string {
 	return all
 }
 
+// openKept opens the service of a directory, always with the same ids.
+func openKept(t *testing.T, dir string, now time.Time) *Service {
+	t.Helper()
+	s, err := New(Options{
+		Clock: clock.NewManual(now), IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: dir,
+		Journal: journal.Options{Sync: journal.SyncNever},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func createKept(t *testing.T, s *Service, name string, attributes map[string]string) *queue {
+	t.Helper()
+	ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+	if _, err := s.createQueue(ctx, &createQueueInput{QueueName: name, Attributes: attributes}); err != nil {
+		t.Fatal(err)
+	}
+	return s.queues.get(queueKey{"r", "a", name})
+}
+
+// TestASeedThatIsGivenAgainMakesNoIDAgain restarts with the same seed, as "stepfleet aws --seed 7"
+// does: no queue, message or receipt handle may get the name of one before.
+func TestASeedThatIsGivenAgainMakesNoIDAgain(t *testing.T) {
+	dir := t.TempDir()
+	seen := map[string]bool{}
+	note := func(what any) {
+		if id := fmt.Sprintf("%T %v", what, what); seen[id] {
+			t.Errorf("%s was given out twice", id)
+		} else {
+			seen[id] = true
+		}
+	}
+	for round := range 5 {
+		s := openKept(t, dir, time.Unix(1_000_000, 0))
+		q := createKept(t, s, fmt.Sprint("q", round), nil)
+		note(q.uid)
+		for range 5 {
+			m := s.message(&api.Call{}, &sendEntry{MessageBody: "x"}, false)
+			note(m.id)
+			if _, err := q.send([]outgoing{m}, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := q.receive(t.Context(), receive{max: 10})
+		if err != nil || len(got) != 5 {
+			t.Fatal(len(got), err)
+		}
+		for _, d := range got {
+			note(d.nonce)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(openKept(t, dir, time.Unix(1_000_000, 0)).queues.all()); n != 5 {
+		t.Errorf("%d queues are left of 5", n)
+	}
+}
+
+// TestASnapshotHoldsNobodyUp: while a record is written, the queue is free.
+func TestASnapshotHoldsNobodyUp(t *testing.T) {
+	s := openKept(t, t.TempDir(), time.Unix(1_000_000, 0))
+	q := createKept(t, s, "q", nil)
+	fill(t, q, 3)
+	records := 0
+	err := s.emit(func([]byte) error {
+		records++
+		if !q.mu.TryLock() {
+			return errors.New("the queue is locked while a record of it is written")
+		}
+		q.mu.Unlock()
+		return nil
+	})
+	if err != nil || records != 4 {
+		t.Errorf("%d records, %v; want the queue and its three messages", records, err)
+	}
+}
+
+// TestResetAndCreateAgree creates queues while the service is reset: the journal knows of a queue
+// what the service does, and no long poll is left behind.
+func TestResetAndCreateAgree(t *testing.T) {
+	dir := t.TempDir()
+	s := openKept(t, dir, time.Unix(1_000_000, 0))
+	const creators, each = 4, 500
+	var running sync.WaitGroup
+	for i := range creators {
+		running.Go(func() {
+			for j := range each {
+				ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
+				if _, err := s.createQueue(ctx, &createQueueInput{QueueName: fmt.Sprint(i, "-", j)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	created := make(chan struct{})
+	go func() { running.Wait(); close(created) }()
+	for done := false; !done; {
+		s.Reset()
+		select {
+		case <-created:
+			done = true
+		default:
+		}
+	}
+	there := len(s.queues.all())
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(openKept(t, dir, time.Unix(1_000_000, 0)).queues.all()); n != there {
+		t.Errorf("%d queues after a restart, %d before it", n, there)
+	}
+}
+
 // TestASnapshotHasWhatIsBetweenTwoQueues kills the service between the moment at which a message
 // has left its queue and the one at which its dead-letter queue has it, after a snapshot.
 func TestASnapshotHasWhatIsBetweenTwoQueues(t *testing.T) {
-	open := func(dir string) *Service {
-		s, err := New(Options{
-			Clock: clock.NewManual(time.Unix(1_000_000, 0)), IDs: api.NewIDs(1), Logger: slog.New(slog.DiscardHandler), Dir: dir,
-			Journal: journal.Options{Sync: journal.SyncNever},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = s.Close() })
-		return s
-	}
+	open := func(dir string) *Service { return openKept(t, dir, time.Unix(1_000_000, 0)) }
 	dir := t.TempDir()
 	s := open(dir)
 	for _, name := range []string{"q", "dlq"} {
-		ctx := api.WithCall(context.Background(), &api.Call{Region: "r", Account: "a"})
-		if _, err := s.createQueue(ctx, &createQueueInput{QueueName: name}); err != nil {
-			t.Fatal(err)
-		}
+		createKept(t, s, name, nil)
 	}
 	q, dlq := s.queues.get(queueKey{"r", "a", "q"}), s.queues.get(queueKey{"r", "a", "dlq"})
 	if _, err := q.send([]outgoing{{content: content{id: "1", body: "1"}}}, 1); err != nil {

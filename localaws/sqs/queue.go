@@ -20,7 +20,7 @@ const purgeEvery = 60 * time.Second
 const scanned = 120_000
 
 // queue is the engine of one queue. A message is in messages; by its age it is in arrivals or, if
-// it came from elsewhere with an older date, in moved; by its state it is in its lane or in hidden.
+// it came to a standard queue with an older date, in moved; by its state it is in its lane or in hidden.
 // Every step is O(1) or O(log n) of those, whatever the backlog and however many the groups.
 type queue struct {
 	service *Service
@@ -44,7 +44,7 @@ type queue struct {
 	seq      uint64
 	messages map[uint64]*message
 	arrivals chain    // in the order of arrival and of age: the retention takes from the front
-	horizon  *message // the last arrival that a FIFO queue looks at
+	horizon  *message // the last arrival that a FIFO queue looks at, if it has any
 	moved    byTime
 	lanes    map[string]*lane
 	open     openLanes
@@ -60,6 +60,8 @@ type queue struct {
 	counted  counters
 	lagging  lagging
 
+	delivering bool // somebody brings away what is in outbox
+
 	waiters list.List // of *waiter, longest waiting first
 	timer   clock.Timer
 	armed   time.Time // when timer fires; zero when it is not set
@@ -74,10 +76,10 @@ type outgoing struct {
 	delay *time.Duration
 }
 
-func newQueue(s *Service, key queueKey, attributes, tags map[string]string) *queue {
+func newQueue(s *Service, uid uint64, key queueKey, attributes, tags map[string]string) *queue {
 	now := s.clock.Now()
 	q := &queue{
-		service: s, key: key, uid: s.ids.Uint64(), clock: s.clock, fifo: attributes["FifoQueue"] == "true",
+		service: s, key: key, uid: uid, clock: s.clock, fifo: attributes["FifoQueue"] == "true",
 		perGroup:   attributes["DeduplicationScope"] == "messageGroup",
 		attributes: attributes, tags: tags, settings: settingsOf(attributes), created: now, modified: now,
 	}
@@ -106,19 +108,42 @@ func (q *queue) enter() (time.Time, error) {
 	return q.advance(), nil
 }
 
-// leave serves who waits, sets the timer and unlocks; then it takes what the queue gave up to its
-// dead-letter queue and waits until the journal holds what was done.
+// leave serves who waits, sets the timer and unlocks, takes what the queue gave up to its
+// dead-letter queue, and waits until the journal holds what was done.
 func (q *queue) leave(now time.Time) {
+	q.service.journal.wait(q.exit(now))
+}
+
+// exit is leave without the wait, and returns what is to be waited for. What departs must arrive in
+// the same order, so one operation at a time brings it there, for those that come meanwhile too.
+func (q *queue) exit(now time.Time) ticket {
 	q.serve(now)
 	q.arm(now)
-	departed, written := q.outbox, q.written
+	written := q.written
+	if !q.delivering {
+		q.delivering = true
+		for len(q.outbox) > 0 {
+			written = max(written, q.deliverOutbox())
+		}
+		q.delivering = false
+	}
+	q.mu.Unlock()
+	return written
+}
+
+// deliverOutbox lets go of the mutex meanwhile.
+func (q *queue) deliverOutbox() (written ticket) {
+	departed := q.outbox
 	q.outbox = nil
 	q.mu.Unlock()
 	for _, d := range departed {
-		d.to.accept(d)
-		q.arrived(d)
+		written = d.to.accept(d)
 	}
-	q.service.journal.wait(written)
+	q.mu.Lock()
+	for _, d := range departed {
+		delete(q.leaving, d.left)
+	}
+	return written
 }
 
 // advance lets pass what fell due, hands what became visible to those who wait, and returns the
@@ -126,21 +151,32 @@ func (q *queue) leave(now time.Time) {
 func (q *queue) advance() time.Time {
 	now := q.clock.Now()
 	for m := q.hidden.first(); m != nil && !m.due.After(now); m = q.hidden.first() {
-		q.reveal(m)
+		back := m.inFlight
+		q.unhide(m)
+		q.place(m, m.due, back)
 	}
 	q.expire(now)
+	q.sends.forget(now)
+	q.attempts.forget(now)
 	q.serve(now)
 	return now
 }
 
-// expire drops what is older than the retention allows.
+// expire drops what is older than the retention allows. It is recorded, as the retention may be
+// longer by the time that the journal is read.
 func (q *queue) expire(now time.Time) {
 	over := func(m *message) bool { return m != nil && !m.sent.Add(q.settings.retention).After(now) }
+	var dropped []uint64
 	for m := q.arrivals.head; over(m); m = q.arrivals.head {
 		q.drop(m)
+		dropped = append(dropped, m.seq)
 	}
 	for m := q.moved.first(); over(m); m = q.moved.first() {
 		q.drop(m)
+		dropped = append(dropped, m.seq)
+	}
+	if len(dropped) > 0 {
+		q.logDeletes(dropped...)
 	}
 }
 
@@ -206,7 +242,7 @@ func (q *queue) sendOne(now time.Time, o *outgoing, copies int) accepted {
 		}
 		m := q.add(now, o)
 		answer := accepted{m.id, m.seq}
-		q.sends.put(key, answer, now.Add(remembered), now)
+		q.sends.put(key, answer, now.Add(remembered))
 		q.logPut(m, &dedupRecord{Key: key, ID: m.id, Seq: m.seq, Until: now.Add(remembered)})
 		return answer
 	}
@@ -225,20 +261,19 @@ func (q *queue) add(now time.Time, o *outgoing) *message {
 	if o.delay != nil && !q.fifo {
 		delay = *o.delay
 	}
-	if delay > 0 {
-		m.due = now.Add(delay)
-	}
+	m.due = now.Add(delay)
 	q.counted.sent++
 	q.counted.sentBytes += uint64(m.size())
-	q.insert(m)
+	q.insert(m, delay > 0)
 	return m
 }
 
-// insert takes m in as new: hidden if it has a due time, else visible.
-func (q *queue) insert(m *message) {
+// insert takes m in as new, hidden until it is due or visible since then. On a FIFO queue only
+// arrivals, which is what it looks through, may hold it, whatever its date.
+func (q *queue) insert(m *message, hidden bool) {
 	m.slots = [2]int32{-1, -1}
 	q.messages[m.seq] = m
-	if last := q.arrivals.tail; last != nil && m.sent.Before(last.sent) {
+	if last := q.arrivals.tail; !q.fifo && last != nil && m.sent.Before(last.sent) {
 		q.moved.add(m)
 	} else {
 		q.arrivals.push(m)
@@ -248,35 +283,45 @@ func (q *queue) insert(m *message) {
 	}
 	m.lane = q.laneOf(m.group)
 	m.lane.total++
-	if !m.due.IsZero() {
+	if hidden {
 		q.hide(m, m.due)
 		return
 	}
-	q.show(m)
+	q.show(m, m.due)
 }
 
 func (q *queue) laneOf(group string) *lane {
 	l := q.lanes[group]
 	if l == nil {
-		l = &lane{name: group, fifo: q.fifo, ready: chain{which: linkLane}, slot: -1}
+		l = &lane{name: group, fifo: q.fifo, ready: chain{which: linkLane}, hidden: chain{which: linkLane}, slot: -1}
 		q.lanes[group] = l
 	}
 	return l
 }
 
-// show makes m visible.
-func (q *queue) show(m *message) {
-	m.lane.put(m)
+// update finds the lane's place among those to take from. A FIFO queue looks no further than its
+// horizon.
+func (q *queue) update(l *lane) {
+	q.open.update(l, l.open() && (!q.fifo || l.ready.head.seq <= q.horizon.seq))
+}
+
+// show makes m visible; it counts as such since the time.
+func (q *queue) show(m *message, since time.Time) { q.place(m, since, false) }
+
+// place is show of a message that may have come back by itself.
+func (q *queue) place(m *message, since time.Time, back bool) {
+	m.due = since
+	m.lane.put(m, back)
 	q.visible++
-	q.open.update(m.lane)
+	q.update(m.lane)
 }
 
 // pop takes the next visible message out of the lane.
 func (q *queue) pop(l *lane) *message {
 	m := l.ready.head
-	l.ready.remove(m)
+	l.take(m)
 	q.visible--
-	q.open.update(l)
+	q.update(l)
 	return m
 }
 
@@ -286,22 +331,29 @@ func (q *queue) fly(m *message, until time.Time) {
 	m.lane.flying++
 	q.inFlight++
 	q.hide(m, until)
-	q.open.update(m.lane)
 }
 
+// hide keeps m, which is not visible any more, until the time.
 func (q *queue) hide(m *message, until time.Time) {
 	m.due = until
 	q.hidden.add(m)
+	if q.fifo {
+		m.lane.hidden.insertInOrder(m)
+	}
+	q.update(m.lane)
 }
 
-func (q *queue) reveal(m *message) {
+// reveal makes m visible that was hidden; it counts as such since the time.
+func (q *queue) reveal(m *message, since time.Time) {
 	q.unhide(m)
-	m.due = time.Time{}
-	q.show(m)
+	q.show(m, since)
 }
 
 func (q *queue) unhide(m *message) {
 	q.hidden.remove(m)
+	if q.fifo {
+		m.lane.hidden.remove(m)
+	}
 	if m.inFlight {
 		m.inFlight = false
 		m.lane.flying--
@@ -314,7 +366,7 @@ func (q *queue) drop(m *message) {
 	if q.hidden.has(m) {
 		q.unhide(m)
 	} else {
-		m.lane.ready.remove(m)
+		m.lane.take(m)
 		q.visible--
 	}
 	q.forget(m)
@@ -330,7 +382,7 @@ func (q *queue) forget(m *message) {
 		q.arrivals.remove(m)
 	}
 	m.lane.total--
-	q.open.update(m.lane)
+	q.update(m.lane)
 	if m.lane.total == 0 && m.lane.name != "" {
 		delete(q.lanes, m.lane.name)
 	}
@@ -343,6 +395,7 @@ func (q *queue) retreat(m *message) {
 	}
 	if next := q.horizon.links[linkArrival].next; next != nil {
 		q.horizon = next
+		q.update(next.lane)
 	} else if m == q.horizon {
 		q.horizon = m.links[linkArrival].prev
 	}
@@ -351,15 +404,19 @@ func (q *queue) retreat(m *message) {
 // delete removes the message of a handle; one that is already gone is no error. A standard queue
 // takes any handle of the message, a FIFO queue only the last one, and only while it holds.
 func (q *queue) delete(handle string) error {
-	r, err := q.parseHandle(handle)
-	if err != nil {
-		return err
-	}
 	now, err := q.enter()
 	if err != nil {
 		return err
 	}
 	defer q.leave(now) // room in flight may let a waiting receiver go on
+	return q.deleteOne(handle)
+}
+
+func (q *queue) deleteOne(handle string) error {
+	r, err := q.parseHandle(handle)
+	if err != nil {
+		return err
+	}
 	m := q.messages[r.seq]
 	if m == nil {
 		return nil
@@ -369,7 +426,7 @@ func (q *queue) delete(handle string) error {
 	}
 	q.drop(m)
 	q.counted.deleted++
-	q.logDelete(m)
+	q.logDeletes(m.seq)
 	return nil
 }
 
@@ -379,15 +436,19 @@ func (q *queue) holds(m *message, r receipt) bool { return m.inFlight && m.nonce
 // changeVisibility hides the message of a handle for d from now. On a standard queue a message
 // that is visible again is left so, without an error, as AWS does.
 func (q *queue) changeVisibility(handle string, d time.Duration) error {
-	r, err := q.parseHandle(handle)
-	if err != nil {
-		return err
-	}
 	now, err := q.enter()
 	if err != nil {
 		return err
 	}
 	defer q.leave(now)
+	return q.changeOne(now, handle, d)
+}
+
+func (q *queue) changeOne(now time.Time, handle string, d time.Duration) error {
+	r, err := q.parseHandle(handle)
+	if err != nil {
+		return err
+	}
 	m := q.messages[r.seq]
 	if m == nil || q.fifo && !q.holds(m, r) {
 		return invalid(handle, "ReceiptHandle", "Message does not exist or is not available for visibility timeout change.")
@@ -400,7 +461,7 @@ func (q *queue) changeVisibility(handle string, d time.Duration) error {
 		return invalid(seconds(d), "VisibilityTimeout", "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]")
 	}
 	if d == 0 {
-		q.reveal(m)
+		q.reveal(m, now)
 	} else {
 		m.due = now.Add(d)
 		q.hidden.fix(m)
@@ -463,28 +524,37 @@ func (q *queue) set(merged map[string]string, now time.Time) {
 	q.attributes, q.settings, q.modified = merged, settingsOf(merged), now
 	if q.fifo && before != q.settings.delay {
 		q.delayAnew(now)
+		q.log(record{Queue: q.describe(), Delayed: true})
 	}
 	q.expire(now)
 }
 
+// delayAnew delays what was never received as if it had been sent with the delay of now; whoever
+// reads the journal does the same. It goes by order of arrival, in which each message is the last
+// of its group.
 func (q *queue) delayAnew(now time.Time) {
-	for _, m := range q.messages {
-		if m.inFlight || m.receives > 0 {
-			continue
+	for m := q.arrivals.head; m != nil; m = m.links[linkArrival].next {
+		if m.receives == 0 {
+			q.delayOne(m, now)
 		}
-		due := m.sent.Add(q.settings.delay)
-		switch hidden := q.hidden.has(m); {
-		case hidden && due.After(now):
-			m.due = due
-			q.hidden.fix(m)
-		case hidden:
-			q.reveal(m)
-		case due.After(now):
-			m.lane.ready.remove(m)
-			q.visible--
-			q.hide(m, due)
-			q.open.update(m.lane)
-		}
+	}
+}
+
+func (q *queue) delayOne(m *message, now time.Time) {
+	due := m.sent.Add(q.settings.delay)
+	switch hidden := q.hidden.has(m); {
+	case hidden && due.After(now):
+		m.due = due
+		q.hidden.fix(m)
+	case hidden:
+		q.reveal(m, due)
+	case due.After(now):
+		m.lane.take(m)
+		q.visible--
+		q.hide(m, due)
+	default:
+		m.due = due
+		q.update(m.lane)
 	}
 }
 

@@ -30,10 +30,16 @@ type delivery struct {
 	deadline      time.Time
 }
 
-// attempt is what a receive with an attempt id returned.
+// attempt is what a receive with an attempt id returned. It keeps no message: those may be gone
+// long before the id is forgotten.
 type attempt struct {
-	got        []delivery
+	got        []attempted
 	visibility time.Duration
+}
+
+type attempted struct {
+	receipt
+	deadline time.Time
 }
 
 // waiter is a long poll. It is out of the list once done is closed, and then never changes.
@@ -45,6 +51,10 @@ type waiter struct {
 	err     error
 	written ticket
 	done    chan struct{}
+}
+
+func (q *queue) deliver(m *message) delivery {
+	return delivery{m, q.handle(m), m.nonce, m.receives, m.firstReceived, m.due}
 }
 
 // takeOrWait returns messages, or the waiter that will get them.
@@ -103,7 +113,7 @@ func (q *queue) finish(w *waiter, got []delivery, err error) {
 }
 
 // take moves up to r.max messages from their lanes into flight: on a FIFO queue as many of the
-// earliest free group as there are, then those of the next.
+// first group as it has to give, then those of the next.
 func (q *queue) take(now time.Time, r receive) []delivery {
 	picked := q.pick(now, min(r.max, q.service.maxInFlight-q.inFlight))
 	if len(picked) == 0 {
@@ -121,11 +131,11 @@ func (q *queue) take(now time.Time, r receive) []delivery {
 			m.firstReceived = now
 		}
 		if visibility <= 0 || !q.fifo && (r.duplicate || q.service.mischief.duplicate()) {
-			q.show(m)
+			q.show(m, now)
 		} else {
 			q.fly(m, now.Add(visibility))
 		}
-		got = append(got, delivery{m, q.handle(m), m.nonce, m.receives, m.firstReceived, m.due})
+		got = append(got, q.deliver(m))
 	}
 	q.counted.received += uint64(len(got))
 	q.logUpdates(picked...)
@@ -133,9 +143,17 @@ func (q *queue) take(now time.Time, r receive) []delivery {
 		slices.Reverse(got)
 	}
 	if r.attempt != "" {
-		q.attempts.put(r.attempt, attempt{slices.Clone(got), visibility}, now.Add(remembered), now)
+		q.attempts.put(r.attempt, attempt{attemptedOf(got), visibility}, now.Add(remembered))
 	}
 	return got
+}
+
+func attemptedOf(got []delivery) []attempted {
+	all := make([]attempted, 0, len(got))
+	for _, d := range got {
+		all = append(all, attempted{receipt{d.seq, d.nonce}, d.deadline})
+	}
+	return all
 }
 
 // pick takes up to n messages out of their lanes. What was received too often leaves the queue.
@@ -149,10 +167,10 @@ func (q *queue) pick(now time.Time, n int) []*message {
 	picked := make([]*message, 0, min(n, q.visible))
 	var l *lane
 	for len(picked) < n {
-		if l == nil || !q.fifo || l.ready.n == 0 {
+		if l == nil || !q.fifo || l.slot < 0 {
 			l = q.open.first()
 		}
-		if l == nil || q.fifo && q.horizon != nil && l.ready.head.seq > q.horizon.seq {
+		if l == nil {
 			break
 		}
 		q.service.mischief.shuffle(l)
@@ -176,18 +194,20 @@ func (q *queue) again(now time.Time, id string) ([]delivery, bool) {
 	if !ok {
 		return nil, false
 	}
-	for _, d := range before.got {
-		m := q.messages[d.seq]
-		if m == nil || !m.inFlight || m.nonce != d.nonce || !m.due.Equal(d.deadline) {
+	for _, a := range before.got {
+		m := q.messages[a.seq]
+		if m == nil || !q.holds(m, a.receipt) || !m.due.Equal(a.deadline) {
 			return nil, false
 		}
 	}
+	got := make([]delivery, 0, len(before.got))
 	for i := range before.got {
-		d := &before.got[i]
-		d.due = now.Add(before.visibility)
-		d.deadline = d.due
-		q.hidden.fix(d.message)
-		q.logUpdates(d.message)
+		m := q.messages[before.got[i].seq]
+		m.due = now.Add(before.visibility)
+		before.got[i].deadline = m.due
+		q.hidden.fix(m)
+		q.logUpdates(m)
+		got = append(got, q.deliver(m))
 	}
-	return slices.Clone(before.got), true
+	return got, true
 }

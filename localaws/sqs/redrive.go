@@ -223,23 +223,17 @@ func (q *queue) post(d departure, m *message) {
 	q.leaving[d.left] = m
 }
 
-// arrived forgets a departure that is over.
-func (q *queue) arrived(d departure) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.leaving, d.left)
-}
-
-// accept takes a message from another queue in. If this queue is gone by now, so is the message.
-func (q *queue) accept(d departure) {
+// accept takes a message from another queue in, and returns the record to wait for. If this queue is
+// gone by now, so is the message.
+func (q *queue) accept(d departure) ticket {
 	now, err := q.enter()
 	if err != nil {
-		q.service.journal.wait(d.from.logDeparture(d.left))
-		return
+		return d.from.logDeparture(d.left)
 	}
-	defer q.leave(now)
 	q.seq++
 	d.message.seq = q.seq
-	q.insert(d.message)
+	d.message.due = now
+	q.insert(d.message, false)
 	q.logArrival(d.message, d.from, d.left)
+	return q.exit(now)
 }

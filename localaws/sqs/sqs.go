@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/arn"
 	"github.com/stepfleet/stepfleet/localaws/clock"
 	"github.com/stepfleet/stepfleet/localaws/journal"
 	"github.com/stepfleet/stepfleet/localaws/page"
@@ -72,17 +73,16 @@ type Service struct {
 // queueKey is what makes a queue: the same name in two regions is two queues.
 type queueKey struct{ region, account, name string }
 
-const arnPrefix = "arn:aws:sqs:"
+func (k queueKey) arn() string { return arn.Format("sqs", k.region, k.account, k.name) }
 
-func (k queueKey) arn() string { return arnPrefix + k.region + ":" + k.account + ":" + k.name }
-
-func parseARN(arn string) (queueKey, bool) {
-	rest, ok := strings.CutPrefix(arn, arnPrefix)
-	parts := strings.Split(rest, ":")
-	if !ok || len(parts) != 3 || slices.Contains(parts, "") {
+// parseARN reads the ARN of a queue, in the partition that its region is in.
+func parseARN(text string) (queueKey, bool) {
+	parts := strings.Split(text, ":")
+	if len(parts) != 6 || slices.Contains(parts, "") {
 		return queueKey{}, false
 	}
-	return queueKey{parts[0], parts[1], parts[2]}, true
+	k := queueKey{parts[3], parts[4], parts[5]}
+	return k, k.arn() == text
 }
 
 // New returns an SQS with the queues that Options.Dir holds, or none. It fails only on Dir.
@@ -153,10 +153,9 @@ func op[In, Out any](s *Service, f func(context.Context, *In) (*Out, error)) api
 
 // Reset removes every queue, without the pause that AWS makes before a name is free again.
 func (s *Service) Reset() {
-	for _, q := range s.queues.all() {
+	for _, q := range s.queues.clear() {
 		q.close()
 	}
-	s.queues.clear()
 	s.moves.drop(nil)
 }
 
@@ -283,10 +282,13 @@ func (r *registry) buried() []deletedName {
 	return all
 }
 
-func (r *registry) clear() {
+// clear takes every queue out and returns them; no name stays taken.
+func (r *registry) clear() map[queueKey]*queue {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	queues := r.queues
 	r.queues, r.deleted = nil, nil
+	return queues
 }
 
 // find returns the queue that a URL, or a bare name of the caller's, names.
@@ -305,13 +307,13 @@ func (s *Service) find(c *api.Call, url string) (*queue, error) {
 }
 
 // byARN returns the queue of an ARN, or the error that names the parameter.
-func (s *Service) byARN(parameter, arn string) (*queue, error) {
-	if arn == "" {
+func (s *Service) byARN(parameter, text string) (*queue, error) {
+	if text == "" {
 		return nil, missing(parameter)
 	}
-	key, ok := parseARN(arn)
+	key, ok := parseARN(text)
 	if !ok {
-		return nil, invalid(arn, parameter, "The ARN is not that of a queue.")
+		return nil, invalid(text, parameter, "The ARN is not that of a queue.")
 	}
 	if q := s.queues.get(key); q != nil {
 		return q, nil

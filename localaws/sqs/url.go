@@ -62,8 +62,11 @@ func (t URLTemplate) expand(base string, k queueKey) string {
 func (s *Service) url(c *api.Call, k queueKey) string { return s.urls.expand(c.BaseURL, k) }
 
 // parseURL reads a queue URL, or a bare name. Of the host only a region counts: clients reach us by
-// many names.
+// many names. A path alone, as calls to a queue's URL have it, is below the host of the call.
 func parseURL(c *api.Call, url string) (queueKey, bool) {
+	if strings.HasPrefix(url, "/") {
+		url = c.BaseURL + url
+	}
 	region, path := c.Region, url
 	if _, rest, ok := strings.Cut(url, "://"); ok {
 		host, p, ok := strings.Cut(rest, "/")
