@@ -12,6 +12,29 @@ import (
 	"github.com/stepfleet/stepfleet/localaws/clock"
 )
 
+// TestMetricsOfFIFOQueues has two groups in flight, and sends that are repeated.
+func TestMetricsOfFIFOQueues(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	now := clock.NewManual(start)
+	local := localaws.New(localaws.Options{Clock: now, Metrics: true})
+	post(local, "AmazonSQS.CreateQueue", `{"QueueName":"q.fifo","Attributes":{"FifoQueue":"true"}}`, nil)
+	for _, send := range []string{"a 1", "a 1", "a 2", "b 3", "b 3", "b 3", "c 4"} {
+		group, id, _ := strings.Cut(send, " ")
+		post(local, "AmazonSQS.SendMessage", fmt.Sprintf(`{"QueueUrl":"q.fifo","MessageBody":"x","MessageGroupId":%q,"MessageDeduplicationId":%q}`, group, id), nil)
+	}
+	post(local, "AmazonSQS.ReceiveMessage", `{"QueueUrl":"q.fifo","MaxNumberOfMessages":3,"VisibilityTimeout":300}`, nil)
+	now.Advance(time.Minute)
+	for name, want := range map[string]string{
+		"NumberOfMessagesSent": "4", "NumberOfDeduplicatedSentMessages": "3", "ApproximateNumberOfGroupsWithInflightMessages": "2",
+	} {
+		w := post(local, "GraniteServiceVersion20100801.GetMetricStatistics", fmt.Sprintf(`{"Namespace":"AWS/SQS","MetricName":%q,
+			"Dimensions":[{"Name":"QueueName","Value":"q.fifo"}],"StartTime":%d,"EndTime":%d,"Period":60,"Statistics":["Sum"]}`, name, start.Unix()-3600, start.Unix()+3600), nil)
+		if got := w.Body.String(); !strings.Contains(got, `"Sum":`+want+`,`) {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
 // TestResetForgetsTheMetricsOfQueues has a queue that is made again by its name, with more sends
 // than the one before had.
 func TestResetForgetsTheMetricsOfQueues(t *testing.T) {

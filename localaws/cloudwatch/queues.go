@@ -8,6 +8,10 @@ type QueueStats struct {
 	Visible, NotVisible, Delayed                      int
 	OldestAge                                         time.Duration
 	Sent, Received, Deleted, EmptyReceives, SentBytes uint64
+
+	FIFO           bool
+	Deduplicated   uint64
+	GroupsInFlight int
 }
 
 // QueueNamespace is where the metrics of queues are.
@@ -41,10 +45,10 @@ func QueueSamples(before, now []QueueStats) []Sample {
 	for _, q := range before {
 		last[key{q.Region, q.Account, q.Name}] = q
 	}
-	samples := make([]Sample, 0, 9*len(now))
+	samples := make([]Sample, 0, 11*len(now))
 	for _, q := range now {
 		was := last[key{q.Region, q.Account, q.Name}]
-		if q.Sent < was.Sent || q.Received < was.Received || q.Deleted < was.Deleted || q.EmptyReceives < was.EmptyReceives || q.SentBytes < was.SentBytes {
+		if q.Sent < was.Sent || q.Received < was.Received || q.Deleted < was.Deleted || q.EmptyReceives < was.EmptyReceives || q.SentBytes < was.SentBytes || q.Deduplicated < was.Deduplicated {
 			was = QueueStats{}
 		}
 		samples = append(samples, q.samples(was)...)
@@ -69,6 +73,11 @@ func (q QueueStats) samples(was QueueStats) []Sample {
 		one("NumberOfMessagesReceived", "Count", float64(q.Received-was.Received)),
 		one("NumberOfMessagesDeleted", "Count", float64(q.Deleted-was.Deleted)),
 		one("NumberOfEmptyReceives", "Count", float64(q.EmptyReceives-was.EmptyReceives)),
+	}
+	if q.FIFO {
+		out = append(out,
+			one("NumberOfDeduplicatedSentMessages", "Count", float64(q.Deduplicated-was.Deduplicated)),
+			one("ApproximateNumberOfGroupsWithInflightMessages", "Count", float64(q.GroupsInFlight)))
 	}
 	if sent > 0 { // the mean stands for each: sum and count are exact, extremes are not known
 		size := one("SentMessageSize", "Bytes", float64(q.SentBytes-was.SentBytes)/sent)

@@ -68,7 +68,7 @@ type queue struct {
 }
 
 // counters are how many messages ever passed.
-type counters struct{ sent, sentBytes, received, deleted, emptyReceives uint64 }
+type counters struct{ sent, sentBytes, received, deleted, emptyReceives, deduplicated uint64 }
 
 // outgoing is a message as it is sent. A nil delay is the queue's own.
 type outgoing struct {
@@ -238,6 +238,7 @@ func (q *queue) sendOne(now time.Time, o *outgoing, copies int) accepted {
 	if q.fifo {
 		key := q.dedupKey(&o.content)
 		if before, ok := q.sends.get(key, now); ok {
+			q.counted.deduplicated++
 			return before
 		}
 		m := q.add(now, o)

@@ -165,6 +165,10 @@ type QueueStats struct {
 	Visible, NotVisible, Delayed                      int
 	OldestAge                                         time.Duration // of the oldest message, 0 for none
 	Sent, Received, Deleted, EmptyReceives, SentBytes uint64
+
+	FIFO           bool
+	Deduplicated   uint64 // sends that a FIFO queue had accepted before
+	GroupsInFlight int    // message groups of a FIFO queue of which something is in flight
 }
 
 // Stats returns every queue's, in no order.
@@ -185,6 +189,12 @@ func (q *queue) stats(now time.Time) QueueStats {
 		Visible: q.visible, NotVisible: q.inFlight, Delayed: len(q.hidden.items) - q.inFlight,
 		Sent: q.counted.sent, SentBytes: q.counted.sentBytes, Received: q.counted.received,
 		Deleted: q.counted.deleted, EmptyReceives: q.counted.emptyReceives,
+		FIFO: q.fifo, Deduplicated: q.counted.deduplicated,
+	}
+	for _, l := range q.lanes {
+		if q.fifo && l.flying > 0 {
+			st.GroupsInFlight++
+		}
 	}
 	for _, m := range []*message{q.arrivals.head, q.moved.first()} {
 		if m != nil {
