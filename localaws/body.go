@@ -3,8 +3,10 @@ package localaws
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 
@@ -15,6 +17,9 @@ const (
 	// MaxBodyBytes bounds a request, compressed or not. An SQS message may have 1 MiB, which JSON
 	// may write six times as long.
 	MaxBodyBytes = 8 << 20
+	// maxDiscardedBytes is how much of a body that is too large is read all the same: many clients
+	// look for an answer only when they have sent all, and find a broken connection otherwise.
+	maxDiscardedBytes = 8 * MaxBodyBytes
 	// maxKept is the largest buffer that is kept for another request.
 	maxKept = 64 << 10
 )
@@ -28,27 +33,44 @@ type body struct {
 
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
+var errSlow = &api.Error{
+	Type: "RequestTimeout", Common: true, Status: http.StatusRequestTimeout,
+	Message: "The request body did not arrive in time.",
+}
+
 // readBody reads the body of a request. Its error is an *api.Error; the body must be released all
 // the same.
 func readBody(r *http.Request) (body, error) {
 	b := body{buf: buffers.Get().(*bytes.Buffer)}
 	if r.ContentLength > MaxBodyBytes {
-		return b, api.ErrTooLarge
+		return b, tooLarge(r)
 	}
-	if _, err := b.buf.ReadFrom(io.LimitReader(r.Body, MaxBodyBytes+1)); err != nil {
+	_, err := b.buf.ReadFrom(io.LimitReader(r.Body, MaxBodyBytes+1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return b, errSlow
+	}
+	if err != nil {
 		return b, api.ErrSerialization.With("The request body could not be read: %v", err)
 	}
 	if b.buf.Len() > MaxBodyBytes {
-		return b, api.ErrTooLarge
+		return b, tooLarge(r)
 	}
 	b.sent = b.buf.Bytes()
 	b.plain = b.sent
 	if !strings.EqualFold(r.Header.Get("Content-Encoding"), "gzip") || len(b.sent) == 0 {
 		return b, nil
 	}
-	var err error
 	b.plain, err = gunzip(b.sent)
 	return b, err
+}
+
+// tooLarge returns the error for a body that is too large, and lets the caller come to its end. One
+// that waits to be told to send it is told not to.
+func tooLarge(r *http.Request) error {
+	if r.Header.Get("Expect") == "" {
+		_, _ = io.CopyN(io.Discard, r.Body, maxDiscardedBytes) // how it ends makes no difference
+	}
+	return api.ErrTooLarge
 }
 
 // gunzip uncompresses a body; SDKs compress the large ones of some operations.

@@ -101,6 +101,7 @@ type AWS struct {
 	byShape     map[string]*api.Service // by the path of a CBOR call
 	control     http.Handler
 	sameOrigin  *http.CrossOriginProtection
+	readTimeout time.Duration
 }
 
 // New returns an AWS that holds nothing, and keeps what it will hold in memory.
@@ -120,7 +121,7 @@ func Open(o Options) (*AWS, error) {
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
 		hosts: o.Hosts, credentials: o.Credentials,
 		byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{}, byShape: map[string]*api.Service{},
-		sameOrigin: http.NewCrossOriginProtection(),
+		sameOrigin: http.NewCrossOriginProtection(), readTimeout: readTimeout,
 	}
 	a.Faults.UseClock(o.Clock)
 	if err := a.addServices(o); err != nil {
@@ -232,9 +233,17 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.serve(w, r)
 }
 
+// errUnknownOrigin refuses a GET that may be an image of any page.
+var errUnknownOrigin = errors.New("on a name that is no loopback name a GET with parameters needs an Authorization header")
+
 // checkOrigin refuses what a browser sends for a page of another origin. The standard library lets
-// a GET pass, since it changes nothing; in the Query protocol it may.
+// a GET pass, since it changes nothing; in the Query protocol it may. And browsers say of a GET
+// whose page it is for on loopback names only; elsewhere it needs a header that no page can add.
 func (a *AWS) checkOrigin(r *http.Request) error {
+	told := r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" || r.Header.Get("Authorization") != ""
+	if r.Method == http.MethodGet && r.URL.RawQuery != "" && !told && !isLoopback(hostName(r.Host)) {
+		return errUnknownOrigin
+	}
 	if r.Method != http.MethodPost {
 		changing := *r
 		changing.Method = http.MethodPost
@@ -261,7 +270,7 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil {
-		to.refused = err.(*api.Error)
+		to.refused, to.unread = err.(*api.Error), sent.sent == nil
 	}
 	x := &exchange{aws: a, w: w, route: to, sent: &sent, call: a.callOf(r, to.op)}
 	a.finish(r, x)
@@ -304,6 +313,9 @@ func (a *AWS) finish(r *http.Request, x *exchange) {
 
 // refusalOf returns why the call must not come to its operation, or nil.
 func (a *AWS) refusalOf(r *http.Request, x *exchange) error {
+	if x.unread {
+		return x.refused // nobody can say whether it is signed
+	}
 	if err := a.authenticate(r, x); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ type route struct {
 	name    string       // the service as the caller names it
 	op      string
 	refused *api.Error // set when the call is wrong before any operation is
+	unread  bool       // the body did not come, or was too large
 }
 
 // protocols are tried in this order. Each claims the requests that are its own by method and

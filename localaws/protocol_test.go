@@ -285,6 +285,37 @@ func TestNoCallsFromOtherPages(t *testing.T) {
 	}
 }
 
+// On a name that is no loopback name, browsers do not say which page makes them GET.
+func TestNoUnknownOriginsOnOtherNames(t *testing.T) {
+	a := New(Options{Hosts: []string{"aws.test"}})
+	const call = "/?Action=ListQueues&Version=2012-11-05"
+	for _, test := range []struct {
+		method, target, header string
+		want                   int
+	}{
+		{"GET", "http://aws.test" + call, "", 403},
+		{"GET", "http://aws.test:9324" + call, "", 403},
+		{"GET", "http://AWS.test" + strings.Replace(call, "A", "%41", 1), "", 403},
+		{"GET", "http://aws.test" + call, "Sec-Fetch-Site: cross-site", 403},
+		{"GET", "http://aws.test" + call, "Sec-Fetch-Site: none", 200},
+		{"GET", "http://aws.test" + call, by("sqs"), 200},
+		{"GET", "http://aws.test/livez", "", 200},
+		{"GET", "http://aws.test/_localaws/health", "", 200},
+		{"POST", "http://aws.test" + call, "", 200},
+		{"GET", "http://localhost" + call, "", 200},
+		{"GET", "http://[::1]:9324" + call, "", 200},
+	} {
+		r := httptest.NewRequest(test.method, test.target, nil)
+		if name, value, ok := strings.Cut(test.header, ": "); ok {
+			r.Header.Set(name, value)
+		}
+		w := httptest.NewRecorder()
+		if a.ServeHTTP(w, r); w.Code != test.want {
+			t.Errorf("%s %s %s: %d %s, want %d", test.method, test.target, test.header, w.Code, w.Body, test.want)
+		}
+	}
+}
+
 // A service that is away answers nobody, whatever is wrong with the call.
 func TestAnOutageTakesWhatIsRefusedToo(t *testing.T) {
 	form := "Content-Type: " + formType
@@ -296,6 +327,7 @@ func TestAnOutageTakesWhatIsRefusedToo(t *testing.T) {
 		"unknown operation": {"/", "{}", []string{"X-Amz-Target: Echo_20260101.None"}, 400},
 		"wrong version":     {"/", "Action=Echo&Version=1999-01-01", []string{form, by("echo")}, 400},
 		"broken body":       {"/", "{", []string{"X-Amz-Target: Echo_20260101.Echo"}, 400},
+		"too large":         {"/", strings.Repeat(" ", MaxBodyBytes+1), []string{"X-Amz-Target: Echo_20260101.Echo"}, 413},
 		"not signed":        {"/", "{}", []string{"X-Amz-Target: Echo_20260101.Echo"}, 403},
 	} {
 		a := withEchoes(new(bytes.Buffer))
@@ -326,6 +358,18 @@ func isDropped(f func()) (dropped bool) {
 	}()
 	f()
 	return false
+}
+
+// What is too large is not read, so it cannot be said to be signed wrongly.
+func TestTooLargeWhereSignaturesAreVerified(t *testing.T) {
+	a := New(Options{Credentials: map[string]string{"key": "secret"}})
+	headers := []string{"X-Amz-Target: AmazonSQS.SendMessage", by("sqs")}
+	if w := send(t, a, "POST", "/", strings.Repeat(" ", MaxBodyBytes+1), headers...); w.Code != 413 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := send(t, a, "POST", "/", "{}", headers...); w.Code != 403 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
 }
 
 func TestEveryStructGoesOverEveryWire(t *testing.T) {

@@ -81,12 +81,20 @@ func (a *AWS) secret(accessKey, token string) (string, error) {
 
 // hostAllowed refuses names by which a web page could reach us through its own domain.
 func (a *AWS) hostAllowed(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
+	name := hostName(host)
+	return isLoopback(name) || slices.Contains(a.hosts, name)
+}
+
+// hostName returns a Host header without its port.
+func hostName(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
 	}
-	name = strings.ToLower(strings.Trim(name, "[]"))
-	if name == "localhost" || strings.HasSuffix(name, ".localhost") || slices.Contains(a.hosts, name) {
+	return strings.ToLower(strings.Trim(host, "[]"))
+}
+
+func isLoopback(name string) bool {
+	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
 		return true
 	}
 	ip, err := netip.ParseAddr(name)

@@ -18,8 +18,10 @@ import (
 const DefaultAddr = "127.0.0.1:9324"
 
 const (
-	// readHeaderTimeout and idleTimeout free connections whose client has gone quiet.
+	// readHeaderTimeout, readTimeout and idleTimeout free connections whose client has gone quiet:
+	// within the headers, within the body, between two requests.
 	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 30 * time.Second
 	idleTimeout       = 2 * time.Minute
 	// shutdownGrace is how long running calls may take to end; long polls end at once.
 	shutdownGrace = 3 * time.Second
@@ -106,7 +108,7 @@ func (a *AWS) Serve(ctx context.Context, ln net.Listener) error {
 	calls, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	server := &http.Server{
-		Handler: a, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout,
+		Handler: a, ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: a.readTimeout, IdleTimeout: idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return calls },
 		ErrorLog:    slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
