@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -174,6 +177,34 @@ func FuzzBody(f *testing.F) {
 			if w.Code >= 500 && w.Code != http.StatusServiceUnavailable {
 				t.Errorf("%s %q: %d %s", target, body, w.Code, w.Body)
 			}
+		}
+	})
+}
+
+// FuzzWebIdentity feeds the claims of tokens, which STS reads: it takes them or refuses them, in XML.
+func FuzzWebIdentity(f *testing.F) {
+	for _, claims := range []string{
+		"", "{}", "null", `{"iss":"https://i","sub":"s"}`, `{"iss":"https://i","sub":"s","aud":["a","b"],"exp":1800000600}`,
+		`{"iss":"i","sub":"s","aud":{"a":1},"exp":1e308}`, `{"iss":1}`, `{"iss":"<&>","sub":"\u0000"}`,
+	} {
+		f.Add(claims)
+	}
+	local := localaws.New(localaws.Options{Seed: 1, Clock: clock.NewManual(time.Unix(1_800_000_000, 0))})
+	f.Fuzz(func(t *testing.T, claims string) {
+		form := url.Values{
+			"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"}, "RoleArn": {"arn:aws:iam::111122223333:role/r"}, "RoleSessionName": {"ss"},
+			"WebIdentityToken": {"e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"},
+		}
+		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/", strings.NewReader(form.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		w := httptest.NewRecorder()
+		local.ServeHTTP(w, r)
+		if w.Code != http.StatusOK && (w.Code < 400 || w.Code > 499) {
+			t.Errorf("%q: %d %s", claims, w.Code, w.Body)
+		}
+		var any struct{}
+		if err := xml.Unmarshal(w.Body.Bytes(), &any); err != nil {
+			t.Errorf("%q: %v in %s", claims, err, w.Body)
 		}
 	})
 }
