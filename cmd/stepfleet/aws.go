@@ -16,6 +16,8 @@ type awsCmd struct {
 	Fsync    string `help:"When what is kept in --dir is forced to the disk: always, interval (a second) or never. A killed process loses nothing with any." enum:"always,interval,never" default:"interval" env:"STEPFLEET_AWS_FSYNC"`
 	Clock    bool   `name:"movable-clock" help:"Let clients move the time forward, below /_localaws/clock." env:"STEPFLEET_AWS_MOVABLE_CLOCK"`
 	Seed     uint64 `help:"Seed of identifiers and of the adversarial mode; 0 picks one." default:"0" env:"STEPFLEET_AWS_SEED"`
+
+	Credentials map[string]string `help:"Verify signatures against these access keys: KEY=SECRET;KEY=SECRET. Without any, every signature is taken." placeholder:"KEY=SECRET" env:"STEPFLEET_AWS_CREDENTIALS"`
 }
 
 // Run serves the local AWS until it is told to stop.
@@ -26,6 +28,6 @@ func (c *awsCmd) Run(g *globals) error {
 	}
 	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, MovableClock: c.Clock, Options: localaws.Options{
 		Logger: g.log, Region: c.Region, Account: c.Account, Seed: c.Seed, Mode: sqs.Mode(c.Mode), QueueURL: urls,
-		Metrics: true, Dir: c.Dir, Journal: journal.Options{Sync: journal.Sync(c.Fsync)},
+		Metrics: true, Credentials: c.Credentials, Dir: c.Dir, Journal: journal.Options{Sync: journal.Sync(c.Fsync)},
 	}})
 }
