@@ -40,6 +40,26 @@ type putMetricDataInput struct {
 	EntityMetricData []entityData  `json:"EntityMetricData"`
 }
 
+// data returns all data of the call, those of entities included. It counts them first: there may be
+// far too many to copy.
+func (in *putMetricDataInput) data() ([]metricDatum, error) {
+	count := len(in.MetricData)
+	for _, e := range in.EntityMetricData {
+		count += len(e.MetricData)
+	}
+	if count == 0 {
+		return nil, missing("MetricData")
+	}
+	if count > maxData {
+		return nil, errInvalidValue.With("The collection MetricData must not have a size greater than %d.", maxData)
+	}
+	data := in.MetricData
+	for _, e := range in.EntityMetricData {
+		data = append(data, e.MetricData...)
+	}
+	return data, nil
+}
+
 // putMetricData stores all of the data or, if any of it is wrong, none.
 func (s *Service) putMetricData(ctx context.Context, in *putMetricDataInput) (*api.Empty, error) {
 	if err := checkNamespace(in.Namespace); err != nil {
@@ -48,15 +68,9 @@ func (s *Service) putMetricData(ctx context.Context, in *putMetricDataInput) (*a
 	if strings.HasPrefix(in.Namespace, "AWS/") {
 		return nil, invalid("AWS/", "Namespace")
 	}
-	data := in.MetricData
-	for _, e := range in.EntityMetricData { // no more of each than shows that it is too many
-		data = append(data, e.MetricData[:min(len(e.MetricData), maxData+1)]...)
-	}
-	if len(data) == 0 {
-		return nil, missing("MetricData")
-	}
-	if len(data) > maxData {
-		return nil, errInvalidValue.With("The collection MetricData must not have a size greater than %d.", maxData)
+	data, err := in.data()
+	if err != nil {
+		return nil, err
 	}
 	now := s.clock.Now()
 	for i := range data {
