@@ -3,6 +3,7 @@ package localaws_test
 import (
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -327,4 +328,30 @@ func TestCompressedBodies(t *testing.T) {
 // TestPythonSDKOnCloudWatch moves the server's clock.
 func TestPythonSDKOnCloudWatch(t *testing.T) {
 	playPython(t, "cloudwatch.py", localaws.Config{MovableClock: true})
+}
+
+// A FIFO queue neither repeats nor reorders, so it is no hit of a fault that would have it do so.
+func TestFIFOQueuesAreNoHitOfDuplicates(t *testing.T) {
+	local := localaws.New(localaws.Options{})
+	twice := local.Faults.Add(fault.Rule{Kind: fault.Duplicate})
+	turned := local.Faults.Add(fault.Rule{Kind: fault.Reorder, Service: "sqs", Op: "ReceiveMessage"})
+	for _, queue := range []struct {
+		name, attributes, group string
+		hits                    int
+	}{
+		{"q.fifo", `{"FifoQueue":"true","ContentBasedDeduplication":"true"}`, `,"MessageGroupId":"g"`, 0},
+		{"q", `{}`, "", 1},
+	} {
+		post(local, "AmazonSQS.CreateQueue", fmt.Sprintf(`{"QueueName":%q,"Attributes":%s}`, queue.name, queue.attributes), nil)
+		post(local, "AmazonSQS.SendMessage", fmt.Sprintf(`{"QueueUrl":%q,"MessageBody":"x"%s}`, queue.name, queue.group), nil)
+		if n := twice.Hits(); n != queue.hits {
+			t.Errorf("%s: %d sends were hits, want %d", queue.name, n, queue.hits)
+		}
+		twice.Remove()
+		post(local, "AmazonSQS.ReceiveMessage", fmt.Sprintf(`{"QueueUrl":%q}`, queue.name), nil)
+		if n := turned.Hits(); n != queue.hits {
+			t.Errorf("%s: %d receives were hits, want %d", queue.name, n, queue.hits)
+		}
+		twice = local.Faults.Add(fault.Rule{Kind: fault.Duplicate})
+	}
 }

@@ -73,7 +73,7 @@ func TestABodyThatStopsIsGivenUp(t *testing.T) {
 	}
 }
 
-// What bounds the body must not bound the call.
+// What bounds the body must not bound the call: net/http lifts the bound when the body has come.
 func TestALongPollOutlastsTheTimeForItsBody(t *testing.T) {
 	a := New(Options{})
 	a.readTimeout = 50 * time.Millisecond

@@ -158,9 +158,10 @@ func sequenceNumber(seq uint64) string {
 	return strconv.FormatUint(first+seq*step, 10)
 }
 
-// copies is how often a send takes effect.
-func copies(ctx context.Context) int {
-	if fault.IsDuplicate(ctx) {
+// copies is how often a send takes effect. A FIFO queue takes no duplicates, so it does not ask: the
+// fault is then no hit.
+func copies(ctx context.Context, fifo bool) int {
+	if !fifo && fault.IsDuplicate(ctx) {
 		return 2
 	}
 	return 1
@@ -185,7 +186,7 @@ func (s *Service) sendMessage(ctx context.Context, in *sendMessageInput) (*sent,
 		return nil, err
 	}
 	out := []outgoing{s.message(c, &in.sendEntry, q.fifo)}
-	accepted, err := q.send(out, copies(ctx))
+	accepted, err := q.send(out, copies(ctx, q.fifo))
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +266,7 @@ func (s *Service) sendEntries(ctx context.Context, c *api.Call, q *queue, entrie
 		}
 		messages, good = append(messages, s.message(c, &e.sendEntry, q.fifo)), append(good, e)
 	}
-	accepted, err := q.send(messages, copies(ctx))
+	accepted, err := q.send(messages, copies(ctx, q.fifo))
 	if err != nil {
 		return nil, err
 	}
@@ -314,7 +315,9 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 	if err != nil {
 		return nil, err
 	}
-	request.duplicate, request.reorder = fault.IsDuplicate(ctx), fault.IsReorder(ctx)
+	if !q.fifo { // a FIFO queue keeps its promises, and the fault is then no hit
+		request.duplicate, request.reorder = fault.IsDuplicate(ctx), fault.IsReorder(ctx)
+	}
 	got, err := q.receive(ctx, request)
 	if err != nil {
 		return nil, err
