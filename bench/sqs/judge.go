@@ -29,10 +29,9 @@ type bar struct {
 	measure  func(*result) (value float64, detail string, err error)
 }
 
-// bars are the promises of the local SQS. Servers are compared by their CPU for a message. A rate
-// cannot tell them apart here: the client shares the CPUs and takes several times as much for a
-// message as our server, so that even a server without any cost would not be five times as fast as
-// one that takes twice what the client does. The rates and the client's CPU are told beside it.
+// bars are the promises of the local SQS. Servers are compared by their CPU for a message: the client
+// shares the CPUs, and what it takes for a message is in every rate. The rates and the client's CPU
+// are told beside it.
 func bars(p plan) []bar {
 	size := func(a, b int) string { return thousands(a) + " to " + thousands(b) }
 	return []bar{
