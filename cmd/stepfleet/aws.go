@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"regexp"
+	"runtime/debug"
 
 	"github.com/stepfleet/stepfleet/localaws"
 	"github.com/stepfleet/stepfleet/localaws/journal"
@@ -33,11 +35,19 @@ func (c *awsCmd) Validate() error {
 	return nil
 }
 
+// awsGCPercent is how much garbage may be beside what queues hold before it is collected, in percent,
+// unless GOGC says otherwise. From Go's own 100 to 300 a batch send went from 10.7 to 8.0 us of CPU a
+// message, and the memory of a message from 470 to between 640 and 790 bytes.
+const awsGCPercent = 300
+
 // Run serves the local AWS until it is told to stop.
 func (c *awsCmd) Run(g *globals) error {
 	urls, err := sqs.ParseURLTemplate(c.QueueURL)
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(awsGCPercent)
 	}
 	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, MovableClock: c.Clock, Options: localaws.Options{
 		Logger: g.log, Region: c.Region, Account: c.Account, Seed: c.Seed, Mode: sqs.Mode(c.Mode), QueueURL: urls,
