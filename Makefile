@@ -59,7 +59,7 @@ check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy,
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: setup build ## what takes longer: check, demo three times and on the wheel, matrix, test-aws, benchmark
+full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, test-aws, benchmark
 	@RACE="$(RACE)" scripts/full
 
 .PHONY: matrix

@@ -24,12 +24,7 @@ import (
 // control calls the control endpoint.
 func control(local http.Handler, method, path, body string, change func(*http.Request)) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, "http://127.0.0.1/_localaws/"+path, strings.NewReader(body))
-	if change != nil {
-		change(r)
-	}
-	w := httptest.NewRecorder()
-	local.ServeHTTP(w, r)
-	return w
+	return answer(local, r, change)
 }
 
 func TestControlIsProtectedAsTheRest(t *testing.T) {

@@ -57,6 +57,11 @@ func post(local http.Handler, target, body string, change func(*http.Request)) *
 	r.Header.Set("Content-Type", "application/x-amz-json-1.0")
 	r.Header.Set("X-Amz-Target", target)
 	r.Header.Set("X-Amzn-Query-Mode", "true")
+	return answer(local, r, change)
+}
+
+// answer has the request answered, after a change if there is one.
+func answer(local http.Handler, r *http.Request, change func(*http.Request)) *httptest.ResponseRecorder {
 	if change != nil {
 		change(r)
 	}

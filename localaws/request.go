@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
+	"github.com/stepfleet/stepfleet/localaws/arn"
 	"github.com/stepfleet/stepfleet/localaws/sigv4"
 )
 
@@ -23,7 +24,7 @@ func (a *AWS) callOf(r *http.Request, op string) *api.Call {
 	if c.Region == "" {
 		c.Region = a.region
 	}
-	if isAccount(s.AccessKey) {
+	if arn.IsAccount(s.AccessKey) {
 		c.Account = s.AccessKey
 	}
 	if c.SessionToken != "" {
@@ -32,18 +33,6 @@ func (a *AWS) callOf(r *http.Request, op string) *api.Call {
 		}
 	}
 	return c
-}
-
-func isAccount(key string) bool {
-	if len(key) != 12 {
-		return false
-	}
-	for i := range len(key) {
-		if key[i] < '0' || key[i] > '9' {
-			return false
-		}
-	}
-	return true
 }
 
 // authenticate returns nil for a call whose signature holds. While no credentials are set it lets

@@ -27,7 +27,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // clientGC lets the client collect garbage more seldom than usual: it shares the CPUs with what is
@@ -146,7 +145,7 @@ func (o options) mayPublish(ctx context.Context) error {
 	switch {
 	case o.plan.Quick || o.plan.Repetitions < fullPlan().Repetitions || len(o.servers) < len(allServers):
 		return errors.New("only a whole run with all servers is published" + elsewhere)
-	case newMeta(ctx, time.Now()).Dirty:
+	case isDirty(ctx):
 		return errors.New("only a run of a commit is published, and the working tree has changes" + elsewhere)
 	}
 	return nil

@@ -214,19 +214,26 @@ func readResult(path string) (*result, error) {
 }
 
 func newMeta(ctx context.Context, began time.Time) meta {
-	output := func(name string, args ...string) string {
-		out, err := exec.CommandContext(ctx, name, args...).Output()
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(string(out))
-	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	return meta{
-		BegunAt: began.UTC().Truncate(time.Second), Commit: cmp.Or(output("git", "rev-parse", "--short=10", "HEAD"), "unknown"),
-		Dirty: output("git", "status", "--porcelain", "--untracked-files=no") != "", Go: runtime.Version(),
+		BegunAt: began.UTC().Truncate(time.Second), Commit: cmp.Or(git(ctx, "rev-parse", "--short=10", "HEAD"), "unknown"),
+		Dirty: isDirty(ctx), Go: runtime.Version(),
 		Kernel: strings.TrimSpace(string(kernel)), CPUs: runtime.NumCPU(), CPUModel: cpuModel(), LoadBefore: loadAverage(),
 	}
+}
+
+// git returns what it prints, or nothing where it fails.
+func git(ctx context.Context, args ...string) string {
+	out, err := exec.CommandContext(ctx, "git", args...).Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// isDirty reports whether the working tree has changes.
+func isDirty(ctx context.Context) bool {
+	return git(ctx, "status", "--porcelain", "--untracked-files=no") != ""
 }
 
 func cpuModel() string {

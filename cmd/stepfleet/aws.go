@@ -3,10 +3,10 @@ package main
 import (
 	"fmt"
 	"os"
-	"regexp"
 	"runtime/debug"
 
 	"github.com/stepfleet/stepfleet/localaws"
+	"github.com/stepfleet/stepfleet/localaws/arn"
 	"github.com/stepfleet/stepfleet/localaws/journal"
 	"github.com/stepfleet/stepfleet/localaws/sqs"
 )
@@ -25,11 +25,9 @@ type awsCmd struct {
 	Credentials map[string]string `help:"Verify signatures against these access keys: KEY=SECRET;KEY=SECRET. Without any, every signature is taken." placeholder:"KEY=SECRET" env:"STEPFLEET_AWS_CREDENTIALS"`
 }
 
-var accountNumber = regexp.MustCompile(`^\d{12}$`)
-
 // Validate refuses an account that no client would take for one: it is part of queue URLs and ARNs.
 func (c *awsCmd) Validate() error {
-	if !accountNumber.MatchString(c.Account) {
+	if !arn.IsAccount(c.Account) {
 		return fmt.Errorf("--account is %q: give twelve digits, such as 123456789012", c.Account)
 	}
 	return nil

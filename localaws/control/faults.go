@@ -30,7 +30,7 @@ type rule struct {
 	Seed         uint64     `json:"seed,omitempty"`
 }
 
-// ruleError is the api.Error that a rule answers.
+// ruleError is the api.Error that a rule answers, member by member.
 type ruleError struct {
 	Type         string `json:"type"`
 	Common       bool   `json:"common,omitempty"`
@@ -45,15 +45,16 @@ func errorOf(r fault.Rule) *ruleError {
 	if r.Error == nil {
 		return nil
 	}
-	e := r.Failure()
-	return &ruleError{Type: e.Type, Common: e.Common, Code: e.Code, Status: e.Status, Message: e.Message, QueryMessage: e.QueryMessage}
+	e := ruleError(*r.Failure())
+	return &e
 }
 
 func (e *ruleError) fault() *api.Error {
 	if e == nil {
 		return nil
 	}
-	return &api.Error{Type: e.Type, Common: e.Common, Code: e.Code, Status: e.Status, Message: e.Message, QueryMessage: e.QueryMessage}
+	answered := api.Error(*e)
+	return &answered
 }
 
 // ruleStatus is a rule and what became of it.

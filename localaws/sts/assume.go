@@ -123,7 +123,7 @@ func parseRole(text string) (_ arn.ARN, ok bool) {
 	role, err := arn.Parse(text)
 	kind, _ := role.Split()
 	name := roleName(role)
-	return role, err == nil && role.Service == "iam" && accountNumber.MatchString(role.Account) &&
+	return role, err == nil && role.Service == "iam" && arn.IsAccount(role.Account) &&
 		kind == "role" && name != "" && len(name) <= maxRoleName
 }
 

@@ -59,10 +59,10 @@ func (s *Service) assumeRoot(ctx context.Context, in *assumeRootInput) (*assumeR
 
 // accountOfRoot reads an account, or the ARN of its root.
 func accountOfRoot(principal string) (string, error) {
-	if accountNumber.MatchString(principal) {
+	if arn.IsAccount(principal) {
 		return principal, nil
 	}
-	if root, err := arn.Parse(principal); err == nil && root.Service == "iam" && root.Resource == "root" && accountNumber.MatchString(root.Account) {
+	if root, err := arn.Parse(principal); err == nil && root.Service == "iam" && root.Resource == "root" && arn.IsAccount(root.Account) {
 		return root.Account, nil
 	}
 	return "", errValidation.With("%s is invalid", principal)
@@ -109,7 +109,7 @@ func (s *Service) getDelegatedAccessToken(ctx context.Context, in *getDelegatedA
 		if token.over(s.clock.Now()) {
 			return nil, errTradeInOver
 		}
-		if named, err := arn.Parse(token.Subject); err == nil && accountNumber.MatchString(named.Account) {
+		if named, err := arn.Parse(token.Subject); err == nil && arn.IsAccount(named.Account) {
 			principal = token.Subject
 		}
 	}

@@ -71,7 +71,7 @@ var providerName = regexp.MustCompile(`^[\w._-]{1,128}$`)
 // parseProvider reads the ARN of a SAML provider.
 func parseProvider(text string) (arn.ARN, error) {
 	provider, err := arn.Parse(text)
-	if kind, name := provider.Split(); err != nil || provider.Service != "iam" || !accountNumber.MatchString(provider.Account) ||
+	if kind, name := provider.Split(); err != nil || provider.Service != "iam" || !arn.IsAccount(provider.Account) ||
 		kind != "saml-provider" || !providerName.MatchString(name) {
 		return arn.ARN{}, errValidation.With("%s is invalid", text)
 	}

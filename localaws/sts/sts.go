@@ -12,7 +12,6 @@ package sts
 import (
 	"context"
 	"net/http"
-	"regexp"
 
 	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/arn"
@@ -103,10 +102,7 @@ type getAccessKeyInfoOutput struct {
 	Account string `json:"Account"`
 }
 
-var (
-	accountNumber = regexp.MustCompile(`^\d{12}$`)
-	keyPattern    = newPattern(`[\w]*`)
-)
+var keyPattern = newPattern(`[\w]*`)
 
 // getAccessKeyInfo knows the accounts of keys that are account numbers and of those given out here.
 // AWS reads the account out of any key; here a key that was made up belongs to the caller's account,
@@ -118,7 +114,7 @@ func (s *Service) getAccessKeyInfo(ctx context.Context, in *getAccessKeyInfoInpu
 	if err := c.err(); err != nil {
 		return nil, err
 	}
-	if accountNumber.MatchString(in.AccessKeyID) {
+	if arn.IsAccount(in.AccessKeyID) {
 		return &getAccessKeyInfoOutput{in.AccessKeyID}, nil
 	}
 	if account, ok := accountOfKey(in.AccessKeyID); ok {
