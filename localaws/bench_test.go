@@ -1,6 +1,8 @@
 package localaws_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -47,6 +49,56 @@ func BenchmarkSend(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkReceiveDelete is what ten messages cost from the two requests to the two answers, out of
+// a backlog that does not fit the processor's caches, without the socket.
+func BenchmarkReceiveDelete(b *testing.B) {
+	local := localaws.New(localaws.Options{Seed: 1})
+	call := func(op, body string) []byte {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/x-amz-json-1.0")
+		r.Header.Set("X-Amz-Target", "AmazonSQS."+op)
+		if local.ServeHTTP(w, r); w.Code != http.StatusOK {
+			b.Fatal(w.Code, w.Body)
+		}
+		return w.Body.Bytes()
+	}
+	const url = `"QueueUrl":"http://127.0.0.1/000000000000/q"`
+	call("CreateQueue", `{"QueueName":"q"}`)
+	var entries []string
+	for i := range 10 {
+		entries = append(entries, fmt.Sprintf(`{"Id":"%d","MessageBody":"%s"}`, i, strings.Repeat("x", 200)))
+	}
+	fill := func(batches int) {
+		b.StopTimer()
+		for range batches {
+			call("SendMessageBatch", `{`+url+`,"Entries":[`+strings.Join(entries, ",")+`]}`)
+		}
+		b.StartTimer()
+	}
+	left := 0
+	b.ReportAllocs()
+	for range b.N {
+		if left == 0 {
+			left = 30_000
+			fill(left)
+		}
+		left--
+		var got struct {
+			Messages []struct{ ReceiptHandle string }
+		}
+		answer := call("ReceiveMessage", `{`+url+`,"MaxNumberOfMessages":10}`)
+		if err := json.Unmarshal(answer, &got); err != nil || len(got.Messages) != 10 {
+			b.Fatal(err, len(got.Messages))
+		}
+		var handles []string
+		for i, m := range got.Messages {
+			handles = append(handles, fmt.Sprintf(`{"Id":"%d","ReceiptHandle":"%s"}`, i, m.ReceiptHandle))
+		}
+		call("DeleteMessageBatch", `{`+url+`,"Entries":[`+strings.Join(handles, ",")+`]}`)
 	}
 }
 

@@ -177,8 +177,8 @@ func (m *fifoModel) compare(t *rapid.T) {
 			visible++
 		}
 	}
-	if m.q.visible != visible || len(m.q.messages) != len(m.messages) {
-		t.Fatalf("%d of %d visible; the model has %d of %d", m.q.visible, len(m.q.messages), visible, len(m.messages))
+	if m.q.visible != visible || m.q.messages.n != len(m.messages) {
+		t.Fatalf("%d of %d visible; the model has %d of %d", m.q.visible, m.q.messages.n, visible, len(m.messages))
 	}
 	if err := m.q.check(); err != nil {
 		t.Fatal(err)
@@ -328,7 +328,7 @@ func TestAnAttemptKeepsNoMessage(t *testing.T) {
 	if _, err := q.send([]outgoing{{content: content{group: "g", dedup: "1", body: "large"}}}, 1); err != nil {
 		t.Fatal(err)
 	}
-	message := weak.Make(q.messages[1])
+	message := weak.Make(q.messages.get(1))
 	if got, err := q.receive(t.Context(), receive{max: 1, attempt: "a"}); err != nil || len(got) != 1 || q.delete(got[0].handle) != nil {
 		t.Fatal(len(got), err)
 	}
@@ -390,8 +390,8 @@ func TestDepartedMessagesKeepTheirOrder(t *testing.T) {
 		})
 	}
 	running.Wait()
-	if len(to.messages) != n || len(from.messages) != 0 || len(from.leaving) != 0 {
-		t.Fatalf("%d of %d arrived, %d and %d are left", len(to.messages), n, len(from.messages), len(from.leaving))
+	if to.messages.n != n || from.messages.n != 0 || len(from.leaving) != 0 {
+		t.Fatalf("%d of %d arrived, %d and %d are left", to.messages.n, n, from.messages.n, len(from.leaving))
 	}
 	for m, i := to.arrivals.head, 0; m != nil; m, i = m.links[linkArrival].next, i+1 {
 		if m.dedup != fmt.Sprint(i) {

@@ -71,7 +71,9 @@ func (h *openLanes) update(l *lane, open bool) {
 	case open && l.slot < 0:
 		heap.Push(h, l)
 	case open:
-		heap.Fix(h, l.slot)
+		if len(*h) > 1 { // a queue without groups has one lane
+			heap.Fix(h, l.slot)
+		}
 	case l.slot >= 0:
 		heap.Remove(h, l.slot)
 	}

@@ -20,7 +20,7 @@ func TestAdversarialDoesWhatAWSMay(t *testing.T) {
 	var order []uint64
 	short, empty := 0, 0
 	seen := map[uint64]int{}
-	for len(seen) < n || len(q.messages) > 0 {
+	for len(seen) < n || q.messages.n > 0 {
 		left := q.visible
 		got, err := q.receive(context.Background(), receive{max: 10})
 		if err != nil {

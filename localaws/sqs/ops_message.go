@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -288,20 +287,6 @@ type receiveMessageInput struct {
 	ReceiveRequestAttemptID     string   `json:"ReceiveRequestAttemptId"`
 }
 
-type receivedMessage struct {
-	MessageID              string                    `json:"MessageId"`
-	ReceiptHandle          string                    `json:"ReceiptHandle"`
-	MD5OfBody              string                    `json:"MD5OfBody"`
-	Body                   string                    `json:"Body"`
-	Attributes             map[string]string         `json:"Attributes,omitempty" query:"Attribute,flat,key=Name,value=Value"`
-	MD5OfMessageAttributes string                    `json:"MD5OfMessageAttributes,omitempty"`
-	MessageAttributes      map[string]AttributeValue `json:"MessageAttributes,omitempty" query:"MessageAttribute,flat,key=Name,value=Value"`
-}
-
-type receiveMessageOutput struct {
-	Messages []receivedMessage `json:"Messages,omitempty" query:"Message,flat,json=messages"`
-}
-
 func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (*receiveMessageOutput, error) {
 	q, err := s.find(api.CallOf(ctx), in.QueueURL)
 	if err != nil {
@@ -331,7 +316,7 @@ func (s *Service) receiveMessage(ctx context.Context, in *receiveMessageInput) (
 }
 
 func (in *receiveMessageInput) request(q *queue) (receive, error) {
-	r := receive{max: 1, wait: q.current().wait}
+	r := receive{max: 1}
 	if id := in.ReceiveRequestAttemptID; id != "" {
 		if !q.fifo {
 			return r, invalid(id, "ReceiveRequestAttemptId", wrongType)
@@ -351,6 +336,8 @@ func (in *receiveMessageInput) request(q *queue) (receive, error) {
 			return r, invalid(*n, "WaitTimeSeconds", "Must be >= 0 and <= 20, if provided.")
 		}
 		r.wait = time.Duration(*n) * time.Second
+	} else {
+		r.wait = q.current().wait
 	}
 	if n := in.VisibilityTimeout; n != nil {
 		if err := checkVisibility(*n); err != nil {
@@ -555,7 +542,20 @@ func each[E any](entries []E, id func(E) string, f func(int, E) error) (done []b
 // maxBatch is how many entries a batch, and messages a receive, may have.
 const maxBatch = 10
 
-var batchEntryID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,80}$`)
+// maxBatchID is how long the id of an entry may be.
+const maxBatchID = 80
+
+// isBatchID reports whether AWS takes the id for an entry's.
+func isBatchID(id string) bool {
+	for i := range len(id) {
+		switch c := id[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxBatchID
+}
 
 // checkBatch refuses a batch as a whole.
 func checkBatch[E any](action string, entries []E, id func(E) string) error {
@@ -565,15 +565,15 @@ func checkBatch[E any](action string, entries []E, id func(E) string) error {
 	if len(entries) > maxBatch {
 		return errBatchTooMany.With("Maximum number of entries per request are %d. You have sent %d.", maxBatch, len(entries))
 	}
-	seen := map[string]bool{}
-	for _, e := range entries {
-		if !batchEntryID.MatchString(id(e)) {
+	for i, e := range entries {
+		if !isBatchID(id(e)) {
 			return errBatchInvalidID
 		}
-		if seen[id(e)] {
-			return errBatchSameID.With("Id %s repeated.", id(e))
+		for _, before := range entries[:i] { // there are few: a map would cost more
+			if id(before) == id(e) {
+				return errBatchSameID.With("Id %s repeated.", id(e))
+			}
 		}
-		seen[id(e)] = true
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func (q *queue) backlog() int {
 	q.mu.Lock()
 	now := q.advance()
 	defer q.leave(now)
-	return len(q.messages)
+	return q.messages.n
 }
 
 type cancelMessageMoveTaskInput struct {

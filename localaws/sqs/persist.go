@@ -465,7 +465,7 @@ func (q *queue) contents() (*queueRecord, []*message, []*remember[accepted]) {
 	if q.gone {
 		return nil, nil, nil
 	}
-	messages := slices.AppendSeq(make([]*message, 0, len(q.messages)+len(q.leaving)), maps.Values(q.messages))
+	messages := slices.AppendSeq(make([]*message, 0, q.messages.n+len(q.leaving)), q.messages.all())
 	messages = slices.AppendSeq(messages, maps.Values(q.leaving))
 	return q.describe(), messages, slices.Collect(maps.Values(q.sends.entries))
 }
@@ -476,7 +476,7 @@ func (q *queue) puts(messages []*message) []*putRecord {
 	defer q.mu.Unlock()
 	puts := make([]*putRecord, 0, len(messages))
 	for _, m := range messages {
-		if q.messages[m.seq] == m || q.leaving[m.seq] == m {
+		if q.messages.get(m.seq) == m || q.leaving[m.seq] == m {
 			puts = append(puts, putOf(m))
 		}
 	}

@@ -188,9 +188,9 @@ func (m *journaled) dump() map[string][]string {
 	for _, name := range journaledQueues {
 		q := m.queue(name)
 		lines := []string{fmt.Sprint(q.snapshot(), q.seq, q.uid)}
-		for _, seq := range slices.Sorted(maps.Keys(q.messages)) {
-			x := q.messages[seq]
-			lines = append(lines, fmt.Sprint(seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.due.Unix(), x.inFlight, x.receives, x.elsewhere, x.nonce))
+		inOrder := func(a, b *message) int { return int(a.seq) - int(b.seq) }
+		for _, x := range slices.SortedFunc(q.messages.all(), inOrder) {
+			lines = append(lines, fmt.Sprint(x.seq, x.id, x.body, x.group, x.dedup, x.deadFrom, x.sent.Unix(), q.hidden.has(x), x.due.Unix(), x.inFlight, x.receives, x.elsewhere, x.nonce))
 		}
 		now := m.clock.Now()
 		for _, key := range slices.Sorted(maps.Keys(q.sends.entries)) {
@@ -348,7 +348,7 @@ func TestASnapshotHasWhatIsBetweenTwoQueues(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(open(dir).queues.get(queueKey{"r", "a", "q"}).messages); n != 1 {
+	if n := open(dir).queues.get(queueKey{"r", "a", "q"}).messages.n; n != 1 {
 		t.Errorf("%d messages after the kill, want the one that had not arrived", n)
 	}
 }

@@ -42,7 +42,7 @@ type queue struct {
 	gone       bool
 
 	seq      uint64
-	messages map[uint64]*message
+	messages index
 	arrivals chain    // in the order of arrival and of age: the retention takes from the front
 	horizon  *message // the last arrival that a FIFO queue looks at, if it has any
 	moved    byTime
@@ -89,7 +89,7 @@ func newQueue(s *Service, uid uint64, key queueKey, attributes, tags map[string]
 
 // clear forgets every message.
 func (q *queue) clear() {
-	q.messages, q.lanes, q.open = map[uint64]*message{}, map[string]*lane{}, nil
+	q.messages, q.lanes, q.open = newIndex(), map[string]*lane{}, nil
 	q.arrivals, q.horizon = chain{which: linkArrival}, nil
 	q.hidden, q.moved = byTime{which: slotHidden}, byTime{which: slotMoved}
 	q.visible, q.inFlight = 0, 0
@@ -273,7 +273,7 @@ func (q *queue) add(now time.Time, o *outgoing) *message {
 // arrivals, which is what it looks through, may hold it, whatever its date.
 func (q *queue) insert(m *message, hidden bool) {
 	m.slots = [2]int32{-1, -1}
-	q.messages[m.seq] = m
+	q.messages.put(m)
 	if last := q.arrivals.tail; !q.fifo && last != nil && m.sent.Before(last.sent) {
 		q.moved.add(m)
 	} else {
@@ -375,7 +375,7 @@ func (q *queue) drop(m *message) {
 
 // forget removes a message that is neither visible nor hidden.
 func (q *queue) forget(m *message) {
-	delete(q.messages, m.seq)
+	q.messages.remove(m)
 	if q.moved.has(m) {
 		q.moved.remove(m)
 	} else {
@@ -418,7 +418,7 @@ func (q *queue) deleteOne(handle string) error {
 	if err != nil {
 		return err
 	}
-	m := q.messages[r.seq]
+	m := q.messages.get(r.seq)
 	if m == nil {
 		return nil
 	}
@@ -450,7 +450,7 @@ func (q *queue) changeOne(now time.Time, handle string, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	m := q.messages[r.seq]
+	m := q.messages.get(r.seq)
 	if m == nil || q.fifo && !q.holds(m, r) {
 		return invalid(handle, "ReceiptHandle", "Message does not exist or is not available for visibility timeout change.")
 	}

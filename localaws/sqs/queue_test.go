@@ -75,9 +75,9 @@ func (q *queue) check() error {
 	}
 	next := q.hidden.first()
 	switch {
-	case q.visible+len(q.hidden.items) != len(q.messages), visible != q.visible, total != len(q.messages):
+	case q.visible+len(q.hidden.items) != q.messages.n, visible != q.visible, total != q.messages.n:
 		return errors.New("a message is in no place, or in two")
-	case q.arrivals.n+len(q.moved.items) != len(q.messages):
+	case q.arrivals.n+len(q.moved.items) != q.messages.n:
 		return errors.New("a message has no age, or two")
 	case flying != q.inFlight:
 		return errors.New("the count of messages in flight is wrong")
@@ -304,7 +304,7 @@ func TestEngineUnderRandomLoad(t *testing.T) {
 		if err := q.check(); err != nil {
 			t.Error(err)
 		}
-		if n := len(q.messages); n != 0 {
+		if n := q.messages.n; n != 0 {
 			t.Errorf("%d messages left", n)
 		}
 		if q.waiters.Len() != 0 || !q.armed.IsZero() {

@@ -195,14 +195,14 @@ func (q *queue) again(now time.Time, id string) ([]delivery, bool) {
 		return nil, false
 	}
 	for _, a := range before.got {
-		m := q.messages[a.seq]
+		m := q.messages.get(a.seq)
 		if m == nil || !q.holds(m, a.receipt) || !m.due.Equal(a.deadline) {
 			return nil, false
 		}
 	}
 	got := make([]delivery, 0, len(before.got))
 	for i := range before.got {
-		m := q.messages[before.got[i].seq]
+		m := q.messages.get(before.got[i].seq)
 		m.due = now.Add(before.visibility)
 		before.got[i].deadline = m.due
 		q.hidden.fix(m)

@@ -41,6 +41,9 @@ var regionalHost = regexp.MustCompile(`^(?:sqs\.([a-z]{2}(?:-[a-z]+)+-\d)|([a-z]
 
 // regionOf splits the region off a host that has it in front.
 func regionOf(host string) (region, rest string) {
+	if !strings.HasPrefix(host, "sqs.") && !strings.Contains(host, ".queue.") {
+		return "", host // nearly every host there is
+	}
 	found := regionalHost.FindStringSubmatch(host)
 	if found == nil {
 		return "", host
