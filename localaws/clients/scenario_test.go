@@ -46,8 +46,8 @@ type scenario struct {
 // step is one call and its answer, or an advance of the server's clock.
 //
 // In what is sent, ${name} is what an earlier step saved, ${repeat:x:3} is xxx, {"$bytes": text} is
-// binary, {"$json": document} the document as text and {"$time": "-10m"} the moment ten minutes
-// before the scenario began. In what is expected, "*" is any text that is not empty, "#" any number,
+// binary, {"$base64": text} its base64, {"$json": document} the document as text, {"$time": "-10m"} the
+// moment ten minutes before the scenario began and ${now} the text of when it did. In what is expected, "*" is any text that is not empty, "#" any number,
 // "~..." a regular expression, "md5:..." the digest of the text, "minute:-10m" the minute of such a
 // moment, "time:" any moment, [] also an absent member, and a member whose name ends in ? may be
 // absent, as in clients that are older than it; everything else must be as it is written, and nothing
@@ -144,6 +144,7 @@ func (d difference) String() string { return d.step + ": " + d.path + ": " + d.w
 func (r *runner) play(s scenario) ([]difference, error) {
 	var all []difference
 	r.began = r.now()
+	r.vars["now"] = r.began.UTC().Format(time.RFC3339)
 	for i := range s.Steps {
 		st := &s.Steps[i]
 		if st.Advance != "" {
@@ -245,6 +246,9 @@ func (r *runner) expandMap(x map[string]any, sending bool) (_ any, ok bool) {
 	if document, is := m["$json"]; is {
 		text, err := json.Marshal(document)
 		return string(text), ok && err == nil
+	}
+	if text, is := m["$base64"].(string); is {
+		return base64.StdEncoding.EncodeToString([]byte(text)), ok
 	}
 	if text, is := m["$bytes"].(string); is {
 		return map[string]any{"$bytes": base64.StdEncoding.EncodeToString([]byte(text))}, ok
