@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -207,5 +210,27 @@ func TestParseStat(t *testing.T) {
 	}
 	if _, _, ok := parseStat("77 (a) S 1"); ok {
 		t.Error("a short line was read")
+	}
+}
+
+// A peer may lose a few calls with their connections; other errors, and many of them, are results.
+func TestForgiving(t *testing.T) {
+	var broken atomic.Int64
+	wrong := errors.New("another body")
+	next := net.ErrClosed
+	do := forgiving(func(context.Context) (int, error) { return 7, next }, &broken)
+	for range maxBroken {
+		if n, err := do(t.Context()); n != 0 || err != nil {
+			t.Errorf("a lost call is %d, %v", n, err)
+		}
+	}
+	if _, err := do(t.Context()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("one too many is %v", err)
+	}
+	if next = wrong; broken.Load() != maxBroken+1 {
+		t.Errorf("%d are counted", broken.Load())
+	}
+	if _, err := do(t.Context()); !errors.Is(err, wrong) {
+		t.Errorf("another error is %v", err)
 	}
 }

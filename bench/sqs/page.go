@@ -123,8 +123,12 @@ func notes(r *result) string {
 		}
 		for _, kind := range []string{standard, fifo} {
 			for _, op := range ops {
-				if c := r.cell(s.Name, kind, op); c.reason != "" {
+				c := r.cell(s.Name, kind, op)
+				if c.reason != "" {
 					lines = append(lines, fmt.Sprintf("- %s, %s, %s: %s", s.Name, kind, op, c.reason))
+				}
+				if c.broken > 0 {
+					lines = append(lines, fmt.Sprintf("- %s, %s, %s: %d calls were lost with their connection, and are not counted", s.Name, kind, op, c.broken))
 				}
 			}
 		}

@@ -90,6 +90,7 @@ type stage struct {
 	Repetition       int
 	load
 	LoadBefore float64
+	Broken     int64  `json:",omitempty"` // calls that were lost with their connection
 	Error      string `json:",omitempty"` // why the stage does not count
 }
 
@@ -125,6 +126,7 @@ func (f figure) orFailed(err error) figure {
 // cell is the median of the repetitions of one load, or why there is none.
 type cell struct {
 	Rate, CPUMicros, ClientMicros float64
+	broken                        int64
 	reason                        string
 }
 
@@ -133,6 +135,7 @@ func (r *result) cell(server, kind, op string) cell {
 		return cell{reason: reason}
 	}
 	var rates, cpu, client []float64
+	var broken int64
 	for _, s := range r.Stages {
 		if s.Server != server || s.Kind != kind || s.Repetition == 0 {
 			continue
@@ -141,13 +144,14 @@ func (r *result) cell(server, kind, op string) cell {
 			return cell{reason: fmt.Sprintf("repetition %d: %s", s.Repetition, s.Error)}
 		}
 		if s.Op == op && s.Messages > 0 {
+			broken += s.Broken
 			rates, cpu, client = append(rates, s.rate()), append(cpu, s.cpuMicros()), append(client, s.clientMicros())
 		}
 	}
 	if len(rates) == 0 {
 		return cell{reason: "not one message in any repetition"}
 	}
-	return cell{Rate: quantile(rates, 0.5), CPUMicros: quantile(cpu, 0.5), ClientMicros: quantile(client, 0.5)}
+	return cell{Rate: quantile(rates, 0.5), CPUMicros: quantile(cpu, 0.5), ClientMicros: quantile(client, 0.5), broken: broken}
 }
 
 // missing returns why the server was not measured, or nothing.

@@ -571,6 +571,7 @@ func (q *queue) current() settings {
 func (q *queue) receive(ctx context.Context, r receive) ([]delivery, error) {
 	w, got, err := q.takeOrWait(r)
 	if w == nil {
+		q.sign(got)
 		return got, err
 	}
 	select {
@@ -580,5 +581,6 @@ func (q *queue) receive(ctx context.Context, r receive) ([]delivery, error) {
 		<-w.done
 	}
 	q.service.journal.wait(w.written)
+	q.sign(w.got)
 	return w.got, w.err
 }

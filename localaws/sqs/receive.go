@@ -23,8 +23,8 @@ type receive struct {
 // delivery is a message as one receive returned it.
 type delivery struct {
 	*message
-	handle        string
-	nonce         uint64
+	receipt       receipt
+	handle        string // once it is signed
 	count         int
 	firstReceived time.Time
 	deadline      time.Time
@@ -54,7 +54,7 @@ type waiter struct {
 }
 
 func (q *queue) deliver(m *message) delivery {
-	return delivery{m, q.handle(m), m.nonce, m.receives, m.firstReceived, m.due}
+	return delivery{message: m, receipt: receipt{m.seq, m.nonce}, count: m.receives, firstReceived: m.firstReceived, deadline: m.due}
 }
 
 // takeOrWait returns messages, or the waiter that will get them.
@@ -151,7 +151,7 @@ func (q *queue) take(now time.Time, r receive) []delivery {
 func attemptedOf(got []delivery) []attempted {
 	all := make([]attempted, 0, len(got))
 	for _, d := range got {
-		all = append(all, attempted{receipt{d.seq, d.nonce}, d.deadline})
+		all = append(all, attempted{d.receipt, d.deadline})
 	}
 	return all
 }

@@ -40,9 +40,9 @@ func (out *receiveMessageOutput) AppendJSON(b []byte) (_ []byte, err error) {
 }
 
 func (m *receivedMessage) append(b []byte) (_ []byte, err error) {
-	b = appendText(append(b, `{"MessageId":`...), m.MessageID)
-	b = appendText(append(b, `,"ReceiptHandle":`...), m.ReceiptHandle)
-	b = appendText(append(b, `,"MD5OfBody":`...), m.MD5OfBody)
+	b = appendPlain(append(b, `{"MessageId":`...), m.MessageID)
+	b = appendPlain(append(b, `,"ReceiptHandle":`...), m.ReceiptHandle)
+	b = appendPlain(append(b, `,"MD5OfBody":`...), m.MD5OfBody)
 	b = appendText(append(b, `,"Body":`...), m.Body)
 	if len(m.Attributes) > 0 {
 		if b, err = appendAny(append(b, `,"Attributes":`...), m.Attributes); err != nil {
@@ -50,7 +50,7 @@ func (m *receivedMessage) append(b []byte) (_ []byte, err error) {
 		}
 	}
 	if m.MD5OfMessageAttributes != "" {
-		b = appendText(append(b, `,"MD5OfMessageAttributes":`...), m.MD5OfMessageAttributes)
+		b = appendPlain(append(b, `,"MD5OfMessageAttributes":`...), m.MD5OfMessageAttributes)
 	}
 	if len(m.MessageAttributes) > 0 {
 		if b, err = appendAny(append(b, `,"MessageAttributes":`...), m.MessageAttributes); err != nil {
@@ -58,6 +58,11 @@ func (m *receivedMessage) append(b []byte) (_ []byte, err error) {
 		}
 	}
 	return append(b, '}'), nil
+}
+
+// appendPlain appends a JSON string of ours: digits, letters and the like, nothing to escape.
+func appendPlain(b []byte, text string) []byte {
+	return append(append(append(b, '"'), text...), '"')
 }
 
 // appendText appends a JSON string. What is not UTF-8 is replaced, and is none of ours: sends refuse it.
