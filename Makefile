@@ -54,12 +54,16 @@ test: ## every test that must pass before a change goes in
 test-aws: setup build ## the local AWS with every client, beside another emulator, under kill -9
 	@scripts/test-aws
 
+.PHONY: model
+model: ## model-check the protocol and its mutants with spin
+	@scripts/model
+
 .PHONY: check
 check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy, pyright
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, test-aws, benchmark
+full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, model, test-aws, benchmark
 	@RACE="$(RACE)" scripts/full
 
 .PHONY: matrix
