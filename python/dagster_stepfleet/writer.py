@@ -68,7 +68,7 @@ class Writer:
 
     def __call__(self, event: Any) -> None:
         kind = event.dagster_event_type if event.is_dagster_event else None
-        if kind in self._special:
+        if kind is not None and kind in self._special:
             self.flush()
             patiently(
                 partial(self._store_special, event), partial(self.complete, event), kind.value
