@@ -40,6 +40,9 @@ type workerCmd struct {
 	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
 	Relay    bool     `name:"database-relay" help:"Keep PostgreSQL connections of Dagster's storage open from one step to the next: steps then do not connect anew." default:"true" negatable:"" env:"STEPFLEET_DATABASE_RELAY"`
 
+	StatementTimeout *time.Duration `help:"How long a statement of a step in Dagster's PostgreSQL may take, unless its connection string says so; 0 for as long as it takes. Default: what the run lease leaves after the session TTL." env:"STEPFLEET_STATEMENT_TIMEOUT"`
+	FencedEvents     bool           `help:"Write an event only while the ledger says that the task is the step's own: the ledger must be in Dagster's database." env:"STEPFLEET_FENCED_EVENTS"`
+
 	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGINT. A second later it is killed." default:"2s" env:"STEPFLEET_KILL_GRACE"`
 	RunKillGrace time.Duration `help:"The same for a cancelled run worker, which cancels its steps and ends its run." default:"30s" env:"STEPFLEET_RUN_KILL_GRACE"`
@@ -75,7 +78,7 @@ func (c *workerCmd) Run(g *globals) error {
 	relay := c.relay(g, func() bool { return w.HoldsLeases() })
 	host := pyhost.New(pyhost.Config{
 		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec),
-		Spool: c.spool(), DatabaseSocket: relay.Dir(), Logger: g.log,
+		Spool: c.spool(), DatabaseSocket: relay.Dir(), Env: c.storageEnv(lifetimes), Logger: g.log,
 	})
 	ports.Host = host
 	w, err = worker.New(worker.Config{
@@ -190,6 +193,19 @@ func (c *workerCmd) relay(g *globals, mayWrite func() bool) *pgrelay.Relay {
 		return nil
 	}
 	return relay
+}
+
+// storageEnv tells the steps' processes how to write events. A write that was granted within the
+// session TTL is then over with the run lease, also where nobody is left to stop it.
+func (c *workerCmd) storageEnv(l stepfleet.Lifetimes) []string {
+	timeout := l.RunLease - l.SessionTTL
+	if c.StatementTimeout != nil {
+		timeout = *c.StatementTimeout
+	}
+	return []string{
+		fmt.Sprintf("STEPFLEET_STATEMENT_TIMEOUT=%dms", timeout.Milliseconds()),
+		fmt.Sprintf("STEPFLEET_FENCED_EVENTS=%t", c.FencedEvents),
+	}
 }
 
 func (c *workerCmd) preload() []pyhost.Preload {

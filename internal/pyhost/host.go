@@ -55,7 +55,9 @@ type Config struct {
 	Spool string
 	// DatabaseSocket is the directory of a socket that lends database connections, if there is one.
 	DatabaseSocket string
-	Logger         *slog.Logger
+	// Env is what the processes find in their environment besides, as NAME=value.
+	Env    []string
+	Logger *slog.Logger
 }
 
 const (
@@ -327,5 +329,6 @@ func environment(cfg Config) ([]string, error) {
 	if cfg.DatabaseSocket != "" {
 		env = append(env, "STEPFLEET_DATABASE_SOCKET="+cfg.DatabaseSocket)
 	}
+	env = append(env, cfg.Env...)
 	return append(env, "STEPFLEET_HOST_FD=3", "STEPFLEET_PRELOAD="+string(preload)), nil
 }

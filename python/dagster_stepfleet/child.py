@@ -205,7 +205,7 @@ def _prepare(
     args = _with_step(deserialize_value(frame["payload"], ExecuteStepArgs), frame["task"])
     instance = open_instance(args, warm, stack)
     parent.survive_forks()
-    gate.guard(instance.event_log_storage, parent)
+    storage.guard(instance, parent, gate.GATED_EVENTS, frame)
     logs.install(instance)
     dagster_run = instance.get_run_by_id(args.run_id)
     if dagster_run is None:

@@ -49,6 +49,7 @@ from dagster_stepfleet.client import (
 )
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
 from dagster_stepfleet.identity import run_identity
+from dagster_stepfleet.patience import patiently
 from dagster_stepfleet.takeover import Place, leave_process
 from dagster_stepfleet.verdicts import Adjudicator, VerdictGate
 
@@ -414,7 +415,8 @@ class StepfleetStepHandler(StepHandler):
         self.place.check(self.client)
         if self.client is not None:
             self._seen_version = self.client.completions.version
-        records = self._read_again(reader, 0 if first else max(0, reader.highest - WINDOW_IDS))
+        after = 0 if first else max(0, reader.highest - WINDOW_IDS)
+        records = patiently(lambda: self._read(reader, after))
         if first and self.resuming:
             records = resume.answered(records)
             reader.mark(records)
@@ -444,14 +446,6 @@ class StepfleetStepHandler(StepHandler):
         error = event.engine_event_data.error
         if error is not None and len(self.resource_errors) < MAX_RESOURCE_ERRORS:
             self.resource_errors.append(error)
-
-    def _read_again(self, reader: EventReader, after: int) -> list[EventLogRecord]:
-        """Reads, and once more when the connection was lost under it: it makes a new one."""
-        try:
-            return self._read(reader, after)
-        except sqlalchemy.exc.DBAPIError as err:
-            _log.warning("stepfleet reads the event log again: %s", err)
-            return self._read(reader, after)
 
     def _read(self, reader: EventReader, after: int) -> list[EventLogRecord]:
         # Taken before the read: what ends in the ledger has its events in the log by then, so only

@@ -30,7 +30,7 @@ from dagster._core.launcher import (
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, serialize_value
 
-from dagster_stepfleet import tags
+from dagster_stepfleet import storage, tags
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
@@ -110,6 +110,13 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             queue=config_value["queue"],
             launch_budget_seconds=float(config_value["launch_budget_seconds"]),
         )
+
+    def register_instance(self, instance: DagsterInstance) -> None:
+        super().register_instance(instance)
+        try:
+            storage.outlast_launches(instance)
+        except Exception as err:
+            _log.warning("stepfleet leaves Dagster's storage as it is: %s", err)
 
     # Launch and resume.
 
@@ -298,7 +305,11 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         )
 
     def _report(self, run: DagsterRun, message: str) -> None:
-        self._instance.report_engine_event(message, run, EngineEventData(), cls=self.__class__)
+        """Writes it to the run's log. That it cannot be written is no reason to fail the run."""
+        try:
+            self._instance.report_engine_event(message, run, EngineEventData(), cls=self.__class__)
+        except Exception as err:
+            _log.warning("run %s: %s It is not in the run's log: %s", run.run_id, message, err)
 
     def _is_finished(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)

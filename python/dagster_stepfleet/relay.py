@@ -9,12 +9,19 @@ itself.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The directory of the relay's socket, which the worker sets.
 DIRECTORY_VARIABLE = "STEPFLEET_DATABASE_SOCKET"
 _PORT = 5432
+# How long a statement may take, in PostgreSQL's words. The worker sets it so that what was granted
+# is over with its run lease, should the server hold it up and nobody be left to see to it.
+TIMEOUT_VARIABLE = "STEPFLEET_STATEMENT_TIMEOUT"
+_TIMEOUT = re.compile(r"[1-9][0-9]*(ms|s|min)?")
+# What a pooler says that does not pass on what a connection begins with.
+_UNSUPPORTED = "unsupported startup parameter"
 
 # What the relay's driver takes from a connection string as libpq does.
 _TOLD = frozenset({"host", "port", "user", "password", "dbname", "connect_timeout"}) | {
@@ -48,6 +55,41 @@ def use(engine: Any) -> None:
             )
         except dialect.loaded_dbapi.OperationalError:
             return None
+
+
+def bound_statements(engine: Any) -> None:
+    """Has the server break off what takes too long, where the connection string says nothing of it,
+    and no pooler refuses that. It goes with the connection's start and costs no round trip."""
+    timeout = os.environ.get(TIMEOUT_VARIABLE, "")
+    if not _TIMEOUT.fullmatch(timeout) or engine.dialect.driver != "psycopg2":
+        return
+    import sqlalchemy.event
+
+    told: list[dict[str, Any]] = []
+    refused = False
+
+    @sqlalchemy.event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, args: Any, params: dict[str, Any]) -> None:
+        own = params.get("options", "")
+        if not refused and "statement_timeout" not in f"{own} {args}":
+            params["options"] = f"{own} {_option(timeout)}".strip()
+            told.append(params)
+
+    @sqlalchemy.event.listens_for(engine, "handle_error")
+    def failed(context: Any) -> None:
+        nonlocal refused
+        if (
+            not refused
+            and context.connection is None
+            and _UNSUPPORTED in str(context.original_exception)
+        ):
+            refused = True  # whoever connects tries again
+            for params in told:
+                params["options"] = params["options"].removesuffix(_option(timeout)).strip()
+
+
+def _option(timeout: str) -> str:
+    return f"-c statement_timeout={timeout}"
 
 
 def connection_string(args: Sequence[Any], params: Mapping[str, Any]) -> str | None:

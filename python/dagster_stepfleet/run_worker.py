@@ -23,7 +23,7 @@ from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import deserialize_value
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stepfleet import child, client, gate, process
+from dagster_stepfleet import child, client, gate, process, storage
 from dagster_stepfleet.gate import Parent
 
 seams.verify(seams.RUN_WORKER_CHECKS)
@@ -74,7 +74,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: child.Warm) -> dict[str, An
             raise ValueError(f"the payload is of run {args.run_id}, the task of {task['run_id']}")
         instance = child.open_instance(args, warm, stack)
         parent.survive_forks()
-        gate.guard(instance.event_log_storage, parent, gate.RUN_EVENTS)
+        storage.guard(instance, parent, gate.RUN_EVENTS, frame)
     except Exception as err:
         problem = f"before the run began: {type(err).__name__}: {err}"
         return Verdict("failed", "prepare", problem).result(0.0)

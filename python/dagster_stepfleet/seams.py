@@ -594,7 +594,12 @@ def check_postgres() -> None:
 
     seam = "PostgresEventLogStorage"
     expect_attributes(
-        seam, PostgresEventLogStorage, ["prepare_insert_event", "_connect", "_event_to_row"]
+        seam,
+        PostgresEventLogStorage,
+        [
+            *("prepare_insert_event", "_connect", "_event_to_row", "index_transaction"),
+            *("_store_asset_event", "_store_asset_event_tags", "store_asset_check_event"),
+        ],
     )
     insert = inspect.getsource(PostgresEventLogStorage.prepare_insert_event)
     if ".values(**self._event_to_row(event))" not in insert:
@@ -602,6 +607,9 @@ def check_postgres() -> None:
     writer = inspect.getsource(PostgresEventLogStorage.store_event)
     if "prepare_insert_event(event)" not in writer or "NOTIFY" not in writer:
         raise SeamError(f"{seam}.store_event", "it does not insert and notify any more")
+    for name in ("_store_asset_event_tags(conn, [event]", "_store_asset_event(conn, event"):
+        if name not in writer:
+            raise SeamError(f"{seam}.store_event", f"it calls no {name.partition('(')[0]}")
     source = inspect.getsource(PostgresEventLogStorage.__init__)
     if "self._engine = " not in source or "self.postgres_url = " not in source:
         raise SeamError(seam, "its constructor sets no _engine or no postgres_url")

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dagster_stepfleet import relay, seams
+from dagster_stepfleet import gate, patience, relay, seams
+from dagster_stepfleet.writer import Writer
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
+
+    from dagster_stepfleet.gate import Parent
 
 _log = logging.getLogger("dagster.stepfleet")
 
@@ -36,26 +38,28 @@ _FRESH_SECONDS = 1.0
 # forgotten the old one. Within it, a ping before use finds a connection that is gone.
 _RECYCLE_SECONDS = 300
 
-# How long a process that does a run's work waits for PostgreSQL to come back. Dagster gives up
-# after some 6 s, and the run or the step ends with it; a failover takes longer. A worker that is
-# cut off kills its children before its run lease is over, however long they still wait.
-_OUTAGE_SECONDS = 120.0
-_OUTAGE_POLL_SECONDS = 0.5
-
 # Catalogue checks of the run storage whose answer stays once it is yes.
 _MIGRATION_CHECKS = ("has_run_stats_index_cols", "has_backfill_id_column")
 
+# One round trip and one commit.
+_LEARN_TABLES = (
+    "INSERT INTO event_logs (run_id, event, timestamp) SELECT '', '', now() WHERE false;"
+    "SELECT * FROM runs WHERE run_id = ''"
+)
 
 # An id that no run has.
 _NO_RUN = "00000000-0000-0000-0000-000000000000"
+# As in fenced.py, which is imported where it is set to one of these.
+_FENCED_VARIABLE = "STEPFLEET_FENCED_EVENTS"
+_YES = ("1", "true", "yes", "on")
+# The event log's storage has its writer under this name.
+_WRITER = "stepfleet_writer"
 # Marks an instance whose storages are pooled.
 _POOLED = "_stepfleet_pooled"
 
-_patience_seconds = 0.0
-
 # Engines and writers of this process, of which a process that it forks must not use what is open.
 _engines: weakref.WeakSet[Any] = weakref.WeakSet()
-_writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
 def _forget_inherited() -> None:
@@ -69,12 +73,8 @@ def _forget_inherited() -> None:
 
 os.register_at_fork(after_in_child=_forget_inherited)
 
-
-def wait_out_outages() -> None:
-    """Has pooled storages wait for a PostgreSQL that is away, in this process from now on. The
-    template and its idle children must not: they have a parent to answer."""
-    global _patience_seconds
-    _patience_seconds = _OUTAGE_SECONDS
+# As those who pool storages call it.
+wait_out_outages = patience.wait_out_outages
 
 
 def _nothing() -> None:
@@ -99,6 +99,24 @@ def pool(instance: DagsterInstance) -> Callable[[], None]:
         restore()
         return _nothing
     return restore
+
+
+def outlast_launches(instance: DagsterInstance) -> None:
+    """Has a process of Dagster's own, which launches runs, outlast a connection that is cut between
+    what says that a run starts and its launch. Such a run would be neither in the queue nor with a
+    run worker, and run monitoring would fail it. All else stays as it is."""
+    if getattr(instance, _POOLED, False):
+        return
+    event_storage, run_storage = storages(instance)
+    if not (is_postgres(event_storage) and is_postgres(run_storage)):
+        return
+    seams.check_postgres()
+    complete = Writer(event_storage).complete
+    for storage in (event_storage, run_storage):
+        patience.note_losses(storage._engine)
+        patience.connect_patiently(storage._engine)
+        for name, patient in patience.launch_methods(storage, complete):
+            setattr(storage, name, patient)
 
 
 def storages(instance: DagsterInstance) -> list[Any]:
@@ -134,12 +152,46 @@ def warm(instance: DagsterInstance) -> None:
 def join_events(instance: DagsterInstance) -> Callable[[], None]:
     """Lets events that nothing of the user's can come after wait for the next one, in this process
     from now on. Returns what writes those that still wait."""
-    # Under this name: the event gate may stand before store_event by now.
-    writer = getattr(storages(instance)[0], _WRITER, None)
+    writer = writer_of(storages(instance)[0])
     if writer is None:
         return _nothing
     writer.joins = True
     return writer.flush
+
+
+def guard(
+    instance: DagsterInstance, parent: Parent, events: frozenset[str], frame: Mapping[str, Any]
+) -> None:
+    """Puts the event gate before the instance's event log, for its whole life. It is asked again
+    where an outage comes between the grant and the write. Where that is wanted, each write is
+    subject to the ledger's own word as well."""
+    gate.guard(instance.event_log_storage, parent, events)
+
+    def ask_again(kind: str) -> None:
+        if kind in events:
+            parent.ask({"op": "gate", "event": kind})
+
+    patience.ask_again_with(ask_again)
+    if os.environ.get(_FENCED_VARIABLE, "").lower() in _YES:
+        _fence(instance, int(frame["task_id"]), int(frame["fence"]))
+
+
+def _fence(instance: DagsterInstance, task_id: int, fence: int) -> None:
+    from dagster_stepfleet import fenced
+
+    writer = writer_of(storages(instance)[0])
+    if writer is None:
+        raise RuntimeError(
+            f"{_FENCED_VARIABLE} is set, and Dagster's event log is not PostgreSQL's"
+        )
+    writer.fence = fenced.Fence(task_id, fence)
+    with storages(instance)[0]._connect() as connection:
+        writer.fence.try_out(connection)
+
+
+def writer_of(storage: Any) -> Writer | None:
+    # Under this name: the event gate may stand before store_event by now.
+    return getattr(storage, _WRITER, None)
 
 
 def prime(instance: DagsterInstance) -> None:
@@ -162,14 +214,18 @@ def _pool(instance: DagsterInstance, undo: list[Callable[[], None]]) -> None:
         if not engines:
             seams.check_postgres()
         if number == 0 and type(storage).__name__ == "PostgresEventLogStorage":
-            writer = _Writer(storage)
+            writer = Writer(storage)
             undo.append(_replace(storage, "store_event", writer))
+            undo.append(_replace(storage, "store_event_batch", writer.batch))
             undo.append(_replace(storage, _WRITER, writer))
+            _writers.add(writer)
         url = storage.postgres_url
         if url not in engines:
             engines[url] = _engine(storage, url)
             undo.append(engines[url].dispose)
         undo.append(_replace(storage, "_engine", engines[url]))
+        for name, patient in patience.patient_methods(storage):
+            undo.append(_replace(storage, name, patient))
         for name in _MIGRATION_CHECKS:
             check = getattr(storage, name, None)
             if check is not None:
@@ -192,38 +248,14 @@ def _engine(storage: Any, url: str) -> Any:
         from dagster._core.storage.sql import create_engine
 
         engine = create_engine(url, **options)
+    relay.bound_statements(engine)
+    if provider is None:
         relay.use(engine)
     _ping_when_stale(engine)
-    _connect_patiently(engine)
+    patience.note_losses(engine)
+    patience.connect_patiently(engine)
     _engines.add(engine)
     return engine
-
-
-def _connect_patiently(engine: Any) -> None:
-    import sqlalchemy.exc
-    from dagster._utils.interrupts import check_captured_interrupt
-
-    stock = engine.connect
-    away_since: float | None = None
-
-    def connect(*args: Any, **kwargs: Any) -> Any:
-        nonlocal away_since
-        while True:
-            try:
-                connection = stock(*args, **kwargs)
-            except sqlalchemy.exc.OperationalError as err:
-                now = time.monotonic()
-                if away_since is None:
-                    away_since = now
-                    _log.warning("Dagster's storage is away: %s", err)
-                if now - away_since >= _patience_seconds or check_captured_interrupt():
-                    raise
-                time.sleep(_OUTAGE_POLL_SECONDS)
-            else:
-                away_since = None
-                return connection
-
-    engine.connect = connect
 
 
 def _ping_when_stale(engine: Any) -> None:
@@ -247,85 +279,6 @@ def _ping_when_stale(engine: Any) -> None:
     sqlalchemy.event.listen(engine, "checkout", checkout)
     sqlalchemy.event.listen(engine, "checkin", used)
     sqlalchemy.event.listen(engine, "connect", used)
-
-
-_WRITER = "stepfleet_writer"
-_COLUMNS = (
-    "run_id",
-    "event",
-    "dagster_event_type",
-    "timestamp",
-    "step_key",
-    "asset_key",
-    "partition",
-)
-# In the driver's own words: to build the statement anew costs a step process more than to run it.
-_INSERT = f"INSERT INTO event_logs ({', '.join(_COLUMNS)}) VALUES "
-_ROW = f"({', '.join(['%s'] * len(_COLUMNS))})"
-# One round trip and one commit.
-_LEARN_TABLES = (
-    "INSERT INTO event_logs (run_id, event, timestamp) SELECT '', '', now() WHERE false;"
-    "SELECT * FROM runs WHERE run_id = ''"
-)
-
-
-class _Writer:
-    """A store_event that inserts ordinary events and does nothing else."""
-
-    def __init__(self, storage: Any) -> None:
-        from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, DagsterEventType
-
-        self._storage = storage
-        self._stock: Callable[[Any], None] = storage.store_event
-        self._special = ASSET_EVENTS | ASSET_CHECK_EVENTS
-        # In a step, only Dagster's own code runs between one of these and the next event. So they
-        # may go with it: a step that is killed in between has not got to user code.
-        self._companions = {DagsterEventType.RESOURCE_INIT_SUCCESS, DagsterEventType.LOGS_CAPTURED}
-        self.joins = False  # whether events may wait for the next one
-        self.begin_anew()
-        _writers.add(self)
-
-    def begin_anew(self) -> None:
-        """With nothing that waits, and a lock that nobody holds."""
-        self._waiting: list[tuple[Any, ...]] = []
-        self._lock = threading.Lock()
-
-    def __call__(self, event: Any) -> None:
-        kind = event.dagster_event_type if event.is_dagster_event else None
-        if kind in self._special:
-            self.flush()
-            self._stock(event)
-            return
-        columns = self._storage._event_to_row(event)
-        row = tuple(columns[name] for name in _COLUMNS)
-        if self.joins and kind in self._companions:
-            with self._lock:
-                self._waiting.append(row)
-            return
-        self._write(row)
-
-    def flush(self) -> None:
-        """Writes what waits for a next event."""
-        self._write()
-
-    def _write(self, *last: tuple[Any, ...]) -> None:
-        """Writes what waits and the last row, in this order."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        try:
-            self._insert([*waiting, *last])
-        except BaseException:
-            with self._lock:
-                self._waiting = waiting + self._waiting
-            raise
-
-    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
-        if not rows:
-            return
-        statement = _INSERT + ", ".join([_ROW] * len(rows))
-        values = tuple(value for row in rows for value in row)
-        with self._storage._connect() as connection:
-            connection.exec_driver_sql(statement, values)
 
 
 def _replace(owner: Any, name: str, value: Any) -> Callable[[], None]:

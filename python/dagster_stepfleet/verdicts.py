@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dagster_stepfleet import seams  # first: it says what of Dagster is missing
@@ -24,6 +25,7 @@ from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStora
 
 from dagster_stepfleet import storage
 from dagster_stepfleet.client import Client, Interrupted, ServerRefused, ServerUnreachable
+from dagster_stepfleet.patience import patiently
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -109,7 +111,8 @@ class VerdictGate:
         ):
             self._stock(event)
         elif storage.is_postgres(self._storage):
-            self._write_once(event, *expected)
+            write = partial(self._write_once, event, *expected)
+            patiently(write, write, dagster_event.event_type_value)
         else:
             with self._storage.run_connection(self._run_id) as connection:
                 ended = self._has_end(connection, *expected)
@@ -127,6 +130,9 @@ class VerdictGate:
             with connection.begin():
                 name = f"stepfleet verdict {self._run_id}/{step_key}"
                 connection.execute(lock, {"name": name})
+                writer = storage.writer_of(self._storage)
+                if writer is not None and writer.fence is not None:
+                    writer.fence.hold(connection)
                 if not self._has_end(connection, step_key, retries):
                     connection.execute(statement)
 

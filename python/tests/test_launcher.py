@@ -62,6 +62,17 @@ def the_task(server: FakeServer) -> dict:
     return task
 
 
+def test_a_launch_that_cannot_be_told_of_is_none_the_worse(instance, launcher, server, monkeypatch):
+    run = starting(instance)
+
+    def away(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the storage is away")
+
+    monkeypatch.setattr(instance, "report_engine_event", away)
+    launch(launcher, run)
+    assert the_task(server)["run_id"] == run.run_id
+
+
 def test_a_launched_run_succeeds_in_warm_processes(instance, server, template, launcher):
     run = starting(instance)
     env = {"STEPFLEET_URL": server.url, "STEPFLEET_TOKEN": "test-token"}

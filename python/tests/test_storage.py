@@ -12,7 +12,7 @@ import sqlalchemy
 from dagster import DagsterEventType, DagsterInstance
 from dagster._core.instance import InstanceRef
 
-from dagster_stepfleet import gate, storage
+from dagster_stepfleet import gate, patience, storage, writer
 from tests.payloads import create_run, step
 from tests.test_events import store
 
@@ -111,10 +111,10 @@ class Away:
 
 
 def test_connect_waits_for_a_storage_that_is_away_only_when_told(monkeypatch):
-    monkeypatch.setattr(storage, "_OUTAGE_POLL_SECONDS", 0.0)
-    monkeypatch.setattr(storage, "_patience_seconds", 0.0)
+    monkeypatch.setattr(patience, "_OUTAGE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "_patience_seconds", 0.0)
     away = Away(10)
-    storage._connect_patiently(away)
+    patience.connect_patiently(away)
     with pytest.raises(sqlalchemy.exc.OperationalError):
         away.connect()
     assert away.left == 9
@@ -123,10 +123,10 @@ def test_connect_waits_for_a_storage_that_is_away_only_when_told(monkeypatch):
 
 
 def test_connect_gives_up_after_a_long_outage(monkeypatch):
-    monkeypatch.setattr(storage, "_OUTAGE_POLL_SECONDS", 0.0)
-    monkeypatch.setattr(storage, "_patience_seconds", 0.01)
+    monkeypatch.setattr(patience, "_OUTAGE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "_patience_seconds", 0.01)
     away = Away(10**9)
-    storage._connect_patiently(away)
+    patience.connect_patiently(away)
     with pytest.raises(sqlalchemy.exc.OperationalError):
         away.connect()
 
@@ -175,7 +175,7 @@ def test_events_that_wait_outlast_a_write_that_fails(postgres, monkeypatch):
     storage.join_events(postgres)
     store(postgres, run, DagsterEventType.LOGS_CAPTURED, "one")
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "_INSERT", "INSERT INTO nowhere VALUES ")
+        patched.setattr(writer, "_INSERT", "INSERT INTO nowhere VALUES ")
         with pytest.raises(sqlalchemy.exc.ProgrammingError):
             store(postgres, run, DagsterEventType.STEP_START, "one")
     store(postgres, run, DagsterEventType.STEP_START, "one")
