@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,8 +51,51 @@ type workerCmd struct {
 	lifetimeFlags `embed:""`
 }
 
-// Run works until it is told to stop, and drains.
+// abortLimit is how long a worker that is told to stop at once may take. What is not done by then ends
+// with the process: its children die with it.
+const abortLimit = 2 * time.Second
+
+// Run works until it is told to stop, and drains. Told so a second time, it stops at once.
 func (c *workerCmd) Run(g *globals) error {
+	abort, release := secondSignal()
+	defer release()
+	done := make(chan error, 1)
+	go func() { done <- c.work(g, abort) }()
+	select {
+	case err := <-done:
+		return err
+	case <-abort:
+	}
+	select {
+	case err := <-done:
+		return cmp.Or(err, worker.ErrAborted)
+	case <-time.After(abortLimit):
+		return worker.ErrAborted
+	}
+}
+
+// secondSignal returns what is closed by the second signal that asks this process to stop; the first
+// one ends its context. While nobody has released it such a signal does not end the process.
+func secondSignal() (second <-chan struct{}, release func()) {
+	signals, came, over := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-over:
+				return
+			}
+		}
+		close(came)
+	}()
+	return came, func() {
+		signal.Stop(signals)
+		close(over)
+	}
+}
+
+func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	lifetimes, err := c.lifetimes()
 	if err != nil {
 		return err
@@ -79,9 +126,9 @@ func (c *workerCmd) Run(g *globals) error {
 	})
 	ports.Host = host
 	w, err = worker.New(worker.Config{
-		Spec: spec, Lifetimes: lifetimes, DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
+		Spec: spec, Lifetimes: lifetimes, StatementTimeout: lifetimes.RunLease - lifetimes.SessionTTL, DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
 		RunKillGrace: c.RunKillGrace, RunEnv: map[string]string{"STEPFLEET_TOKEN": secret},
-		Now: suspendClock(), Logger: g.log,
+		Abort: abort, Now: suspendClock(), Logger: g.log,
 	}, ports)
 	if err != nil {
 		return err
@@ -113,6 +160,9 @@ func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, others 
 	err := w.Run(work)
 	cancel()
 	stop()
+	if errors.Is(err, worker.ErrAborted) {
+		return err // the others end with the process
+	}
 	if aroundErr := around.Wait(); err == nil {
 		err = aroundErr
 	}
