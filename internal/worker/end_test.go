@@ -57,6 +57,92 @@ func TestAStepKilledInAHookHasEndedAsItsLogSays(t *testing.T) {
 	}
 }
 
+// Granted and not told to be stored: only the log knows, and the server reads it.
+func TestAStepThatDiesWritingItsEndIsAbandoned(t *testing.T) {
+	for name, exit := range map[string]stepfleet.Exit{
+		"killed":        killed,
+		"by itself":     {Status: 1},
+		"with its host": {Status: -9, HostDied: true},
+		"after an error": {Result: &stepfleet.Result{
+			V: stepfleet.TaskVersion, Outcome: stepfleet.StateFailed, Error: &stepfleet.Failure{Code: "no_ending_event"},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				b.start()
+				p := b.running("a")
+				b.atItsEnd(p, "STEP_SUCCESS")
+				p.end(exit)
+				b.expectAbandoned("a", 2)
+			})
+		})
+	}
+}
+
+// expectAbandoned expects the step to be nobody's, with this fence, and without an outcome.
+func (b *bench) expectAbandoned(step string, fence stepfleet.Fence) {
+	b.t.Helper()
+	b.expect(step, stepfleet.StateRunning)
+	orphans, err := b.ledger.Orphans(b.ctx, 0, 10)
+	if err != nil || len(orphans) != 1 || orphans[0].StepKey != step {
+		b.t.Fatalf("orphans %+v, %v: want %s abandoned", orphans, err, step)
+	}
+	if f := b.view(step).Fence; f != fence {
+		b.t.Errorf("fence %d, want %d", f, fence)
+	}
+}
+
+func TestAnAbandonWhoseAnswerIsLostIsSaidAgain(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		p := b.running("a")
+		lost := false
+		b.failAfter(func(op string) error {
+			if op == "abandon" && !lost {
+				lost = true
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		})
+		b.atItsEnd(p, "STEP_SUCCESS")
+		p.end(killed)
+		time.Sleep(time.Minute)
+		b.expectAbandoned("a", 2)
+		if !lost {
+			t.Error("no answer was lost")
+		}
+	})
+}
+
+func TestADrainAbandonsAStepThatDoesNotComeToItsEnd(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		p := b.running("a")
+		b.atItsEnd(p, "STEP_SUCCESS")
+		before := time.Now()
+		stop()
+		if took := time.Since(before); took != b.cfg.DrainTimeout+2*time.Second {
+			t.Errorf("drained in %s, want %s and two seconds for the end", took, b.cfg.DrainTimeout)
+		}
+		b.expectAbandoned("a", 3) // revoked before
+	})
+}
+
+func TestACancelAbandonsAStepThatDoesNotComeToItsEnd(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		p := b.running("a")
+		b.atItsEnd(p, "STEP_FAILURE")
+		before := time.Now()
+		b.cancel()
+		<-p.done
+		if took := time.Since(before); took > 6500*time.Millisecond {
+			t.Errorf("gone after %s", took)
+		}
+		b.expectAbandoned("a", 2)
+	})
+}
+
 func TestADrainInAHookLeavesTheStepItsEnd(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		stop := b.start()

@@ -295,7 +295,7 @@ func (t *task) revoke(reason string) {
 	t.kill()
 }
 
-// settle records how the attempt ended.
+// settle records how the attempt ended, or leaves it to the server to find out.
 func (t *task) settle(exit stepfleet.Exit) {
 	t.owner.Lock()
 	defer t.owner.Unlock()
@@ -304,6 +304,10 @@ func (t *task) settle(exit stepfleet.Exit) {
 	t.mu.Unlock()
 	t.settled = true
 	if !started && !t.resolveStart(ref, exit) {
+		return
+	}
+	if t.isUndecided(exit) {
+		t.abandon(ref, exit)
 		return
 	}
 	result := t.result(exit)
@@ -320,6 +324,34 @@ func (t *task) settle(exit stepfleet.Exit) {
 		t.log.Info("not settled: the task has another owner, or has ended", "err", err)
 	default:
 		t.log.Error("settle refused", "outcome", result.Outcome, "err", err)
+	}
+}
+
+// isUndecided says that the process was granted its ending event and has not told that it is stored:
+// only Dagster's log says whether it is.
+func (t *task) isUndecided(exit stepfleet.Exit) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ending && (exit.Result == nil || exit.Result.Event == "")
+}
+
+// abandon has the server decide how the attempt ended.
+func (t *task) abandon(ref stepfleet.Ref, exit stepfleet.Exit) {
+	reason := "it was granted its ending event; " + describeExit(exit.Status)
+	err := retry(t.l.over, t.log, "abandon", func(ctx context.Context) error {
+		errs, err := t.l.w.ports.Claims.Abandon(ctx, t.l.session, []stepfleet.Ref{ref}, reason)
+		if err != nil {
+			return err
+		}
+		return errs[0]
+	})
+	switch {
+	case err == nil:
+		t.log.Warn("abandoned: Dagster's log will say how it ended", "status", exit.Status)
+	case t.l.over.Err() != nil:
+		t.log.Warn("not abandoned: the session is over, and the server decides all the same")
+	default:
+		t.log.Error("abandon refused", "err", err)
 	}
 }
 
