@@ -44,7 +44,7 @@ type workerCmd struct {
 	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
 	Relay    bool     `name:"database-relay" help:"Keep PostgreSQL connections of Dagster's storage open from one step to the next: steps then do not connect anew." default:"true" negatable:"" env:"STEPFLEET_DATABASE_RELAY"`
 
-	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
+	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM. A second one kills it at once." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGINT. A second later it is killed." default:"2s" env:"STEPFLEET_KILL_GRACE"`
 	RunKillGrace time.Duration `help:"The same for a cancelled run worker, which cancels its steps and ends its run." default:"30s" env:"STEPFLEET_RUN_KILL_GRACE"`
 

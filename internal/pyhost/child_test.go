@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -93,41 +92,6 @@ func interpreter(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// Linux sends the parent-death signal when the *thread* ends that has started the process, and Go ends
-// threads.
-func TestAProcessOutlivesTheThreadThatAskedForIt(t *testing.T) {
-	conn, theirs, err := socketpair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var proc *command
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		var err error
-		proc, err = startPython(Config{Python: interpreter(t)}, "child", theirs)
-		started <- err
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	theirs.Close()
-	c := newChild(conn, 0, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	go func() {
-		<-proc.gone
-		c.exited(proc.status)
-	}()
-	select {
-	case <-c.ready:
-	case <-proc.gone:
-		t.Fatalf("ended with status %d before it was ready", proc.status)
-	case <-time.After(testWait):
-		t.Fatal("the process is not ready")
-	}
-	conn.Close() // as the end of the worker does
-	closedWithin(t, proc.gone, "the process outlives its worker")
 }
 
 // A payload that does not fit into the socket must not hold up a worker that has to end what it runs.

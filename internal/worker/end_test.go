@@ -318,7 +318,7 @@ func TestAnEventIsGrantedOnlyIfItsWriteIsOverWithTheRunLease(t *testing.T) {
 		synctest.Wait()
 		select {
 		case err := <-wrote:
-			t.Errorf("granted with %s of the run lease left, and a statement takes %s: %v", lt.RunLease-grants, b.cfg.StatementTimeout, err)
+			t.Fatalf("granted with %s of the run lease left, and a statement takes %s: %v", lt.RunLease-grants, b.cfg.StatementTimeout, err)
 		default:
 		}
 		b.fail(nil)
