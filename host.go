@@ -40,8 +40,12 @@ type Process interface {
 	Interrupt()
 	// Kill ends the process and everything in its process group.
 	Kill()
-	// Lingers is closed when the process has told its result and goes on, for threads that outlive
-	// the step: however it ends, that is how the step has ended. Exit holds the result from then on.
+	// Ended is closed when the process has told its result because Dagster's log has the step's
+	// ending event. It goes on, with hooks and resources: however it ends, that is how the step has
+	// ended. Exit holds the result from then on.
+	Ended() <-chan struct{}
+	// Lingers is closed when nothing is left of the step but threads that outlive it. The process has
+	// told its result again. It is not closed where there are none.
 	Lingers() <-chan struct{}
 	// Reported is closed when the process has told its result, which is its last word: nothing
 	// that it does from then on matters, and it may be killed. Exit holds the result from then on.

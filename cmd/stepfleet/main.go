@@ -82,7 +82,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	command, err := parser.Parse(args)
 	parser.FatalIfErrorf(err)
 
-	// The first signal asks for an orderly stop; a second one is not caught and ends the process.
+	// The first signal asks for an orderly stop. A second one is not caught and ends the process; only
+	// a worker catches it, too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)

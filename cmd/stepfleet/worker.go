@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -43,15 +47,58 @@ type workerCmd struct {
 	StatementTimeout *time.Duration `help:"How long a statement of a step in Dagster's PostgreSQL may take, unless its connection string says so; 0 for as long as it takes. Default: what the run lease leaves after the session TTL." env:"STEPFLEET_STATEMENT_TIMEOUT"`
 	FencedEvents     bool           `help:"Write an event only while the ledger says that the task is the step's own: the ledger must be in Dagster's database." env:"STEPFLEET_FENCED_EVENTS"`
 
-	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
+	DrainTimeout time.Duration `help:"How long what runs may go on after the first SIGTERM. A second one kills it at once." default:"90s" env:"STEPFLEET_DRAIN_TIMEOUT"`
 	KillGrace    time.Duration `help:"How long a cancelled step has between SIGTERM and SIGINT. A second later it is killed." default:"2s" env:"STEPFLEET_KILL_GRACE"`
 	RunKillGrace time.Duration `help:"The same for a cancelled run worker, which cancels its steps and ends its run." default:"30s" env:"STEPFLEET_RUN_KILL_GRACE"`
 
 	lifetimeFlags `embed:""`
 }
 
-// Run works until it is told to stop, and drains.
+// abortLimit is how long a worker that is told to stop at once may take. What is not done by then ends
+// with the process: its children die with it.
+const abortLimit = 2 * time.Second
+
+// Run works until it is told to stop, and drains. Told so a second time, it stops at once.
 func (c *workerCmd) Run(g *globals) error {
+	abort, release := secondSignal()
+	defer release()
+	done := make(chan error, 1)
+	go func() { done <- c.work(g, abort) }()
+	select {
+	case err := <-done:
+		return err
+	case <-abort:
+	}
+	select {
+	case err := <-done:
+		return cmp.Or(err, worker.ErrAborted)
+	case <-time.After(abortLimit):
+		return worker.ErrAborted
+	}
+}
+
+// secondSignal returns what is closed by the second signal that asks this process to stop; the first
+// one ends its context. While nobody has released it such a signal does not end the process.
+func secondSignal() (second <-chan struct{}, release func()) {
+	signals, came, over := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-over:
+				return
+			}
+		}
+		close(came)
+	}()
+	return came, func() {
+		signal.Stop(signals)
+		close(over)
+	}
+}
+
+func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	lifetimes, err := c.lifetimes()
 	if err != nil {
 		return err
@@ -82,9 +129,9 @@ func (c *workerCmd) Run(g *globals) error {
 	})
 	ports.Host = host
 	w, err = worker.New(worker.Config{
-		Spec: spec, Lifetimes: lifetimes, DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
+		Spec: spec, Lifetimes: lifetimes, StatementTimeout: c.statementTimeout(lifetimes), DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
 		RunKillGrace: c.RunKillGrace, RunEnv: map[string]string{"STEPFLEET_TOKEN": secret},
-		Now: suspendClock(), Logger: g.log,
+		Abort: abort, Now: suspendClock(), Logger: g.log,
 	}, ports)
 	if err != nil {
 		return err
@@ -116,6 +163,9 @@ func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, others 
 	err := w.Run(work)
 	cancel()
 	stop()
+	if errors.Is(err, worker.ErrAborted) {
+		return err // the others end with the process
+	}
 	if aroundErr := around.Wait(); err == nil {
 		err = aroundErr
 	}
@@ -195,15 +245,20 @@ func (c *workerCmd) relay(g *globals, mayWrite func() bool) *pgrelay.Relay {
 	return relay
 }
 
-// storageEnv tells the steps' processes how to write events. A write that was granted within the
-// session TTL is then over with the run lease, also where nobody is left to stop it.
-func (c *workerCmd) storageEnv(l stepfleet.Lifetimes) []string {
-	timeout := l.RunLease - l.SessionTTL
+// statementTimeout is how long a step's statement may take, 0 for as long as it takes. By default a
+// write that was granted within the session TTL is over with the run lease, also where nobody is left to
+// stop it.
+func (c *workerCmd) statementTimeout(l stepfleet.Lifetimes) time.Duration {
 	if c.StatementTimeout != nil {
-		timeout = *c.StatementTimeout
+		return *c.StatementTimeout
 	}
+	return l.RunLease - l.SessionTTL
+}
+
+// storageEnv tells the steps' processes how to write events.
+func (c *workerCmd) storageEnv(l stepfleet.Lifetimes) []string {
 	return []string{
-		fmt.Sprintf("STEPFLEET_STATEMENT_TIMEOUT=%dms", timeout.Milliseconds()),
+		fmt.Sprintf("STEPFLEET_STATEMENT_TIMEOUT=%dms", c.statementTimeout(l).Milliseconds()),
 		fmt.Sprintf("STEPFLEET_FENCED_EVENTS=%t", c.FencedEvents),
 	}
 }

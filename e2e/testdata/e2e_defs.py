@@ -19,6 +19,7 @@ from dagster import (
     DynamicOut,
     DynamicOutput,
     ExpectationResult,
+    HookContext,
     In,
     InitResourceContext,
     JobDefinition,
@@ -31,6 +32,7 @@ from dagster import (
     RetryRequested,
     job,
     op,
+    success_hook,
 )
 from dagster_stepfleet import stepfleet_executor
 from dagster_stepfleet.storage import storages
@@ -179,6 +181,17 @@ def choose(context: OpExecutionContext) -> Iterator[Output[int]]:
         yield Output(0, "left")
 
 
+@success_hook
+def deadly(context: HookContext) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(hooks={deadly})
+def killed_in_a_hook() -> None:
+    """work ends well, and its process dies afterwards."""
+    work()
+
+
 @job
 def branches() -> None:
     """choose gives left and not right."""
@@ -285,6 +298,7 @@ defs = Definitions(
         branches,
         mapped,
         connections,
+        killed_in_a_hook,
         one_guarded,
         one_guarded_retried,
         parallel("one", work, 1),

@@ -12,15 +12,22 @@ import (
 	"github.com/stepfleet/stepfleet"
 )
 
-// lastWords is how long the frames of a process that has exited may take to be read. Its socket
-// stays open longer only in a grandchild that fled the process group.
-const lastWords = 2 * time.Second
+const (
+	// lastWords is how long the frames of a process that has exited may take to be read. Its socket
+	// stays open longer only in a grandchild that fled the process group.
+	lastWords = 2 * time.Second
+	// reapTime is how long the template may take to reap a child and say how it ended: it takes
+	// milliseconds, unless the template is stopped.
+	reapTime = 500 * time.Millisecond
+)
 
 // child is one step process: idle, then busy with one task, then gone.
 type child struct {
 	conn    *net.UnixConn
+	reaper  int // the template that reaps it; 0 when this process does
 	log     *slog.Logger
 	ready   chan struct{} // closed when it waits for a task
+	ended   chan struct{} // closed when it has told its result, since its step's end is in the log
 	lingers chan struct{} // closed when it has told its result, and goes on
 	told    chan struct{} // closed when it has told its result as its last word
 	done    chan struct{} // closed when it has exited and its frames are read
@@ -38,10 +45,11 @@ type child struct {
 	badEnd  func() // called when it has ended without success
 }
 
-func newChild(conn *net.UnixConn, log *slog.Logger) *child {
+func newChild(conn *net.UnixConn, reaper int, log *slog.Logger) *child {
 	c := &child{
-		conn: conn, log: log,
-		ready: make(chan struct{}), lingers: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{}),
+		conn: conn, reaper: reaper, log: log,
+		ready: make(chan struct{}), ended: make(chan struct{}), lingers: make(chan struct{}),
+		told: make(chan struct{}), done: make(chan struct{}),
 	}
 	c.life, c.endLife = context.WithCancel(context.Background())
 	go c.read()
@@ -110,7 +118,7 @@ func (c *child) read() {
 func (c *child) take(f frame) error {
 	switch f.Op {
 	case "ready":
-		if f.V != frameVersion {
+		if !speaks(f.V) {
 			return errors.New("it speaks another version of the host protocol: install the plugin of this release")
 		}
 		select {
@@ -126,6 +134,8 @@ func (c *child) take(f frame) error {
 		return c.answer(c.asked().Event(c.life, f.Event))
 	case "phase":
 		c.log.Debug("phase", "name", f.Name)
+	case "ended":
+		return c.report(f.Result, c.ended)
 	case "lingers":
 		return c.report(f.Result, c.lingers)
 	case "result":
@@ -186,14 +196,46 @@ func (noTask) Event(context.Context, string) error { return stepfleet.ErrNotFoun
 func (c *child) setPID(pid int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.reaper != 0 && c.pid == 0 {
+		go c.watchDeath(pid)
+	}
 	c.pid = pid
 	if c.killed {
 		c.killGroup()
 	}
 }
 
+// watchDeath sees to a child that is gone and whose template does not say so: one that is stopped
+// reaps nobody, and who has killed the child must know that it is dead.
+func (c *child) watchDeath(pid int) {
+	if err := awaitDeath(pid); err != nil {
+		c.log.Debug("only the template knows when its children die", "err", err)
+		return
+	}
+	if c.goneWithin(reapTime) {
+		return
+	}
+	if status, ok := unreaped(pid, c.reaper); ok {
+		c.log.Warn("the template does not reap its children: is it stopped?", "pid", pid, "status", status)
+		c.exited(status)
+		return
+	}
+	if !c.goneWithin(lastWords) {
+		c.orphaned() // the template has reaped it, and was stopped before it could say how it had ended
+	}
+}
+
+func (c *child) goneWithin(d time.Duration) bool {
+	select {
+	case <-c.life.Done():
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
 // exited records the exit status and kills what is left of the group. It is called by those who
-// reap the process, or have seen the one who would die.
+// reap the process, or have seen that who should do so does not.
 func (c *child) exited(status int) { c.end(stepfleet.Exit{Status: status}) }
 
 // orphaned is exited for a process whose template is gone: it dies with it.
@@ -243,6 +285,9 @@ func (c *child) Kill() {
 	c.killed = true
 	c.killGroup()
 }
+
+// Ended implements stepfleet.Process.
+func (c *child) Ended() <-chan struct{} { return c.ended }
 
 // Lingers implements stepfleet.Process.
 func (c *child) Lingers() <-chan struct{} { return c.lingers }

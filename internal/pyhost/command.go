@@ -73,10 +73,18 @@ func exitStatus(err error) int {
 	if !errors.As(err, &exit) {
 		return -1
 	}
-	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return -int(ws.Signal())
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok {
+		return waitStatus(ws)
 	}
 	return exit.ExitCode()
+}
+
+// waitStatus is the exit status, or minus the signal.
+func waitStatus(ws syscall.WaitStatus) int {
+	if ws.Signaled() {
+		return -int(ws.Signal())
+	}
+	return ws.ExitStatus()
 }
 
 // startCold starts a fresh interpreter for one task and waits until it is ready.
@@ -91,7 +99,7 @@ func startCold(ctx context.Context, cfg Config) (*child, error) {
 		conn.Close()
 		return nil, err
 	}
-	c := newChild(conn, cfg.Logger)
+	c := newChild(conn, 0, cfg.Logger)
 	c.setPID(proc.cmd.Process.Pid)
 	go func() {
 		<-proc.gone

@@ -14,7 +14,11 @@ import (
 )
 
 // frameVersion is the version of the host protocol (docs/protocol.md section 2).
-const frameVersion = 1
+const frameVersion = 2
+
+// speaks says whether a process that speaks this version of the protocol is understood. One of version
+// 1 says nothing of its step's end before its result.
+func speaks(version int) bool { return version == 1 || version == frameVersion }
 
 // maxFrameBytes bounds a frame: a payload and some room for its JSON escapes.
 const maxFrameBytes = 64 << 20
@@ -33,7 +37,7 @@ type frame struct {
 	ForkSafe  bool       `json:"fork_safe,omitempty"`
 	Locations []location `json:"locations,omitempty"`
 
-	// Of a child: start, gate, phase, lingers, result.
+	// Of a child: start, gate, phase, ended, lingers, result.
 	Event  string            `json:"event,omitempty"`
 	Name   string            `json:"name,omitempty"`
 	Result *stepfleet.Result `json:"result,omitempty"`

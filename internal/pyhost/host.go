@@ -273,7 +273,10 @@ func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gat
 		if h.logs != nil {
 			c.tell(h.logs.ended)
 		}
-		if err := c.begin(job, gate); err != nil {
+		stop := context.AfterFunc(ctx, c.Kill) // one that is stopped does not read
+		err = c.begin(job, gate)
+		stop()
+		if err != nil {
 			// It died while it was idle, and has not seen the task whole.
 			h.log.Warn("idle process was gone", "pid", c.pid, "err", err)
 			c.Kill()

@@ -387,6 +387,60 @@ func TestADyingStepIsReportedByItsStatus(t *testing.T) {
 	})
 }
 
+const tellsPID = `    path = os.path.join(os.path.dirname(__file__), "pid")
+    open(path + ".new", "w").write(str(os.getpid()))
+    os.rename(path + ".new", path)
+`
+
+func TestAStoppedTemplateHidesNobodysDeath(t *testing.T) {
+	for name, c := range map[string]struct {
+		body   string
+		kill   bool
+		status int
+	}{
+		"killed":    {tellsPID + "    time.sleep(600)", true, -int(syscall.SIGKILL)},
+		"by itself": {tellsPID + "    time.sleep(2)\n    os._exit(17)", false, 17},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, run, payload := dagsterRun(t, c.body)
+			t.Setenv("DAGSTER_HOME", dir)
+			p := launch(t, startHost(t, pyhost.ModeFork, dir), run, payload, newGate())
+			stopProcess(t, parentOf(t, waitPID(t, filepath.Join(dir, "pid"))))
+			if c.kill {
+				p.Kill()
+			}
+			before := time.Now()
+			if exit := exitOf(t, p); exit.Status != c.status || exit.Result != nil || exit.HostDied {
+				t.Errorf("exit %+v, want status %d", exit, c.status)
+			}
+			if took := time.Since(before); took > 10*time.Second {
+				t.Errorf("the end was known after %s", took)
+			}
+		})
+	}
+}
+
+func stopProcess(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parent
+}
+
 func waitPID(t *testing.T, path string) int {
 	t.Helper()
 	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {

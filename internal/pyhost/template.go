@@ -58,7 +58,7 @@ func startTemplate(cfg Config) (*template, error) {
 func (t *template) waitLoaded(ctx context.Context) (frame, error) {
 	select {
 	case f := <-t.loaded:
-		if f.V != frameVersion {
+		if !speaks(f.V) {
 			return f, fmt.Errorf("the template speaks version %d of the host protocol, this worker %d: install the plugin of this release", f.V, frameVersion)
 		}
 		return f, nil
@@ -202,7 +202,7 @@ func (t *template) fork() (*child, error) {
 	t.mu.Lock()
 	t.next++
 	id := t.next
-	c := newChild(conn, t.log)
+	c := newChild(conn, t.proc.cmd.Process.Pid, t.log)
 	t.children[id] = c
 	t.mu.Unlock()
 	if err := sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs); err != nil {

@@ -242,7 +242,7 @@ func (h *scriptedHost) Launch(_ context.Context, job stepfleet.Job, gate stepfle
 		return nil, h.fail
 	}
 	p := &scriptedProcess{
-		job: job, gate: gate, signals: make(chan string, 10),
+		job: job, gate: gate, signals: make(chan string, 10), ended: make(chan struct{}),
 		lingers: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{}),
 	}
 	h.began <- p
@@ -255,6 +255,7 @@ func (h *scriptedHost) setFail(err error) { h.mu.Lock(); defer h.mu.Unlock(); h.
 type scriptedProcess struct {
 	job     stepfleet.Job
 	gate    stepfleet.Gate
+	ended   chan struct{}
 	lingers chan struct{}
 	told    chan struct{}
 	done    chan struct{}
@@ -294,6 +295,8 @@ func (p *scriptedProcess) Kill() {
 	p.end(stepfleet.Exit{Status: -9})
 }
 
+func (p *scriptedProcess) Ended() <-chan struct{} { return p.ended }
+
 func (p *scriptedProcess) Lingers() <-chan struct{} { return p.lingers }
 
 func (p *scriptedProcess) Reported() <-chan struct{} { return p.told }
@@ -320,6 +323,18 @@ var success = stepfleet.Exit{Result: &stepfleet.Result{
 }}
 
 func (p *scriptedProcess) succeed() { p.end(success) }
+
+// sayEnded tells that Dagster's log has the step's end, while hooks go on.
+func (p *scriptedProcess) sayEnded(event string) {
+	r := &stepfleet.Result{V: stepfleet.TaskVersion, Outcome: stepfleet.StateFailed, Event: event}
+	if event == "STEP_SUCCESS" {
+		r = success.Result
+	}
+	p.mu.Lock()
+	p.exit.Result = r
+	p.mu.Unlock()
+	close(p.ended)
+}
 
 // linger tells the success while threads go on.
 func (p *scriptedProcess) linger() {

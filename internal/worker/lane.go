@@ -93,7 +93,7 @@ func (ln *lane) listen(ctx context.Context, free int, wait time.Duration) []step
 // claim takes up to free tasks and runs each. Its bells are answered once the claim is
 // committed, and given back when the claim may have left work that they stand for.
 func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell) {
-	if free == 0 || ln.l.waitOpen(ctx) != nil || !ln.hostAvailable() {
+	if free == 0 || ln.l.waitOpen(ctx, ln.l.w.cfg.startsFor()) != nil || !ln.hostAvailable() {
 		ln.giveBack(bells)
 		return
 	}

@@ -42,6 +42,7 @@ type life struct {
 var (
 	errDead    = errors.New("session dead")
 	errDrained = errors.New("drained")
+	errAborted = errors.New("stopped at once")
 )
 
 func newLife(w *Worker, session stepfleet.SessionID, sent time.Time, notes *notes) *life {
@@ -69,6 +70,7 @@ func (l *life) run(ctx context.Context) {
 	var keepers sync.WaitGroup
 	keepers.Go(l.keepSession)
 	keepers.Go(l.watchFlags)
+	keepers.Go(l.watchAbort)
 	keepers.Go(func() { l.starts.run(l.over) })
 	keepers.Go(func() { l.settles.run(l.over) })
 	for queue, slots := range l.w.cfg.Spec.Slots {
@@ -123,6 +125,24 @@ func (l *life) keepSession() {
 			warned = false
 		}
 	}
+}
+
+// watchAbort ends the life when the worker is to stop at once: it kills what runs, and tells the ledger
+// if that answers.
+func (l *life) watchAbort() {
+	select {
+	case <-l.over.Done():
+		return
+	case <-l.w.cfg.Abort:
+	}
+	l.log.Warn("told to stop at once: killing what runs")
+	l.killAll()
+	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	defer cancel()
+	if err := l.w.ports.Renewals.EndSession(ctx, l.session, errAborted.Error()); err != nil {
+		l.log.Warn("end session; what ran is lost when its run lease is over", "err", err)
+	}
+	l.endLife(errAborted)
 }
 
 func (l *life) renew(now time.Time) error {
@@ -221,12 +241,11 @@ func (l *life) leaseOver(age time.Duration) bool {
 	return age >= l.w.cfg.Lifetimes.RunLease-l.w.cfg.Lifetimes.Margin
 }
 
-// waitOpen waits until the gates are open: the session is renewed well within its TTL.
-func (l *life) waitOpen(ctx context.Context) error {
-	lt := l.w.cfg.Lifetimes
+// waitOpen waits until a renewal has come back that was sent less than the given time ago.
+func (l *life) waitOpen(ctx context.Context, within time.Duration) error {
 	for {
 		l.mu.Lock()
-		open := l.w.cfg.Now().Sub(l.renewed) < lt.SessionTTL-lt.Margin
+		open := l.w.cfg.Now().Sub(l.renewed) < within
 		renewal := l.renewal
 		l.mu.Unlock()
 		if open {

@@ -21,7 +21,8 @@ type task struct {
 
 	missing int // renewals in a row that did not list it; guarded by life.mu
 
-	owner sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
+	owner   sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
+	settled bool       // whatever was to be said of its end has been said; guarded by owner
 
 	mu        sync.Mutex
 	phases    map[stepfleet.Phase]float64
@@ -30,7 +31,7 @@ type task struct {
 	revoked   error // why the process is refused everything from now on
 	cancelled bool
 	began     time.Time // when the process was granted its start, on the clock that counts suspend
-	ending    bool      // an ending event was granted: the attempt can no longer be late
+	ending    bool      // an ending event was granted: Dagster's log may have it
 	late      bool      // it ran over its timeout
 	leaving   bool      // a run worker that was asked to leave, since another will resume its run
 	startedAt time.Time // zero until the start is recorded
@@ -146,7 +147,7 @@ func (t *task) recordStart(ctx context.Context) error {
 	ctx, cancel := joined(ctx, t.l.over)
 	defer cancel()
 	return retry(ctx, t.log, "start", func(call context.Context) error {
-		if err := t.l.waitOpen(ctx); err != nil {
+		if err := t.l.waitOpen(ctx, t.l.w.cfg.startsFor()); err != nil {
 			return err
 		}
 		err := t.l.starts.do(call, t.job.Ref)
@@ -159,19 +160,19 @@ func (t *task) recordStart(ctx context.Context) error {
 	})
 }
 
-// Event implements Gate: the event may be written while the task is ours and the session is
-// renewed well within its TTL, which leaves the rest of the run lease for the write itself.
+// Event implements Gate: the event may be written while the task is ours and what is left of the run
+// lease is more than the write may take.
 func (t *task) Event(ctx context.Context, name string) error {
 	ctx, cancel := joined(ctx, t.l.over)
 	defer cancel()
-	if err := t.l.waitOpen(ctx); err != nil {
+	if err := t.l.waitOpen(ctx, t.l.w.cfg.grantsFor()); err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.revoked == nil {
 		t.spoken = true
-		t.ending = t.ending || endingEvents[name]
+		t.ending = t.ending || t.job.Kind == stepfleet.KindStep && endingEvents[name]
 	}
 	return t.revoked
 }
@@ -201,6 +202,7 @@ func (t *task) terminate() {
 		}
 		proc.Interrupt()
 		if !gone(proc, interruptGrace) {
+			t.awaitEnd()
 			proc.Kill()
 		}
 	})
@@ -237,7 +239,31 @@ func (t *task) handOver() {
 	t.proc.Terminate()
 }
 
-// kill ends the process, now or as soon as there is one, and refuses it everything.
+// endWait is how long a process that was granted its ending event has to say that the event is in
+// Dagster's log, before it is killed.
+const endWait = 2 * time.Second
+
+// awaitEnd lets a process that is at its end come to it: once that is in Dagster's log the worker must
+// know, or it could not say how the attempt ended.
+func (t *task) awaitEnd() {
+	t.mu.Lock()
+	proc, ending := t.proc, t.ending
+	t.mu.Unlock()
+	if proc == nil || !ending {
+		return
+	}
+	select {
+	case <-proc.Ended():
+	case <-proc.Reported():
+	case <-proc.Done():
+	case <-t.l.over.Done():
+	case <-time.After(endWait):
+	}
+}
+
+// kill ends the process, now or as soon as there is one, and refuses it everything. It waits for
+// nothing: it is for a process whose time is over, or whose task is another's, and of whose end the
+// server reads in Dagster's log.
 func (t *task) kill() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -253,8 +279,12 @@ func (t *task) kill() {
 // revoke takes a running task from its process before it kills it, so that whatever the process
 // still says is refused, and the worker can say what became of the task.
 func (t *task) revoke(reason string) {
+	t.awaitEnd()
 	t.owner.Lock()
 	defer t.owner.Unlock()
+	if t.settled {
+		return
+	}
 	t.mu.Lock()
 	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, reason)
 	running := !t.startedAt.IsZero()
@@ -265,14 +295,19 @@ func (t *task) revoke(reason string) {
 	t.kill()
 }
 
-// settle records how the attempt ended.
+// settle records how the attempt ended, or leaves it to the server to find out.
 func (t *task) settle(exit stepfleet.Exit) {
 	t.owner.Lock()
 	defer t.owner.Unlock()
 	t.mu.Lock()
 	started, ref := !t.startedAt.IsZero(), t.job.Ref
 	t.mu.Unlock()
+	t.settled = true
 	if !started && !t.resolveStart(ref, exit) {
+		return
+	}
+	if t.isUndecided(exit) {
+		t.abandon(ref, exit)
 		return
 	}
 	result := t.result(exit)
@@ -289,6 +324,34 @@ func (t *task) settle(exit stepfleet.Exit) {
 		t.log.Info("not settled: the task has another owner, or has ended", "err", err)
 	default:
 		t.log.Error("settle refused", "outcome", result.Outcome, "err", err)
+	}
+}
+
+// isUndecided says that the process was granted its ending event and has not told that it is stored:
+// only Dagster's log says whether it is.
+func (t *task) isUndecided(exit stepfleet.Exit) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ending && (exit.Result == nil || exit.Result.Event == "")
+}
+
+// abandon has the server decide how the attempt ended.
+func (t *task) abandon(ref stepfleet.Ref, exit stepfleet.Exit) {
+	reason := "it was granted its ending event; " + describeExit(exit.Status)
+	err := retry(t.l.over, t.log, "abandon", func(ctx context.Context) error {
+		errs, err := t.l.w.ports.Claims.Abandon(ctx, t.l.session, []stepfleet.Ref{ref}, reason)
+		if err != nil {
+			return err
+		}
+		return errs[0]
+	})
+	switch {
+	case err == nil:
+		t.log.Warn("abandoned: Dagster's log will say how it ended", "status", exit.Status)
+	case t.l.over.Err() != nil:
+		t.log.Warn("not abandoned: the session is over, and the server decides all the same")
+	default:
+		t.log.Error("abandon refused", "err", err)
 	}
 }
 

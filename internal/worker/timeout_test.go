@@ -198,6 +198,7 @@ func TestACancelBeforeTheTimeoutStaysACancel(t *testing.T) {
 		if err := p.gate.Event(b.ctx, "STEP_FAILURE"); err != nil {
 			t.Errorf("a cancelled step may say how it ended: %v", err)
 		}
+		p.sayEnded("STEP_FAILURE")
 		p.end(stepfleet.Exit{Status: 0})
 		b.expect("a", stepfleet.StateCancelled)
 	})

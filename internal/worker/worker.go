@@ -30,6 +30,10 @@ type Notifier interface {
 type Config struct {
 	Spec      stepfleet.SessionSpec
 	Lifetimes stepfleet.Lifetimes
+	// StatementTimeout is after how long Dagster's database breaks off what a step's process writes; 0
+	// when it does not. A write that was granted is over with the run lease, then, whatever becomes of
+	// the worker.
+	StatementTimeout time.Duration
 	// DrainTimeout is how long running steps may go on after the worker is asked to stop.
 	DrainTimeout time.Duration
 	// KillGrace is how long a cancelled step has between SIGTERM and SIGINT, which SIGKILL follows.
@@ -39,6 +43,9 @@ type Config struct {
 	// RunEnv is set in the processes of run workers, beyond what every task gets: they speak to the
 	// server, and step processes must not be able to.
 	RunEnv map[string]string
+	// Abort, when it is closed, ends the drain: the worker kills what runs, ends its session within a
+	// second, and Run returns ErrAborted. Nil is never closed.
+	Abort <-chan struct{}
 	// Now is a clock that counts suspend; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -61,6 +68,7 @@ const (
 	lookIdleMax  = 15 * time.Second // between looks of an idle worker
 	watchEvery   = time.Second      // between looks for cancel flags while something runs
 	callTimeout  = 10 * time.Second // one call of the ledger
+	abortTimeout = time.Second      // the call that ends the session of a worker that must stop at once
 	retryFirst   = 100 * time.Millisecond
 	retryMax     = 5 * time.Second
 	bellWaitMax  = 20 * time.Second // what SQS allows
@@ -70,6 +78,9 @@ const (
 
 	interruptGrace = time.Second // between SIGINT and SIGKILL, for Dagster to write how the step ended
 )
+
+// ErrAborted says that the worker was told to stop at once.
+var ErrAborted = errors.New("stopped at once: what ran was killed, its tasks are lost")
 
 // Worker runs one life after another.
 type Worker struct {
@@ -95,6 +106,9 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 			return nil, fmt.Errorf("worker: queue %s has %d slots: give it at least 1", queue, n)
 		}
 	}
+	if grants := cfg.grantsFor(); grants <= cfg.Lifetimes.Renew {
+		return nil, fmt.Errorf("worker: a statement timeout of %s leaves no time of the run lease of %s: give a shorter one or a longer lease", cfg.StatementTimeout, cfg.Lifetimes.RunLease)
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -102,13 +116,23 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 	return &Worker{cfg: cfg, ports: ports, log: cfg.Logger}, nil
 }
 
+// startsFor is how long after a renewal something may start.
+func (c Config) startsFor() time.Duration { return c.Lifetimes.SessionTTL - c.Lifetimes.Margin }
+
+// grantsFor is how long after a renewal the write of an event may be granted: the run lease lasts longer
+// than the write by a margin.
+func (c Config) grantsFor() time.Duration {
+	return min(c.startsFor(), c.Lifetimes.RunLease-c.Lifetimes.Margin-c.StatementTimeout)
+}
+
 // Run works until ctx ends, then drains: it claims no more, gives back what has not started,
 // lets what runs go on for DrainTimeout, and ends what is left as lost. Run workers whose run will
-// be resumed are asked to leave shortly before: their steps go on. A worker whose session dies kills its steps and begins a new life.
+// be resumed are asked to leave shortly before: their steps go on. A worker whose session dies kills
+// its steps and begins a new life.
 func (w *Worker) Run(ctx context.Context) error {
 	notes := newNotes(w.ports.Notifier, w.log)
 	defer notes.close()
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !w.aborted() {
 		session, sent, err := w.register(ctx)
 		if err != nil && ctx.Err() != nil {
 			break
@@ -122,7 +146,19 @@ func (w *Worker) Run(ctx context.Context) error {
 		l.run(ctx)
 		w.status.end()
 	}
+	if w.aborted() {
+		return ErrAborted
+	}
 	return nil
+}
+
+func (w *Worker) aborted() bool {
+	select {
+	case <-w.cfg.Abort:
+		return true
+	default:
+		return false
+	}
 }
 
 // register tries until it has a session or ctx ends.

@@ -24,11 +24,13 @@ from dagster._utils.interrupts import capture_interrupts
 
 from dagster_stepfleet import gate, logs, pages, storage
 from dagster_stepfleet.events import ENDING_TYPES
+from dagster_stepfleet.frames import PROTOCOL_VERSION
 from dagster_stepfleet.gate import Parent
 
 seams.verify(seams.CHILD_CHECKS)
 
-PROTOCOL_VERSION = 1
+# As TaskVersion in task.go.
+RESULT_VERSION = 1
 # As MaxErrorBytes in task.go; the rest is in the step's logs.
 MAX_ERROR_BYTES = 16 << 10
 
@@ -101,7 +103,7 @@ class Outcome:
         self.phases["ended"] = round(time.time(), 6)
         success = self.event == DagsterEventType.STEP_SUCCESS.value
         result: dict[str, Any] = {
-            "v": PROTOCOL_VERSION,
+            "v": RESULT_VERSION,
             "success": success,
             "outcome": "succeeded" if success else "failed",
             "event": self.event,
@@ -172,6 +174,8 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
             try:
                 for event in seams.step_body()(args, instance, dagster_run):
                     outcome.note(event)
+                    if event.event_type in ENDING_TYPES:
+                        _say_ended(parent, outcome, started)
             finally:
                 flush()
         except BaseException as err:  # Dagster's interrupt is no Exception
@@ -184,11 +188,16 @@ def run(parent: Parent, frame: dict[str, Any], warm: Warm) -> dict[str, Any]:
     return outcome.result(time.monotonic() - started)
 
 
-def _await_threads(parent: Parent, outcome: Outcome, started: float) -> None:
-    """Waits for threads that outlive the op, as a child of Dagster's multiprocess executor does.
+def _say_ended(parent: Parent, outcome: Outcome, started: float) -> None:
+    """Tells the parent what Dagster's log says by now, should this process not come to its last
+    word: the hooks and the end of the resources are still to come. There is no answer to wait for.
+    """
+    parent.send({"op": "ended", "result": outcome.result(time.monotonic() - started)})
 
-    The step has its end by then, whatever becomes of this process: the parent gets the result now,
-    should the process not come to its last word.
+
+def _await_threads(parent: Parent, outcome: Outcome, started: float) -> None:
+    """Waits for threads that outlive the op, as a child of Dagster's multiprocess executor does,
+    and tells the parent that nothing else is left of the step.
     """
     if all(t.daemon or t is threading.main_thread() for t in threading.enumerate()):
         return

@@ -10,6 +10,9 @@ import struct
 from collections import deque
 from typing import Any
 
+# The version of the host protocol (docs/protocol.md section 2). A worker that knows only an earlier
+# one refuses this process.
+PROTOCOL_VERSION = 2
 # The protocol's limit on one frame. A payload is at most 8 MiB, so this is never met in earnest.
 MAX_FRAME_BYTES = 64 << 20
 

@@ -25,12 +25,11 @@ import zlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dagster_stepfleet import pages, process
-from dagster_stepfleet.frames import Frame, FrameError, FrameSocket
+from dagster_stepfleet.frames import PROTOCOL_VERSION, Frame, FrameError, FrameSocket
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-PROTOCOL_VERSION = 1
 # What a child may write to the template at once without mixing with another's (POSIX PIPE_BUF).
 _PIPE_BUF = 4096
 # Instances that the template keeps ready. Deployments have one; tests and moves have two.

@@ -44,7 +44,7 @@ class Verdict:
 
     def result(self, execution_seconds: float) -> dict[str, Any]:
         result: dict[str, Any] = {
-            "v": child.PROTOCOL_VERSION,
+            "v": child.RESULT_VERSION,
             "success": self.outcome == "succeeded",
             "outcome": self.outcome,
             "event": "",

@@ -299,6 +299,9 @@ class Child:
         self.frames = frames
         self.pid = pid
         self.proc = proc
+        # The result of a step whose end is in the log, and what to do then.
+        self.ended: dict = {}
+        self.on_ended: list[Callable[[], None]] = []
         # The result of a step that goes on for its threads, and what to do then.
         self.lingers: dict = {}
         self.on_lingers: list[Callable[[], None]] = []
@@ -342,6 +345,10 @@ class Child:
         while (frame := self.frames.receive()) is not None:
             if frame["op"] == "result":
                 return frame["result"]
+            if frame["op"] == "ended":
+                self.ended = frame["result"]
+                for call in self.on_ended:
+                    call()
             if frame["op"] == "lingers":
                 self.lingers = frame["result"]
                 for call in self.on_lingers:

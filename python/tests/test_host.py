@@ -73,6 +73,7 @@ def test_framework_error_is_told(instance, child):
     assert result["outcome"] == "failed" and result["event"] == ""
     assert result["error"]["code"] == "no_ending_event"
     assert "no_such_step" in result["error"]["message"]
+    assert child.ended == {}
 
 
 def test_run_that_is_unknown(instance, child):
@@ -129,9 +130,20 @@ def test_sigterm_is_dagsters_interrupt(instance, template, tmp_path):
     os.kill(child.pid, signal.SIGTERM)
     while (frame := child.frames.receive())["op"] == "gate":
         child.frames.send({"op": "granted"})
-    assert frame["result"]["event"] == "STEP_FAILURE"
+    assert (frame["op"], frame["result"]["event"]) == ("ended", "STEP_FAILURE")
+    frame = child.frames.receive()
+    assert (frame["op"], frame["result"]["event"]) == ("result", "STEP_FAILURE")
     assert template.exited(child.pid)["status"] == 0
     assert wait_dead(mark[1]), "what the step left behind goes with it"
+
+
+def test_the_end_is_told_before_the_hooks(instance, child):
+    """So that a process that dies in one does not take with it what the log says."""
+    run = create_run(instance, "slow_hook")
+    child.on_ended.append(lambda: os.kill(child.pid, signal.SIGKILL))
+    assert child.run(*step(instance, run, "quick")) == {}
+    assert (child.ended["event"], child.ended["outcome"]) == ("STEP_SUCCESS", "succeeded")
+    assert kinds(instance, run)[-1] == "STEP_SUCCESS", "in the log, and no hook has completed"
 
 
 @pytest.mark.parametrize("key", ["leaves_a_thread", "leaves_a_pool"])
