@@ -104,6 +104,9 @@ func (n *Notifier) server(url string) *Breaker {
 	b := n.servers[url]
 	if b == nil {
 		if len(n.servers) >= maxServers {
+			for _, forgotten := range n.servers {
+				forgotten.answered() // so that it is counted as open no more
+			}
 			clear(n.servers)
 		}
 		b = n.open()
