@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -204,10 +203,6 @@ func TestOverHTTP(t *testing.T) {
 
 // A repeat is a request, too: AWS bills it. And repeats are a tenth of the requests at most.
 func TestRequestsAreToldAndRepeatsAreBounded(t *testing.T) {
-	synctest.Test(t, testRequestsAreTold)
-}
-
-func testRequestsAreTold(t *testing.T) {
 	local := localaws.New(localaws.Options{Seed: 1})
 	told := map[string]int{}
 	o := Options{OnRequest: func(op, code string) { told[op+" "+code]++ }}
