@@ -23,6 +23,7 @@
 package localaws
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -72,6 +73,11 @@ type Options struct {
 	QueueURL sqs.URLTemplate
 	// Metrics has CloudWatch fed by the other services, each minute. It sets a timer that never ends.
 	Metrics bool
+	// OnCall, if set, is told of every call: the service, the operation, empty for one that is not
+	// emulated, and ok or the code of its error.
+	OnCall func(service, op, code string)
+	// Scrape, if set, answers GET /metrics, for Prometheus; a queue cannot be asked for by that path.
+	Scrape http.Handler
 	// SQSMaxInFlight lowers the limit of messages in flight; 0 is AWS's.
 	SQSMaxInFlight int
 	// Dir is where state is kept that shall outlive the process; empty keeps all in memory. Only
@@ -100,6 +106,8 @@ type AWS struct {
 	byTarget    map[string]*api.Service // by X-Amz-Target
 	byShape     map[string]*api.Service // by the path of a CBOR call
 	control     http.Handler
+	scrape      http.Handler
+	onCall      func(service, op, code string)
 	sameOrigin  *http.CrossOriginProtection
 	readTimeout time.Duration
 }
@@ -119,7 +127,7 @@ func Open(o Options) (*AWS, error) {
 	o = o.withDefaults()
 	a := &AWS{
 		Faults: o.Faults, clock: o.Clock, ids: api.NewIDs(o.Seed), log: o.Logger, region: o.Region, account: o.Account,
-		hosts: o.Hosts, credentials: o.Credentials,
+		hosts: o.Hosts, credentials: o.Credentials, scrape: o.Scrape, onCall: o.OnCall,
 		byName: map[string]*api.Service{}, byTarget: map[string]*api.Service{}, byShape: map[string]*api.Service{},
 		sameOrigin: http.NewCrossOriginProtection(), readTimeout: readTimeout,
 	}
@@ -262,6 +270,10 @@ func (a *AWS) serve(w http.ResponseWriter, r *http.Request) {
 		a.control.ServeHTTP(w, r)
 		return
 	}
+	if a.scrape != nil && r.Method == http.MethodGet && r.URL.Path == "/metrics" {
+		a.scrape.ServeHTTP(w, r)
+		return
+	}
 	sent, err := readBody(r)
 	defer sent.release()
 	to, ok := a.routeOf(r, sent.plain)
@@ -309,6 +321,26 @@ func (a *AWS) finish(r *http.Request, x *exchange) {
 		a.log.Debug("call", "service", x.call.Service, "op", x.op, "request_id", x.call.RequestID,
 			"took", a.clock.Now().Sub(started), "error", err)
 	}
+	if a.onCall == nil {
+		return
+	}
+	op := x.op
+	if !known {
+		op = ""
+	}
+	a.onCall(x.call.Service, op, codeOf(err))
+}
+
+// codeOf says how a call ended.
+func codeOf(err error) string {
+	var told *api.Error
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.As(err, &told):
+		return cmp.Or(told.Code, told.Type)
+	}
+	return "error"
 }
 
 // refusalOf returns why the call must not come to its operation, or nil.

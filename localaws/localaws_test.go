@@ -459,3 +459,38 @@ func TestServeRefusesAListenerThatIsNotLoopback(t *testing.T) {
 		t.Error("the listener was left open")
 	}
 }
+
+func TestCallsAreToldAndScraped(t *testing.T) {
+	told := map[string]int{}
+	a := localaws.New(localaws.Options{
+		Seed: 1, OnCall: func(service, op, code string) { told[service+"/"+op+" "+code]++ },
+		Scrape: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("counted")) }),
+	})
+	call := func(method, host, path, target string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(method, "http://"+host+path, strings.NewReader(`{"QueueName":"q"}`))
+		if target != "" {
+			r.Header.Set("X-Amz-Target", target)
+			r.Header.Set("Content-Type", "application/x-amz-json-1.0")
+		}
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, r)
+		return w
+	}
+	call("POST", "127.0.0.1", "/", "AmazonSQS.CreateQueue")
+	call("POST", "127.0.0.1", "/", "AmazonSQS.GetQueueUrl")
+	call("POST", "127.0.0.1", "/", "AmazonSQS.Invented")
+	if told["sqs/CreateQueue ok"] != 1 || told["sqs/GetQueueUrl ok"] != 1 || len(told) != 3 {
+		t.Errorf("told of %v", told)
+	}
+	for what := range told {
+		if strings.Contains(what, "Invented") {
+			t.Errorf("a name that a client made up is told: %s", what)
+		}
+	}
+	if w := call("GET", "127.0.0.1", "/metrics", ""); w.Body.String() != "counted" {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := call("GET", "evil.example", "/metrics", ""); w.Code != http.StatusForbidden {
+		t.Errorf("a rebound name is answered: %d", w.Code)
+	}
+}

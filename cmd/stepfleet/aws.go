@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/stepfleet/stepfleet/internal/metrics"
 	"github.com/stepfleet/stepfleet/localaws"
 	"github.com/stepfleet/stepfleet/localaws/arn"
 	"github.com/stepfleet/stepfleet/localaws/journal"
@@ -47,8 +48,10 @@ func (c *awsCmd) Run(g *globals) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(awsGCPercent)
 	}
+	counted := metrics.New(version)
 	return localaws.Run(g.ctx, localaws.Config{Addr: c.Listen, MovableClock: c.Clock, Options: localaws.Options{
 		Logger: g.log, Region: c.Region, Account: c.Account, Seed: c.Seed, Mode: sqs.Mode(c.Mode), QueueURL: urls,
+		OnCall: counted.AWS(), Scrape: counted.Handler(),
 		Metrics: true, Credentials: c.Credentials, Dir: c.Dir, Journal: journal.Options{Sync: journal.Sync(c.Fsync)},
 	}})
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/stepfleet/stepfleet/internal/api"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/dispatch"
+	"github.com/stepfleet/stepfleet/internal/metrics"
+	"github.com/stepfleet/stepfleet/internal/outage"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 	"github.com/stepfleet/stepfleet/internal/sqs"
 )
@@ -59,7 +61,8 @@ func (c *serverCmd) Run(g *globals) error {
 		return fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
 	defer ledger.Close()
-	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, Logger: g.log})
+	counted := metrics.New(version)
+	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, OnRequest: counted.Requests(), Logger: g.log})
 	if err != nil {
 		return err
 	}
@@ -70,8 +73,8 @@ func (c *serverCmd) Run(g *globals) error {
 	}
 	server, err := dispatch.New(dispatch.Config{
 		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: address.String(), Queues: c.Queue,
-		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Dagster: c.dagster(), Logger: g.log,
-	}, ledger, ringer{bells, c.CreateQueues})
+		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Dagster: c.dagster(g, counted), Logger: g.log,
+	}, watchedLedger(g, counted, ledger), watchedRinger(g, counted, ringer{bells, c.CreateQueues}))
 	if err != nil {
 		return err
 	}
@@ -83,9 +86,22 @@ func (c *serverCmd) Run(g *globals) error {
 	}
 	work.Go(func() error {
 		hosts := append([]string{address.Hostname()}, c.Hosts...)
-		return serve(ctx, listener, api.New(api.Config{Token: secret, Hosts: hosts, Logger: g.log}, server))
+		handler := api.New(api.Config{Token: secret, Hosts: hosts, Metrics: counted.Handler(), Logger: g.log}, server)
+		return serve(ctx, listener, counted.HTTP(handler))
 	})
 	return work.Wait()
+}
+
+// watchedLedger is the server's ledger, counted and behind its breaker.
+func watchedLedger(g *globals, m *metrics.Metrics, ledger *postgres.Ledger) stepfleet.Ledger {
+	m.Pool("server", func() metrics.Pool { return metrics.Pool(ledger.PoolStats()) })
+	watched := outage.Ledger(m.Server(ledger), outage.New(m.Breaker("postgres", g.log)))
+	m.Workers(watched)
+	return watched
+}
+
+func watchedRinger(g *globals, m *metrics.Metrics, bells stepfleet.Ringer) stepfleet.Ringer {
+	return outage.Ringer(m.Ringer(bells), outage.New(m.Breaker("sqs", g.log)))
 }
 
 // advertised is the URL by which workers reach this replica: the one given, or else where it
@@ -112,11 +128,11 @@ func advertised(given string, listens net.Addr, host string) (*url.URL, error) {
 	return &url.URL{Scheme: "http", Host: net.JoinHostPort(ip, port)}, nil
 }
 
-func (c *serverCmd) dagster() stepfleet.Orchestrator {
+func (c *serverCmd) dagster(g *globals, m *metrics.Metrics) stepfleet.Orchestrator {
 	if c.DagsterURL == "" {
 		return nil
 	}
-	return dagsterapi.New(c.DagsterURL)
+	return outage.Orchestrator(dagsterapi.New(c.DagsterURL), outage.New(m.Breaker("dagster", g.log)))
 }
 
 // createQueues makes the queues before the first bell, so that workers need not find them missing.

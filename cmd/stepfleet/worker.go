@@ -19,6 +19,8 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/metrics"
+	"github.com/stepfleet/stepfleet/internal/outage"
 	"github.com/stepfleet/stepfleet/internal/pgrelay"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 	"github.com/stepfleet/stepfleet/internal/pyhost"
@@ -33,7 +35,8 @@ type workerCmd struct {
 	QueuePrefix string   `help:"What SQS queue names begin with." default:"stepfleet-" env:"STEPFLEET_QUEUE_PREFIX"`
 	QueueFIFO   bool     `name:"queue-fifo" help:"The SQS queues are FIFO queues: their names end in .fifo." env:"STEPFLEET_QUEUE_FIFO"`
 	Prepare     bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
-	Listen      string   `help:"Address of the probes /livez and /readyz." default:"127.0.0.1:0" env:"STEPFLEET_WORKER_LISTEN"`
+	Listen      string   `help:"Address of the probes /livez and /readyz, and of /metrics." default:"127.0.0.1:0" env:"STEPFLEET_WORKER_LISTEN"`
+	Hosts       []string `name:"allow-host" help:"Host header to answer /metrics to besides loopback names." env:"STEPFLEET_ALLOW_HOSTS"`
 
 	Python   string   `help:"Python interpreter of the project, with dagster_stepfleet installed." default:"python3" env:"STEPFLEET_PYTHON"`
 	HostMode string   `help:"Where step processes come from: fork, cold, or auto (fork when safe)." enum:"auto,fork,cold" default:"auto" env:"STEPFLEET_HOST_MODE"`
@@ -116,7 +119,8 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 		return err
 	}
 	defer probes.Close()
-	ports, closeLedger, err := c.ports(g, secret)
+	counted := metrics.New(version)
+	ports, closeLedger, err := c.ports(g, counted, secret)
 	if err != nil {
 		return err
 	}
@@ -128,6 +132,7 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 		Spool: c.spool(), DatabaseSocket: relay.Dir(), Env: c.storageEnv(lifetimes), Logger: g.log,
 	})
 	ports.Host = host
+	counted.IdleProcesses(host.Idle)
 	w, err = worker.New(worker.Config{
 		Spec: spec, Lifetimes: lifetimes, StatementTimeout: c.statementTimeout(lifetimes), DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
 		RunKillGrace: c.RunKillGrace, RunEnv: map[string]string{"STEPFLEET_TOKEN": secret},
@@ -138,7 +143,8 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	}
 	g.log.Info("worker begins", "worker", spec.Worker, "slots", spec.Slots, "probes", "http://"+probes.Addr().String())
 	return runWorker(g.ctx, w, host, relay.Run, func(ctx context.Context) error {
-		return serve(ctx, probes, api.Probes(func(ctx context.Context) []string {
+		asked := api.Config{Token: secret, Hosts: c.Hosts, Metrics: counted.Handler(), Logger: g.log}
+		return serve(ctx, probes, api.Probes(asked, func(ctx context.Context) []string {
 			return append(w.Ready(ctx), host.Ready()...)
 		}))
 	})
@@ -172,7 +178,7 @@ func runWorker(ctx context.Context, w *worker.Worker, host *pyhost.Host, others 
 	return err
 }
 
-func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), error) {
+func (c *workerCmd) ports(g *globals, m *metrics.Metrics, secret string) (worker.Ports, func(), error) {
 	dsn, err := databaseURL()
 	if err != nil {
 		return worker.Ports{}, nil, err
@@ -187,14 +193,20 @@ func (c *workerCmd) ports(g *globals, secret string) (worker.Ports, func(), erro
 		return worker.Ports{}, nil, err
 	}
 	closeBoth := func() { claims.Close(); renewals.Close() }
-	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, Logger: g.log})
+	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, OnRequest: m.Requests(), Logger: g.log})
 	if err != nil {
 		closeBoth()
 		return worker.Ports{}, nil, err
 	}
+	m.Pool("claims", func() metrics.Pool { return metrics.Pool(claims.PoolStats()) })
+	m.Pool("renewals", func() metrics.Pool { return metrics.Pool(renewals.PoolStats()) })
+	// A renewal that comes back closes the breaker for claims too: it is one database.
+	counted, database := m.Worker(), outage.New(m.Breaker("postgres", g.log))
+	notifier := &api.Notifier{Token: secret, Client: http.DefaultClient}
 	return worker.Ports{
-		Claims: claims, Renewals: renewals, Bells: bells,
-		Notifier: &api.Notifier{Token: secret, Client: http.DefaultClient},
+		Claims: outage.Ledger(counted(claims), database), Renewals: outage.Ledger(counted(renewals), database),
+		Bells:    outage.Listener(m.Listener(bells), outage.New(m.Breaker("sqs", g.log))),
+		Notifier: outage.NewNotifier(notifier.Notify, func() *outage.Breaker { return outage.New(m.Breaker("server", g.log)) }),
 	}, closeBoth, nil
 }
 

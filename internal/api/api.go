@@ -43,8 +43,10 @@ type Config struct {
 	Token string
 	// Hosts are the Host headers allowed besides loopback names; a browser that was led here by
 	// a rebound name is refused.
-	Hosts  []string
-	Logger *slog.Logger
+	Hosts []string
+	// Metrics answers GET /metrics, to those who have the token; nil where there are none.
+	Metrics http.Handler
+	Logger  *slog.Logger
 }
 
 // API is the handler.
@@ -74,19 +76,27 @@ func New(cfg Config, server *dispatch.Server) *API {
 	a.route("POST /v1/instances/{instance}/dead", a.instanceDead)
 	a.route("GET /v1/queues", a.queues)
 	a.route("GET /v1/sessions", a.sessions)
+	if cfg.Metrics != nil {
+		a.route("GET /metrics", a.metrics)
+	}
 	return a
 }
 
 // ServeHTTP checks the Host header and the origin, then routes.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !a.hostAllowed(r.Host) {
-		http.Error(w, fmt.Sprintf("this server does not answer to the host %q: start it with --allow-host", r.Host), http.StatusMisdirectedRequest)
+	if !a.cfg.allows(r.Host) {
+		refuseHost(w, r)
 		return
 	}
 	a.guarded.ServeHTTP(w, r)
 }
 
-func (a *API) hostAllowed(hostport string) bool {
+func refuseHost(w http.ResponseWriter, r *http.Request) {
+	http.Error(w, fmt.Sprintf("this server does not answer to the host %q: start it with --allow-host", r.Host), http.StatusMisdirectedRequest)
+}
+
+// allows says whether the Host header is one to answer.
+func (c Config) allows(hostport string) bool {
 	host, _, err := net.SplitHostPort(hostport)
 	if err != nil {
 		host = hostport
@@ -94,7 +104,7 @@ func (a *API) hostAllowed(hostport string) bool {
 	if host == "localhost" || net.ParseIP(strings.Trim(host, "[]")).IsLoopback() {
 		return true
 	}
-	for _, h := range a.cfg.Hosts {
+	for _, h := range c.Hosts {
 		if strings.EqualFold(h, host) {
 			return true
 		}
@@ -105,7 +115,7 @@ func (a *API) hostAllowed(hostport string) bool {
 // route registers a handler that needs the token and whose error becomes the answer.
 func (a *API) route(pattern string, h func(http.ResponseWriter, *http.Request) error) {
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-		err := a.authorize(r)
+		err := a.cfg.authorize(r)
 		if err == nil {
 			r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
 			err = h(w, r)
@@ -116,12 +126,12 @@ func (a *API) route(pattern string, h func(http.ResponseWriter, *http.Request) e
 	})
 }
 
-func (a *API) authorize(r *http.Request) error {
-	if a.cfg.Token == "" {
+func (c Config) authorize(r *http.Request) error {
+	if c.Token == "" {
 		return nil
 	}
 	got := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if subtle.ConstantTimeCompare([]byte(got), []byte(a.cfg.Token)) != 1 {
+	if subtle.ConstantTimeCompare([]byte(got), []byte(c.Token)) != 1 {
 		return fmt.Errorf("%w: set STEPFLEET_TOKEN or STEPFLEET_TOKEN_FILE to this server's", stepfleet.ErrUnauthorized)
 	}
 	return nil
@@ -199,6 +209,11 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	Ready(w, a.server.Ready(r.Context()))
 }
 
+func (a *API) metrics(w http.ResponseWriter, r *http.Request) error {
+	a.cfg.Metrics.ServeHTTP(w, r)
+	return nil
+}
+
 // Ready answers a readiness probe, for every process alike.
 func Ready(w http.ResponseWriter, reasons []string) {
 	status := http.StatusOK
@@ -208,12 +223,28 @@ func Ready(w http.ResponseWriter, reasons []string) {
 	write(w, status, map[string]any{"ready": len(reasons) == 0, "reasons": append([]string{}, reasons...)})
 }
 
-// Probes is the handler of a process that serves nothing but its probes.
-func Probes(ready func(ctx context.Context) []string) http.Handler {
+// Probes is the handler of a process that serves nothing but its probes and its metrics. Probes are
+// answered to anybody, as a container's health check asks by whatever address it has; metrics as the
+// API answers.
+func Probes(cfg Config, ready func(ctx context.Context) []string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		write(w, http.StatusOK, map[string]any{"live": true})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { Ready(w, ready(r.Context())) })
+	if cfg.Metrics == nil {
+		return mux
+	}
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		if !cfg.allows(r.Host) {
+			refuseHost(w, r)
+			return
+		}
+		if err := cfg.authorize(r); err != nil {
+			write(w, http.StatusUnauthorized, map[string]any{"v": Version, "error": bodyOf(err)})
+			return
+		}
+		cfg.Metrics.ServeHTTP(w, r)
+	})
 	return mux
 }

@@ -409,3 +409,39 @@ func TestProofOfDeath(t *testing.T) {
 		t.Errorf("%d %v", status, answer)
 	}
 }
+
+func TestMetricsAreForThoseWhoMay(t *testing.T) {
+	counted := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("stepfleet_x 1\n")) })
+	cfg := api.Config{Token: "secret", Hosts: []string{"worker.internal"}, Metrics: counted, Logger: slog.New(slog.DiscardHandler)}
+	for name, h := range map[string]http.Handler{
+		"server": api.New(cfg, nil), "worker": api.Probes(cfg, func(context.Context) []string { return nil }),
+	} {
+		for _, c := range []struct {
+			what, host, token string
+			status            int
+		}{
+			{"with the token", "127.0.0.1:1", "secret", 200},
+			{"by an allowed name", "worker.internal:1", "secret", 200},
+			{"without a token", "127.0.0.1:1", "", 401},
+			{"with a wrong token", "127.0.0.1:1", "no", 401},
+			{"by a rebound name", "evil.example", "secret", 421},
+		} {
+			r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+			r.Host = c.host
+			if c.token != "" {
+				r.Header.Set("Authorization", "Bearer "+c.token)
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if w.Code != c.status || strings.Contains(w.Body.String(), "stepfleet_x") != (c.status == 200) {
+				t.Errorf("%s, %s: %d %s, want %d", name, c.what, w.Code, w.Body, c.status)
+			}
+		}
+	}
+	r := httptest.NewRequest(http.MethodGet, "/livez", nil)
+	r.Host = "10.0.0.7:9000" // as a container's health check asks
+	w := httptest.NewRecorder()
+	if api.Probes(cfg, nil).ServeHTTP(w, r); w.Code != http.StatusOK {
+		t.Errorf("a worker's probe: %d", w.Code)
+	}
+}

@@ -14,10 +14,6 @@ import (
 // ringTimeout bounds one ring: a bell that takes longer is late enough to be made good by a look.
 const ringTimeout = 10 * time.Second
 
-// maxRingBackoff bounds the pause after a failed ring, so that bells resume soon after the queue
-// service heals, paced and not as a storm.
-const maxRingBackoff = 8 * time.Second
-
 // ringer sends bells, one goroutine a queue, so that a slow or broken queue delays neither the
 // others nor a submit. Wishes that come while a ring is under way are one ring together.
 type ringer struct {
@@ -87,7 +83,7 @@ func (r *ringer) run(ctx context.Context) error {
 }
 
 func (r *ringer) runLane(ctx context.Context, lane *laneBell) error {
-	backoff := time.Duration(0)
+	fails := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -100,23 +96,23 @@ func (r *ringer) runLane(ctx context.Context, lane *laneBell) error {
 		}
 		err := r.ring(ctx, lane.queue, n)
 		if err == nil {
-			if backoff > 0 {
+			if fails > 0 {
 				r.log.Info("bells ring again", KeyQueue, lane.queue)
 			}
-			backoff = 0
+			fails = 0
 			continue
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if backoff == 0 {
+		if fails == 0 {
 			r.log.Warn("bells do not ring; workers look at the ledger meanwhile", KeyQueue, lane.queue, "err", err)
 		}
 		// The rung bells are not owed: re-ringing looks at what waits by then.
-		backoff = min(max(2*backoff, time.Second), maxRingBackoff)
-		if !pause(ctx, backoff) {
+		if !stepfleet.Rest(ctx, err, fails) {
 			return ctx.Err()
 		}
+		fails++
 	}
 }
 

@@ -139,6 +139,16 @@ func TestOnlyPostgresKnowsSQL(t *testing.T) {
 	}
 }
 
+func TestOnlyMetricsKnowsPrometheus(t *testing.T) {
+	for dir, paths := range imports(t) {
+		for _, path := range paths {
+			if strings.HasPrefix(path, "github.com/prometheus/") && dir != "internal/metrics" {
+				t.Errorf("%s imports %s: what is counted is put around the ports, in internal/metrics", dir, path)
+			}
+		}
+	}
+}
+
 func TestFilesStayReadable(t *testing.T) {
 	walk(t, func(path string) {
 		ext := filepath.Ext(path)

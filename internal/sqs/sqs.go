@@ -72,18 +72,21 @@ type Options struct {
 	Prefix string
 	// FIFO uses FIFO queues, whose names end in .fifo. Each bell is a group of its own there: order
 	// and exclusivity are the ledger's, and no bell shall wait for another.
-	FIFO   bool
-	Logger *slog.Logger
+	FIFO bool
+	// OnRequest is told of every request of Open's client, repeats included: the operation, and ok,
+	// SQS's error code, or error; nil is nobody.
+	OnRequest func(op, code string)
+	Logger    *slog.Logger
 }
 
 // Open returns bells on the SQS that the SDK's standard chain finds: environment, profile or role,
 // and AWS_ENDPOINT_URL for a local one. It makes no call to SQS.
 func Open(ctx context.Context, o Options) (*Bells, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithRetryMaxAttempts(attempts))
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithRetryer(retryer))
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
-	return New(sqs.NewFromConfig(cfg), o), nil
+	return New(sqs.NewFromConfig(cfg, func(c *sqs.Options) { c.APIOptions = append(c.APIOptions, o.watch) }), o), nil
 }
 
 // New returns bells on the client.

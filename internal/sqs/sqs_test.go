@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/aws/smithy-go/middleware"
 	"go.uber.org/goleak"
 
 	"github.com/stepfleet/stepfleet"
@@ -197,5 +198,37 @@ func TestOverHTTP(t *testing.T) {
 	server.Close()
 	if err := b.Ring(t.Context(), "one", 1); !errors.Is(err, stepfleet.ErrUnavailable) {
 		t.Errorf("ring with SQS gone: %v, want ErrUnavailable", err)
+	}
+}
+
+// A repeat is a request, too: AWS bills it. And repeats are a tenth of the requests at most.
+func TestRequestsAreToldAndRepeatsAreBounded(t *testing.T) {
+	local := localaws.New(localaws.Options{Seed: 1})
+	told := map[string]int{}
+	o := Options{OnRequest: func(op, code string) { told[op+" "+code]++ }}
+	c := sqs.New(sqs.Options{
+		Region: "us-east-1", Credentials: credentials.NewStaticCredentialsProvider("key", "secret", ""),
+		HTTPClient: &http.Client{Transport: local.Transport()}, Retryer: retryer(), APIOptions: []func(*middleware.Stack) error{o.watch},
+	})
+	b := New(c, o)
+	ensure(t, b, "one")
+	if err := b.Ring(t.Context(), "one", 1); err != nil {
+		t.Fatal(err)
+	}
+	local.Faults.Outage("sqs", true)
+	const rings = 30
+	for range rings {
+		if err := b.Ring(t.Context(), "one", 1); !errors.Is(err, stepfleet.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	failed := 0
+	for what, n := range told {
+		if strings.HasPrefix(what, "SendMessageBatch ") && !strings.HasSuffix(what, " ok") {
+			failed += n
+		}
+	}
+	if told["CreateQueue ok"] != 1 || told["SendMessageBatch ok"] != 1 || failed != rings+tokensSaved/tokensPerRepeat {
+		t.Errorf("told of %v, want one of each that went well and %d of %d rings in an outage", told, rings+tokensSaved/tokensPerRepeat, rings)
 	}
 }

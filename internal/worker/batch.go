@@ -4,12 +4,17 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/stepfleet/stepfleet"
 )
 
 // maxBatch bounds one call of a batcher.
 const maxBatch = 100
+
+// batchTimeout bounds one call of a batcher, a little below what those wait who asked for it, so that
+// they learn from the ledger's own error how to rest.
+const batchTimeout = callTimeout - time.Second
 
 // batcher lets writes that come at the same time share one commit. While one call is under way
 // the next batch gathers, so a lone write never waits and many wait at most for one commit.
@@ -92,7 +97,7 @@ func (b *batcher[T]) flush(ctx context.Context, batch []wish[T]) {
 	for i, w := range batch {
 		items[i] = w.item
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
 	defer cancel()
 	errs, err := b.call(ctx, items)
 	for i, w := range batch {

@@ -151,8 +151,8 @@ func (ln *lane) refused(ctx context.Context, bells []stepfleet.RungBell, err err
 	if ln.fails == 0 {
 		ln.l.log.Warn("claim", "queue", ln.queue, "err", err)
 	}
+	stepfleet.Rest(ctx, err, ln.fails)
 	ln.fails++
-	pause(ctx, backoff(ln.fails))
 }
 
 // launch runs one leased task in its own goroutine and slot.

@@ -69,8 +69,7 @@ const (
 	watchEvery   = time.Second      // between looks for cancel flags while something runs
 	callTimeout  = 10 * time.Second // one call of the ledger
 	abortTimeout = time.Second      // the call that ends the session of a worker that must stop at once
-	retryFirst   = 100 * time.Millisecond
-	retryMax     = 5 * time.Second
+	retryMax     = 5 * time.Second  // rest of a slot for which no process was to be had
 	bellWaitMax  = 20 * time.Second // what SQS allows
 	bellSlack    = 2 * time.Second  // what a receive may take beyond its wait
 	bellBatchMax = 10               // what SQS gives at once
@@ -202,16 +201,10 @@ func retry(ctx context.Context, log *slog.Logger, what string, f func(context.Co
 		if n == 0 {
 			log.Warn(what+": trying again", "err", err)
 		}
-		if !pause(ctx, backoff(n)) {
+		if !stepfleet.Rest(ctx, err, n) {
 			return ctx.Err()
 		}
 	}
-}
-
-// backoff is the pause after the n-th failure, with full jitter above a floor.
-func backoff(n int) time.Duration {
-	ceiling := min(retryFirst<<min(n, 10), retryMax)
-	return retryFirst/2 + rand.N(ceiling)
 }
 
 // jitter spreads d by a quarter to both sides, so that workers do not look in step.

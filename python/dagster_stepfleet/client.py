@@ -34,8 +34,13 @@ NO_EXECUTOR = 0
 _CALL_TIMEOUT_SECONDS = 10.0
 # The server sends a ping every 5 s. Silence for three of them means the connection is gone.
 STREAM_SILENCE_SECONDS = 15.0
+# Pauses before repeats are anything up to these: those who failed together must not come back
+# together. A stream tries sooner, since calls that wait go on once it is greeted.
 _BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _STREAM_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# Of all calls a tenth may be repeats. Those beyond it are made as seldom as any.
+_CALLS_PER_REPEAT = 10
+_REPEATS_SAVED = 10
 # After this many connections in a row that told nothing, the run's tasks are asked for instead.
 _LOOK_AFTER_TRIES = 4
 TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled", "lost", "dead"})
@@ -151,6 +156,31 @@ def read_token(environ: Mapping[str, str] = os.environ) -> str | None:
 
 def _never() -> bool:
     return False
+
+
+def _full_jitter(ceilings: Sequence[float], tries: int) -> float:
+    """The pause after so many failed tries, counted from 0."""
+    return random.uniform(0.0, ceilings[min(tries, len(ceilings) - 1)])
+
+
+class _RepeatBudget:
+    """Keeps a server that takes half of what it is asked from being asked twice as much."""
+
+    def __init__(self) -> None:
+        self._calls = _CALLS_PER_REPEAT * _REPEATS_SAVED
+
+    def earn(self) -> None:
+        """Counts a call."""
+        self._calls = min(self._calls + 1, _CALLS_PER_REPEAT * _REPEATS_SAVED)
+
+    def pause(self, tries: int, retry_after: float | None) -> float:
+        """Spends a repeat and returns the pause before it."""
+        if self._calls < _CALLS_PER_REPEAT:
+            return (retry_after or 0.0) + _full_jitter(_BACKOFF_SECONDS, len(_BACKOFF_SECONDS))
+        self._calls -= _CALLS_PER_REPEAT
+        if retry_after is not None:
+            return retry_after * random.uniform(1.0, 1.25)
+        return _full_jitter(_BACKOFF_SECONDS, tries)
 
 
 @dataclass
@@ -304,6 +334,7 @@ class Client:
         self.run_id = run_id
         self._endpoint = _Endpoint(url, token)
         self._budget = outage_budget_seconds
+        self._repeats = _RepeatBudget()
         self._interrupted = interrupted
         path = f"{self._endpoint.prefix}/v1/runs/{quote(run_id, safe='')}"
         timeout_seconds = call_timeout_seconds or _CALL_TIMEOUT_SECONDS
@@ -454,17 +485,21 @@ class Client:
         deadline = time.monotonic() + budget
         tries = 0
         while True:
+            self._repeats.earn()
+            greetings = self.completions.greetings
             try:
                 return self._caller.once(method, path, data)
             except _Again as err:
-                pause = err.retry_after or _BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)]
-                pause *= random.uniform(0.8, 1.2)
+                pause = self._repeats.pause(tries, err.retry_after)
+                left = deadline - time.monotonic()
                 tries += 1
-                if time.monotonic() + pause > deadline:
+                if left <= 0:
                     raise self._unreachable(budget, f"{tries} tries, the last: {err}") from err
                 if tries == 1:
                     _log.warning("stepfleet server at %s: %s; trying again", self.url, err)
-                self._pause(pause, interruptible)
+                # A server that says when to come back is there.
+                awaited = greetings if err.retry_after is None else None
+                self._pause(min(pause, left), awaited, interruptible)
 
     def _unreachable(self, budget: float, tried: str) -> ServerUnreachable:
         return ServerUnreachable(
@@ -474,12 +509,17 @@ class Client:
             "server_url is right; outage_budget_seconds sets how long a run waits."
         )
 
-    def _pause(self, seconds: float, interruptible: bool) -> None:
+    def _pause(self, seconds: float, greetings: int | None, interruptible: bool) -> None:
+        """Waits; given greetings, no longer than to the next: then the server is back."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if interruptible and self._interrupted():
                 raise Interrupted("interrupted while waiting for the stepfleet server")
-            time.sleep(min(left, _INTERRUPT_SLICE_SECONDS))
+            left = min(left, _INTERRUPT_SLICE_SECONDS)
+            if greetings is None:
+                time.sleep(left)
+            elif self.completions.wait_for_greeting(greetings, left):
+                return
 
 
 class _Again(Exception):
@@ -507,6 +547,8 @@ class Completions:
     version: int = 0
     # 0 until it has been taken.
     epoch: int = 0
+    # How often the stream has been greeted.
+    greetings: int = 0
     # What the stream's thread cannot cure; it has ended with it.
     refused: StepfleetError | Superseded | None = None
     # Why it has got nowhere so far.
@@ -540,6 +582,15 @@ class Completions:
             self._condition.wait_for(
                 lambda: self.epoch or self.refused is not None, timeout_seconds
             )
+
+    def greet(self) -> None:
+        with self._condition:
+            self.greetings += 1
+            self._condition.notify_all()
+
+    def wait_for_greeting(self, greetings: int, timeout_seconds: float) -> bool:
+        with self._condition:
+            return self._condition.wait_for(lambda: self.greetings > greetings, timeout_seconds)
 
     def refuse(self, error: StepfleetError | Superseded) -> None:
         with self._condition:
@@ -593,9 +644,8 @@ class _Stream(threading.Thread):
                 _log.debug("stepfleet stream: %s", err)
             if tries >= _LOOK_AFTER_TRIES and self._completions.epoch:
                 self._look(warn=tries == _LOOK_AFTER_TRIES)
-            pause = _STREAM_BACKOFF_SECONDS[min(tries, len(_STREAM_BACKOFF_SECONDS) - 1)]
+            self._stopped.wait(_full_jitter(_STREAM_BACKOFF_SECONDS, tries))
             tries += 1
-            self._stopped.wait(pause * random.uniform(0.8, 1.2))
 
     def _take_epoch(self) -> None:
         body = json.dumps({"v": PROTOCOL_VERSION, "executor": self._executor}).encode()
@@ -671,4 +721,6 @@ class _Stream(threading.Thread):
             )
         if kind == "task":
             self._completions.add(Ended.of(message))
+        if kind == "hello":
+            self._completions.greet()
         return kind == "hello"

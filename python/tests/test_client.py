@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -67,6 +68,41 @@ def test_retry_after_is_honoured(client, server):
     client.submit("id", {"p": "{}"}, [task("s")])
     assert 0.4 < time.monotonic() - started < 3
     assert len(server.bodies("/tasks")) == 3
+
+
+def test_pauses_are_full_jitter_below_their_ceilings(monkeypatch):
+    monkeypatch.undo()
+    assert client_module._BACKOFF_SECONDS == (1, 2, 4, 8, 16)
+    for tries, ceiling in enumerate((1, 2, 4, 8, 16, 16)):
+        pauses = [client_module._RepeatBudget().pause(tries, None) for _ in range(500)]
+        assert 0 <= min(pauses) < ceiling / 10 and ceiling * 0.9 < max(pauses) <= ceiling
+    asked = [client_module._RepeatBudget().pause(4, 2.0) for _ in range(100)]
+    assert min(asked) >= 2.0 and max(asked) <= 2.5
+
+
+def test_a_tenth_of_the_calls_may_be_repeats(monkeypatch):
+    monkeypatch.setattr(client_module, "_full_jitter", lambda ceilings, tries: 1000.0 + tries)
+    budget = client_module._RepeatBudget()
+    quick = 0
+    for _ in range(500):
+        budget.earn()
+        quick += budget.pause(0, 1.0) < 2
+    assert quick == 10 + 500 // 10 - 1 or quick == 10 + 500 // 10
+    for _ in range(10):
+        budget.earn()
+    assert budget.pause(0, 1.0) < 2
+
+
+def test_a_greeted_stream_ends_the_pause_of_a_call(client, server, monkeypatch):
+    client.submit("id", {"p": "{}"}, [task("a")])
+    until(lambda: client.completions.greetings)
+    monkeypatch.setattr(client_module, "_full_jitter", lambda ceilings, tries: 60.0)
+    down = {"v": 1, "error": {"code": "unavailable", "message": "down", "retry": True}}
+    server.fail_next = [(503, down, {})]
+    threading.Timer(0.2, client.completions.greet).start()
+    started = time.monotonic()
+    client.submit("id", {"p": "{}"}, [task("b")])
+    assert 0.1 < time.monotonic() - started < 4
 
 
 def test_refusal_is_not_repeated(client, server):
