@@ -38,6 +38,9 @@ type Lifetimes struct {
 	StartWithin time.Duration
 }
 
+// MaxLifetime bounds every deadline: sums of them then stay what they are.
+const MaxLifetime = 365 * 24 * time.Hour
+
 // DefaultLifetimes returns the deadlines a deployment uses when it says nothing. They let a
 // database failover of two minutes pass without killing a running step.
 func DefaultLifetimes() Lifetimes {
@@ -59,6 +62,7 @@ func (l Lifetimes) Validate() error {
 		}
 	}
 	check(l.Renew > 0 && l.Margin > 0 && l.StartWithin > 0, "renew, margin and start-within must be positive")
+	check(max(l.Renew, l.SessionTTL, l.RunLease, l.Margin, l.StartWithin) <= MaxLifetime, "no deadline may be over %s", MaxLifetime)
 	check(l.SessionTTL >= 3*l.Renew, "session TTL %s is under three renewals of %s", l.SessionTTL, l.Renew)
 	check(l.SessionTTL > l.Margin+l.Renew, "session TTL %s leaves no time before its margin %s and one renewal", l.SessionTTL, l.Margin)
 	check(l.RunLease >= l.SessionTTL+2*l.Margin, "run lease %s must exceed session TTL %s by two margins", l.RunLease, l.SessionTTL)

@@ -18,6 +18,9 @@ const (
 	// MaxPayloadBytes bounds one payload. Dagster's known_state grows with the run: about 200
 	// bytes an output, so this is room for some 40,000 of them.
 	MaxPayloadBytes = 8 << 20
+	// MaxPayloadDepth bounds how deep a payload's JSON is nested. Dagster's arguments take about five
+	// levels, and one more for each re-execution of a re-execution.
+	MaxPayloadDepth = 64
 	// MaxBatchTasks bounds one submission; the plugin splits a larger fan-out.
 	MaxBatchTasks = 2000
 	// MaxStepKeyBytes bounds a step key: mapping keys are the user's and may be long.

@@ -78,7 +78,7 @@ def main() -> int:
             project=PROJECT,
             environ=environ,
             home=stack.dagster_home,
-            url=stack.dagster_url,
+            url=stack.owner_url,
         )
         stopped.callback(stock.stop)
         print(

@@ -3,7 +3,7 @@
 from dagster import DefaultScheduleStatus, Definitions, ScheduleDefinition
 from dagster_stepfleet import stepfleet_executor  # (1)
 
-from stepfleet_examples import assets, jobs, settings
+from stepfleet_examples import assets, jobs, settings, sink
 
 
 def _schedules() -> list[ScheduleDefinition]:
@@ -23,7 +23,7 @@ def _schedules() -> list[ScheduleDefinition]:
 defs = Definitions.merge(
     assets.defs,
     Definitions(
-        jobs=jobs.ALL,
+        jobs=[*jobs.ALL, sink.to_postgres],
         schedules=_schedules(),
         executor=stepfleet_executor,  # (2)
     ),

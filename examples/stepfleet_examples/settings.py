@@ -7,6 +7,7 @@ before: what shapes a job is read once, at import; what an op does is read when 
 |---|---|---|
 | STEPFLEET_TIME_SCALE | 1.0 | factor on every duration, read when an op runs |
 | STEPFLEET_EFFECT_LOG | | file of the effect log, read when an op runs; see effects.py |
+| STEPFLEET_EXAMPLE_SINK_URL | | PostgreSQL that `to_postgres` writes to, read when an op runs |
 | STEPFLEET_EXAMPLE_SCHEDULES | off | "on": the three schedules run as soon as a daemon does |
 | STEPFLEET_EXAMPLE_CRON | */10 * * * * | when they tick |
 | STEPFLEET_EXAMPLE_FAST_OPS | 6 | ops of `fast`, and fast ops of `mixed` |

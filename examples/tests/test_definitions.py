@@ -23,6 +23,7 @@ JOBS = [
     "recover",
     "retry",
     "slow",
+    "to_postgres",
 ]
 
 PROBE = """

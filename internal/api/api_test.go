@@ -234,6 +234,101 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// endless is a body that goes on after a beginning, and counts what was read of it.
+type endless struct {
+	begin string
+	read  int
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	n := copy(p, e.begin)
+	e.begin = e.begin[n:]
+	for i := range p[n:] {
+		p[n+i] = 'x'
+	}
+	e.read += len(p)
+	return len(p), nil
+}
+
+// The server reads no more of a request than the limit, whatever the client sends.
+func TestBodiesAreLimited(t *testing.T) {
+	handler, _ := idle(t)
+	for _, call := range posts {
+		body := &endless{begin: `{"v":1,"reason":"`}
+		request := httptest.NewRequest(http.MethodPost, path(call, "r1"), body)
+		request.Host = "127.0.0.1"
+		request.Header.Set("Authorization", "Bearer "+token)
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, request)
+		if answer.Code != http.StatusRequestEntityTooLarge || !strings.Contains(answer.Body.String(), "payload_too_big") {
+			t.Errorf("%s: %d %s", call, answer.Code, answer.Body)
+		}
+		if body.read > 65<<20 {
+			t.Errorf("%s: the server has read %d bytes", call, body.read)
+		}
+	}
+}
+
+// A browser that was led here is refused by where it comes from, with and without the newer header, and
+// on the probes' neighbours too; a caller without a browser is let in.
+func TestOrigins(t *testing.T) {
+	b := newBench(t)
+	for name, c := range map[string]struct {
+		header, value string
+		status        int
+	}{
+		"another site":           {"Sec-Fetch-Site", "cross-site", http.StatusForbidden},
+		"another host's page":    {"Sec-Fetch-Site", "same-site", http.StatusForbidden},
+		"an old browser's":       {"Origin", "http://evil.example", http.StatusForbidden},
+		"a page without origin":  {"Origin", "null", http.StatusForbidden},
+		"our own page":           {"Sec-Fetch-Site", "same-origin", http.StatusOK},
+		"typed into the browser": {"Sec-Fetch-Site", "none", http.StatusOK},
+		"no browser":             {"Accept", "*/*", http.StatusOK},
+	} {
+		status, answer := b.call("POST", "/v1/runs/"+strings.ReplaceAll(name, " ", "-")+"/close", `{"v":1,"reason":"x"}`,
+			func(r *http.Request) { r.Header.Set(c.header, c.value) })
+		if status != c.status {
+			t.Errorf("%s: %d %v, want %d", name, status, answer, c.status)
+		}
+	}
+}
+
+// Every route asks for the token but the probes; the body of a caller without it is not read.
+func TestEveryRouteAsksForTheToken(t *testing.T) {
+	handler, _ := idle(t)
+	targets := map[string]string{"/v1/queues": "GET", "/v1/sessions": "GET", "/v1/runs/r/stream": "GET", "/v1/runs/r/tasks": "GET", "/v1/runs/r/audit": "GET"}
+	for _, call := range posts {
+		if call != "tasks" {
+			targets[path(call, "r")] = "POST"
+		}
+	}
+	for target, method := range targets {
+		for _, authorization := range []string{"", "Bearer", "Bearer ", "Bearer " + token + "x", "Basic " + token, "bearer " + token[1:]} {
+			body := &endless{}
+			request := httptest.NewRequest(method, target, body)
+			request.Host = "127.0.0.1"
+			request.Header.Set("Authorization", authorization)
+			answer := httptest.NewRecorder()
+			handler.ServeHTTP(answer, request)
+			if answer.Code != http.StatusUnauthorized || body.read > 0 {
+				t.Errorf("%s with %q: %d, %d bytes read", target, authorization, answer.Code, body.read)
+			}
+			if strings.Contains(answer.Body.String(), token) {
+				t.Errorf("%s says the token: %s", target, answer.Body)
+			}
+		}
+	}
+	for _, probe := range []string{"/livez", "/readyz"} {
+		request := httptest.NewRequest("GET", probe, nil)
+		request.Host = "127.0.0.1"
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, request)
+		if answer.Code == http.StatusUnauthorized {
+			t.Errorf("%s asks for the token", probe)
+		}
+	}
+}
+
 func TestTasksAreFilteredByKind(t *testing.T) {
 	b := newBench(t)
 	b.speak("r1")

@@ -53,7 +53,7 @@ type Config struct {
 
 	// StartPostgres starts or continues the databases in dir; Migrate brings the ledger's schema up.
 	StartPostgres func(ctx context.Context, dir string, port int, python string) (*Database, error)
-	Migrate       func(ctx context.Context, ledgerURL string) error
+	Migrate       func(ctx context.Context, ownerURL string) error
 
 	Out io.Writer // progress, for people
 	Log *slog.Logger
@@ -66,9 +66,11 @@ const (
 	LauncherDefault   = "default"
 )
 
-// Database is a running PostgreSQL with the two databases.
+// Database is a running PostgreSQL with the two databases. Each part has a user of its own in it.
 type Database struct {
-	LedgerURL  string
+	OwnerURL   string // of the ledger's schema, for migrations and for people
+	ServerURL  string // the ledger for the server
+	WorkerURL  string // and for workers
 	DagsterURL string
 	Address    string
 	Version    string

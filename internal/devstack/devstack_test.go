@@ -139,7 +139,7 @@ func testStack(t *testing.T) *Stack {
 		layout: Layout{t.TempDir()}, id: "the-id", instances: map[string]string{},
 		targets: []Target{{Name: `odd: "name"`, Flag: "-m", Code: "a.defs"}, {Name: "b.py", Flag: "-f", Code: "/b.py"}},
 		ports:   assigned{dagster: 1, server: 2, aws: 3, postgres: 4, workers: []int{5}, code: []int{6, 7}},
-		running: &Database{LedgerURL: "postgres://ledger", DagsterURL: "postgresql://dagster", PID: 9},
+		running: &Database{OwnerURL: "postgres://owner", ServerURL: "postgres://server", WorkerURL: "postgres://worker", DagsterURL: "postgresql://dagster", PID: 9},
 	}
 }
 
@@ -257,23 +257,34 @@ func TestEnvironmentOfChildren(t *testing.T) {
 	s := testStack(t)
 	for name, want := range map[string]string{
 		"MY_SETTING": "kept", "AWS_PROFILE": "work", "AWS_ENDPOINT_URL_SQS": "", "STEPFLEET_DATABASE_URL": "", "PYTHONUNBUFFERED": "", supervise.MarkVariable: "the-id",
-		"STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "postgresql://dagster",
+		"STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "",
 	} {
 		if got := value(s.plain(), name); got != want {
 			t.Errorf("%s = %q, want %q", name, got, want)
 		}
 	}
+	for who, environ := range map[string][]string{"Dagster": s.ofDagster(), "a worker": s.ofWorker()} {
+		if got := value(environ, "DAGSTER_DATABASE_URL"); got != "postgresql://dagster" {
+			t.Errorf("Dagster's database of %s is %q", who, got)
+		}
+	}
+	if got := value(s.ofServer(), "DAGSTER_DATABASE_URL"); got != "" {
+		t.Errorf("the server is told Dagster's database %q", got)
+	}
 	if path := value(s.plain(), "PATH"); !strings.HasPrefix(path, "/venv/bin:") {
 		t.Errorf("PATH = %s", path)
 	}
-	if got := value(s.withLedger(), "STEPFLEET_DATABASE_URL"); got != "postgres://ledger" {
-		t.Errorf("the ledger is %q", got)
+	if got := value(s.ofServer(), "STEPFLEET_DATABASE_URL"); got != "postgres://server" {
+		t.Errorf("the server's ledger is %q", got)
+	}
+	if got := value(s.ofWorker(), "STEPFLEET_DATABASE_URL"); got != "postgres://worker" {
+		t.Errorf("a worker's ledger is %q", got)
 	}
 	s.config.AWSEndpoint = "http://sqs.example"
-	if got := value(s.withLedger(), "AWS_ENDPOINT_URL_SQS"); got != "http://sqs.example" {
+	if got := value(s.ofWorker(), "AWS_ENDPOINT_URL_SQS"); got != "http://sqs.example" {
 		t.Errorf("AWS_ENDPOINT_URL_SQS = %q", got)
 	}
-	if got := value(s.withLedger(), "STEPFLEET_WITHHELD_ENV"); got != "AWS_ENDPOINT_URL_SQS" {
+	if got := value(s.ofWorker(), "STEPFLEET_WITHHELD_ENV"); got != "AWS_ENDPOINT_URL_SQS" {
 		t.Errorf("steps do not get %q, want what dev has set and nothing of the user's", got)
 	}
 }
@@ -284,7 +295,7 @@ func TestStepsDoNotInheritTheLocalSQS(t *testing.T) {
 		t.Setenv(name, "")
 	}
 	t.Setenv("HOME", t.TempDir())
-	got := value(testStack(t).withLedger(), "STEPFLEET_WITHHELD_ENV")
+	got := value(testStack(t).ofWorker(), "STEPFLEET_WITHHELD_ENV")
 	if want := "AWS_ENDPOINT_URL_SQS,AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY,AWS_REGION"; got != want {
 		t.Errorf("steps do not get %q, want %q", got, want)
 	}

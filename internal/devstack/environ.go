@@ -19,21 +19,28 @@ func (s *Stack) environ(extra ...string) []string {
 		"STEPFLEET_TOKEN_FILE=" + s.layout.TokenFile(),
 		"DAGSTER_HOME=" + s.layout.DagsterHome(),
 	}
-	if database := s.database(); database != nil { // not up yet for the local AWS, which does not need it
-		own = append(own, dagsterURLVariable+"="+database.DagsterURL)
-	}
 	if dir := filepath.Dir(s.config.Python); dir != "." {
 		own = append(own, "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	}
 	return overlay(os.Environ(), append(own, extra...))
 }
 
-// plain is the environment of processes that have no business in the ledger.
+// plain is the environment of processes that have no business in any database.
 func (s *Stack) plain() []string { return s.environ() }
+
+// ofDagster is that of Dagster's processes, ofServer that of the server, and ofWorker that of workers,
+// whose step processes write into Dagster's database.
+func (s *Stack) ofDagster() []string { return s.environ(s.dagsterStorage()) }
+func (s *Stack) ofServer() []string  { return s.withLedger(s.database().ServerURL) }
+func (s *Stack) ofWorker() []string {
+	return append(s.withLedger(s.database().WorkerURL), s.dagsterStorage())
+}
+
+func (s *Stack) dagsterStorage() string { return dagsterURLVariable + "=" + s.database().DagsterURL }
 
 // withLedger adds what server and workers need: the ledger, and where SQS is. Of AWS only SQS is
 // redirected, and steps do not inherit that: they use AWS as the user's other processes do.
-func (s *Stack) withLedger() []string {
+func (s *Stack) withLedger(url string) []string {
 	aws := []string{"AWS_ENDPOINT_URL_SQS=" + s.awsURL()}
 	if !hasAWSSettings() {
 		// The SDK signs every request with something; the local SQS takes any signature.
@@ -48,7 +55,7 @@ func (s *Stack) withLedger() []string {
 		withheld = append(withheld, name)
 	}
 	return s.environ(append(aws,
-		ledgerURLVariable+"="+s.database().LedgerURL,
+		ledgerURLVariable+"="+url,
 		"STEPFLEET_PREPARE=true", // there is no pooler in between
 		"STEPFLEET_WITHHELD_ENV="+strings.Join(withheld, ","),
 	)...)
@@ -77,7 +84,7 @@ func (s *Stack) command(environ func() []string, args ...string) func(int) super
 }
 
 // dropped are variables of the user's shell that would contradict the stack.
-var dropped = []string{ledgerURLVariable, "STEPFLEET_TOKEN"}
+var dropped = []string{ledgerURLVariable, dagsterURLVariable, "STEPFLEET_TOKEN"}
 
 // overlay puts variables over an environment: of each name the last one stays.
 func overlay(base, over []string) []string {

@@ -111,11 +111,14 @@ func withUsers(instance, path string) (string, error) {
 		return "", fmt.Errorf("--dagster-yaml %s: %w", path, err)
 	}
 	for _, item := range theirs {
-		key := fmt.Sprint(item.Key)
+		key, ok := item.Key.(string)
+		if !ok {
+			return "", fmt.Errorf("--dagster-yaml %s has the key %v: keys of dagster.yaml are names", path, item.Key)
+		}
 		if slices.Contains(ownKeys, key) {
 			return "", fmt.Errorf("--dagster-yaml %s sets %s, but the stack has its own PostgreSQL for Dagster's storage: leave %s out", path, key, key)
 		}
-		at := slices.IndexFunc(ours, func(own yaml.MapItem) bool { return own.Key == item.Key })
+		at := slices.IndexFunc(ours, func(own yaml.MapItem) bool { return own.Key == key })
 		if at < 0 {
 			ours = append(ours, item)
 		} else {

@@ -62,7 +62,7 @@ func (s *Stack) startPostgres(ctx context.Context) error {
 	}
 	s.setDatabase(database)
 	s.watchers.Go(s.keepPostgres)
-	if err := writeSecret(s.layout.LedgerURLFile(), database.LedgerURL+"\n"); err != nil {
+	if err := writeSecret(s.layout.LedgerURLFile(), database.OwnerURL+"\n"); err != nil {
 		return fmt.Errorf("write the ledger's URL: %w", err)
 	}
 	if err := writeSecret(s.layout.DagsterURLFile(), database.DagsterURL+"\n"); err != nil {
@@ -93,7 +93,7 @@ func (s *Stack) startAWS(ctx context.Context) error {
 // startFleet brings up the ledger's schema, the server and the workers.
 func (s *Stack) startFleet(ctx context.Context) error {
 	began := time.Now()
-	if err := s.config.Migrate(ctx, s.database().LedgerURL); err != nil {
+	if err := s.config.Migrate(ctx, s.database().OwnerURL); err != nil {
 		return fmt.Errorf("migrate the ledger: %w", err)
 	}
 	s.out.up("ledger", "schema is current", began)
@@ -103,7 +103,7 @@ func (s *Stack) startFleet(ctx context.Context) error {
 		args = append(args, "--queue", queue.Name)
 	}
 	server, err := s.start(supervise.Spec{
-		Name: "server", Command: s.command(s.withLedger, args...),
+		Name: "server", Command: s.command(s.ofServer, args...),
 		Ready: supervise.HTTP(s.serverURL() + "/readyz"),
 	})
 	if err != nil {

@@ -50,7 +50,7 @@ func (s *Stack) workerCommand(name, address string) func(int) supervise.Command 
 		for _, target := range s.targets {
 			args = append(args, target.Flag, target.Code)
 		}
-		return supervise.Command{Args: args, Env: s.withLedger(), Dir: s.config.Project, Tag: instance, Life: instance}
+		return supervise.Command{Args: args, Env: s.ofWorker(), Dir: s.config.Project, Tag: instance, Life: instance}
 	}
 }
 

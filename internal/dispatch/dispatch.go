@@ -124,9 +124,10 @@ func (s *Server) Submit(ctx context.Context, b stepfleet.Batch) ([]Answer, error
 	good.Tasks = nil
 	good.NotifyURL = s.cfg.URL
 	good.Payloads = map[stepfleet.Digest][]byte{}
+	flaws := s.flaws(b)
 	for i, t := range b.Tasks {
 		answers[i].Key = t.Key
-		if err := s.admit(b, t); err != nil {
+		if err := s.admit(b, t, flaws); err != nil {
 			answers[i].Err = err
 			continue
 		}
@@ -157,7 +158,7 @@ func (s *Server) Submit(ctx context.Context, b stepfleet.Batch) ([]Answer, error
 }
 
 // admit says why a task cannot be taken, or nil.
-func (s *Server) admit(b stepfleet.Batch, t stepfleet.Task) error {
+func (s *Server) admit(b stepfleet.Batch, t stepfleet.Task, flaws map[stepfleet.Digest]error) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
@@ -174,16 +175,9 @@ func (s *Server) admit(b stepfleet.Batch, t stepfleet.Task) error {
 		return fmt.Errorf("%w %q: this server has %v; start it with --queue %s, or change the step's stepfleet/queue tag",
 			stepfleet.ErrUnknownQueue, t.Queue, s.cfg.Queues, t.Queue)
 	}
-	p, ok := b.Payloads[t.Payload]
-	if !ok {
-		return nil // the ledger may have it already, and refuses the batch if not
-	}
-	if len(p) > s.cfg.MaxPayloadBytes {
-		return fmt.Errorf("%w: the arguments of step %s take %d bytes, allowed are %d: pass large values through an IO manager, not through run config or tags",
-			stepfleet.ErrPayloadTooBig, t.StepKey, len(p), s.cfg.MaxPayloadBytes)
-	}
-	if got := stepfleet.DigestOf(p); got != t.Payload {
-		return fmt.Errorf("%w: payload of task %s has digest %s, not %s", stepfleet.ErrTaskInvalid, t.Key, got, t.Payload)
+	// The ledger may have a payload already that is not in the batch, and refuses the batch if not.
+	if err := flaws[t.Payload]; err != nil {
+		return fmt.Errorf("task %s: %w", t.Key, err)
 	}
 	return nil
 }

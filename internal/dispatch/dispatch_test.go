@@ -43,7 +43,7 @@ func inBubble(t *testing.T, f func(b *bench)) {
 		var err error
 		b.server, err = dispatch.New(dispatch.Config{
 			Name: "s1", URL: "http://s1", Queues: []string{"default", stepfleet.RunsQueue}, Lifetimes: stepfleet.DefaultLifetimes(),
-			MaxPayloadBytes: 100, Dagster: &b.dagster, Logger: slog.New(slog.DiscardHandler),
+			MaxPayloadBytes: 200, Dagster: &b.dagster, Logger: slog.New(slog.DiscardHandler),
 		}, b.ledger, b.bells)
 		if err != nil {
 			t.Fatal(err)
@@ -136,7 +136,7 @@ func TestABadTaskIsRefusedAloneAndTheRestIsTaken(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		batch := batchOf("run-1", "good", "lost-queue", "too-big", "bad-version")
 		batch.Tasks[1].Queue = "gpu"
-		big := make([]byte, 101)
+		big := make([]byte, 201)
 		batch.Tasks[2].Payload = stepfleet.DigestOf(big)
 		batch.Payloads[batch.Tasks[2].Payload] = big
 		batch.Tasks[3].V = 9
@@ -207,6 +207,24 @@ func TestThePayloadLimitIsAtMostTheLedgers(t *testing.T) {
 			t.Errorf("limit %d: %v", limit, err)
 		}
 	}
+}
+
+func TestAPayloadThatIsNestedTooDeepIsRefused(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.speak("run-1")
+		for levels, want := range map[int]*stepfleet.Refusal{
+			stepfleet.MaxPayloadDepth: nil, stepfleet.MaxPayloadDepth + 1: stepfleet.ErrTaskInvalid,
+		} {
+			payload := []byte(strings.Repeat("[", levels) + strings.Repeat("]", levels))
+			batch := batchOf("run-1", fmt.Sprint("nested-", levels))
+			batch.Tasks[0].Payload = stepfleet.DigestOf(payload)
+			batch.Payloads = map[stepfleet.Digest][]byte{batch.Tasks[0].Payload: payload}
+			answers, err := b.server.Submit(b.ctx, batch)
+			if err != nil || stepfleet.RefusalOf(answers[0].Err) != want {
+				t.Errorf("%d levels: %v %v, want %v", levels, answers, err, want)
+			}
+		}
+	})
 }
 
 func TestAForgedDigestIsRefused(t *testing.T) {

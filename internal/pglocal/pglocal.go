@@ -12,7 +12,9 @@ package pglocal
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -323,15 +325,30 @@ func (s *Server) Version() int { return s.install.Major }
 func (s *Server) PID() int { return s.proc.pid }
 
 // DSN is the address of a database of this server, with the superuser's password.
-func (s *Server) DSN(database string) string {
+func (s *Server) DSN(database string) string { return s.dsn(Superuser, s.password, database) }
+
+// LoginDSN is the address of a database for a user that CreateLogin has made.
+func (s *Server) LoginDSN(login, database string) string {
+	return s.dsn(login, s.passwordOf(login), database)
+}
+
+func (s *Server) dsn(user, password, database string) string {
 	u := url.URL{
 		Scheme:   "postgres",
-		User:     url.UserPassword(Superuser, s.password),
+		User:     url.UserPassword(user, password),
 		Host:     "127.0.0.1:" + strconv.Itoa(s.port),
 		Path:     "/" + database,
 		RawQuery: "sslmode=disable",
 	}
 	return u.String()
+}
+
+// passwordOf makes a user's password out of the superuser's, so that it is the same at every start and
+// only that one is kept.
+func (s *Server) passwordOf(login string) string {
+	sum := hmac.New(sha256.New, []byte(s.password))
+	sum.Write([]byte(login))
+	return hex.EncodeToString(sum.Sum(nil)[:24])
 }
 
 // CreateDatabase makes the database unless it is there.

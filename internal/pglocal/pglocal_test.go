@@ -3,6 +3,7 @@ package pglocal_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -187,5 +188,49 @@ func TestWheel(t *testing.T) {
 	s := start(t, pglocal.Config{Dir: dir(t), BinDir: inst.BinDir})
 	if got := query(t, s.DSN("postgres"), "SHOW server_version"); !strings.HasPrefix(got, strconv.Itoa(inst.Major)) {
 		t.Errorf("version %s, programs of %d", got, inst.Major)
+	}
+}
+
+// Each user gets into its own database, with what an earlier owner has left there, and into no other.
+func TestUsersAndTheirDatabases(t *testing.T) {
+	d := dir(t)
+	s := start(t, pglocal.Config{Dir: d})
+	for _, name := range []string{"theirs", "ours"} {
+		if err := s.CreateDatabase(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn, err := pgx.Connect(t.Context(), s.DSN("theirs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), "CREATE TABLE old (a serial)"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // making it again is no error
+		for login, group := range map[string]string{"they": "", "we": "people"} {
+			if err := s.CreateLogin(t.Context(), login, group); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(s.Own(t.Context(), "theirs", "they"), s.Restrict(t.Context(), "theirs", "they"), s.Restrict(t.Context(), "ours", "we")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := query(t, s.LoginDSN("they", "theirs"), "INSERT INTO old DEFAULT VALUES RETURNING a || current_user"); got != "1they" {
+		t.Errorf("the owner gets %q", got)
+	}
+	if got := query(t, s.LoginDSN("we", "ours"), "SELECT pg_has_role('people', 'member')::text"); got != "true" {
+		t.Errorf("a member of the group: %s", got)
+	}
+	for login, database := range map[string]string{"they": "ours", "we": "theirs"} {
+		if _, err := pgx.Connect(t.Context(), s.LoginDSN(login, database)); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			t.Errorf("%s gets into %s: %v", login, database, err)
+		}
+	}
+	before := s.LoginDSN("we", "ours")
+	if before == s.LoginDSN("they", "ours") || strings.Contains(s.DSN("ours"), strings.Split(before, ":")[2][:48]) {
+		t.Error("two users have one password")
 	}
 }

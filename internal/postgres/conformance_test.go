@@ -13,8 +13,9 @@ import (
 	"github.com/stepfleet/stepfleet/internal/testenv"
 )
 
-func env(t *testing.T) conformance.LedgerEnv {
-	dsn := testenv.Migrated(t)
+func env(t *testing.T) conformance.LedgerEnv { return envOn(t, testenv.Migrated(t)) }
+
+func envOn(t *testing.T, dsn string) conformance.LedgerEnv {
 	l := open(t, dsn, postgres.Options{MaxConns: 10})
 	pool := rawPool(t, dsn)
 	age := func(sql string, id int64, d time.Duration) {

@@ -112,6 +112,12 @@ func schemaMissing(err error) bool {
 	return false
 }
 
+// denied reports that this user may not do what the statement does.
+func denied(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "42501"
+}
+
 // wrap names the operation and maps the error to the port's.
 func wrap(op string, err error) error {
 	switch {
@@ -119,6 +125,9 @@ func wrap(op string, err error) error {
 		return nil
 	case schemaMissing(err):
 		return fmt.Errorf("%s: %w: %w: run `stepfleet migrate`", op, stepfleet.ErrSchema, err)
+	case denied(err):
+		return fmt.Errorf("%s: %w: %w: make this user a member of %s or %s, whichever it works as, and run `stepfleet migrate` as the schema's owner",
+			op, stepfleet.ErrSchema, err, WorkerRole, ServerRole)
 	case unavailable(err):
 		return fmt.Errorf("%s: ledger %w: %w", op, stepfleet.ErrUnavailable, err)
 	}

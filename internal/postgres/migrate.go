@@ -30,9 +30,9 @@ type Report struct {
 	Applied  []string // the migrations' names, in order
 }
 
-// Migrate brings the schema to this binary's version and makes the audit's partitions. When two
-// run at once the second waits and finds nothing to do. It needs the role that owns the schema.
-// An older binary finds a newer schema and changes nothing; Check tells.
+// Migrate brings the schema to this binary's version, makes the audit's partitions, and gives each role
+// its rights (roles.sql). When two run at once the second waits and finds nothing to do. It needs the
+// role that owns the schema. An older binary finds a newer schema and changes nothing; Check tells.
 func Migrate(ctx context.Context, dsn string, opts Options) (Report, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
@@ -94,8 +94,10 @@ func migrate(ctx context.Context, db *sql.DB, logger *slog.Logger) (Report, erro
 	if report.To > SchemaVersion() {
 		return report, nil // newer than this binary: none of its business
 	}
-	_, err = db.ExecContext(ctx, "SELECT stepfleet.audit_ahead($1)", partitionDaysAhead)
-	return report, err
+	if _, err := db.ExecContext(ctx, "SELECT stepfleet.audit_ahead($1)", partitionDaysAhead); err != nil {
+		return report, err
+	}
+	return report, grantRoles(ctx, db, logger)
 }
 
 func newProvider(db *sql.DB) (*goose.Provider, error) {

@@ -69,7 +69,7 @@ class FrameSocket:
         del self._buffer[: 4 + length]
         try:
             frame = json.loads(body)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:  # the latter is for what is nested too deep
             raise FrameError(f"a frame is not JSON: {err}") from err
         if not isinstance(frame, dict) or not isinstance(frame.get("op"), str):
             raise FrameError('a frame is not an object with an "op"')

@@ -216,6 +216,7 @@ SHAPES = (
         "dagster:DagsterInstance",
         has=("compute_log_manager", "event_log_storage", "run_storage", "schedule_storage"),
     ),
+    Shape("dagster:OpExecutionContext", has=("get", "get_step_execution_context", "retry_number")),
     Shape("dagster:DagsterRun", has=("job_code_origin", "job_snapshot_id", "remote_job_origin")),
     Shape(
         "dagster._core.events:DagsterEventType",

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dagster import (
     AssetCheckResult,
@@ -31,7 +32,7 @@ from dagster import (
     success_hook,
 )
 
-from dagster_stepfleet import stepfleet_executor
+from dagster_stepfleet import idempotency, stepfleet_executor
 
 
 @op
@@ -188,6 +189,16 @@ def environ() -> str:
 @job(executor_def=stepfleet_executor)
 def environment():
     environ()
+
+
+@op(out=Out(Any))
+def tells_key():
+    return idempotency.key(), idempotency.fence()
+
+
+@job(executor_def=stepfleet_executor)
+def idempotent():
+    tells_key()
 
 
 @op
@@ -388,6 +399,7 @@ defs = Definitions(
         warned,
         sleeping,
         environment,
+        idempotent,
         forking,
         printing,
         broken_resource,

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import array
+import ast
 import os
+import random
 import socket
+import time
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +79,63 @@ def test_limit(pair):
     ours.sendall(b"\xff\xff\xff\xff")
     with pytest.raises(FrameError, match="limit"):
         frames.receive()
+
+
+# The Go side's fuzzer keeps its inputs there, in Go's notation.
+KEPT = Path(__file__).parents[2] / "internal/pyhost/testdata/fuzz/FuzzReceive"
+
+
+def kept_inputs() -> list[bytes]:
+    lines = (path.read_text().splitlines()[1] for path in sorted(KEPT.iterdir()))
+    return [ast.literal_eval("b" + line[len("[]byte(") : -1]) for line in lines]
+
+
+def changed(rng: random.Random, data: bytes) -> bytes:
+    """The input with a few bytes changed, added or taken out, mostly with its length put right."""
+    mutable = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        at = rng.randint(0, len(mutable))
+        if rng.random() < 0.3:
+            del mutable[at : at + rng.randint(1, 4)]
+        elif rng.random() < 0.5:
+            mutable[at:at] = rng.choice([b"[", b'"', b"{", b"\\", b"\xff", b"1e999", b'"op"', b":"])
+        elif at < len(mutable):
+            mutable[at] = rng.randrange(256)
+    body = bytes(mutable[4:])
+    return raw(body) if rng.random() < 0.7 else bytes(mutable)
+
+
+def read_whole(data: bytes) -> list[dict]:
+    """The frames at the beginning of the data; FrameError after the last one is fine."""
+    ours, theirs = socket.socketpair()
+    frames, found = FrameSocket(theirs), []
+    try:
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        while (frame := frames.receive()) is not None:
+            found.append(frame)
+    except FrameError:
+        pass
+    finally:
+        ours.close()
+        frames.close()
+    return found
+
+
+def test_fuzz_what_a_peer_may_send():
+    """Only frames and FrameErrors come of any bytes; STEPFLEET_FUZZ_SECONDS looks longer."""
+    seed = int(os.environ.get("STEPFLEET_FUZZ_SEED") or time.time_ns())
+    rng, inputs = random.Random(seed), kept_inputs()
+    assert len(inputs) > 5
+    until = time.monotonic() + float(os.environ.get("STEPFLEET_FUZZ_SECONDS") or 1)
+    data = b""
+    try:
+        for data in inputs:
+            read_whole(data)
+        while time.monotonic() < until:
+            data = changed(rng, rng.choice(inputs))
+            for frame in read_whole(data):
+                assert isinstance(frame["op"], str)
+    except BaseException:
+        print(f"STEPFLEET_FUZZ_SEED={seed}, input {data!r}")
+        raise

@@ -80,6 +80,12 @@ class Stack:
         """Of the database of Dagster's storage."""
         return Path(self.state["dagster_dsn_file"]).read_text().strip()
 
+    @property
+    def owner_url(self) -> str:
+        """Of the same server, for a user that may create databases."""
+        url = Path(self.state["ledger_dsn_file"]).read_text().strip()
+        return url.replace("postgres://", "postgresql+psycopg2://", 1)
+
     def await_tasks(self, run_id: str, state: str, number: int, timeout_seconds: float) -> None:
         """Waits until the ledger has that many of the run's tasks in the state."""
         token = Path(self.state["token_file"]).read_text().strip()

@@ -36,7 +36,8 @@ class Stock:
     def __init__(
         self, directory: Path, *, project: Path, environ: Mapping[str, str], home: Path, url: str
     ) -> None:
-        """`home` and `url` are the stack's: its DAGSTER_HOME and the URL of its database."""
+        """`home` is the stack's DAGSTER_HOME, `url` that of its server, for a user that may create
+        databases there."""
         self.directory = directory
         self._project = project
         directory.mkdir()
