@@ -42,6 +42,17 @@ func Slice[T any](all ...T) Source[T] {
 	}
 }
 
+// Map makes each of what is read into what a check takes.
+func Map[A, B any](in iter.Seq2[A, error], to func(A) B) iter.Seq2[B, error] {
+	return func(yield func(B, error) bool) {
+		for a, err := range in {
+			if !yield(to(a), err) {
+				return
+			}
+		}
+	}
+}
+
 // Witnesses is what is known of a history. Only Audit and Tasks must be there.
 type Witnesses struct {
 	// Client is the client history, in the order it was written.

@@ -253,3 +253,15 @@ func TestReportsOfNothingAreStillLists(t *testing.T) {
 		}
 	}
 }
+
+func TestThePageHasEverySentence(t *testing.T) {
+	page, err := os.ReadFile("../../docs/verify.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, inv := range audit.Invariants {
+		if line := "| " + inv.ID + " | " + inv.Sentence + " |"; !strings.Contains(string(page), line) {
+			t.Errorf("docs/verify.md has no line that begins %q", line)
+		}
+	}
+}

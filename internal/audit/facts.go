@@ -475,14 +475,19 @@ func (s *stepLog) ending(n int) string {
 
 // client returns what takes the client history.
 func (f *facts) client() func(ClientEvent) {
-	open := map[int64]int{}
+	type opID struct {
+		process string
+		op      int64
+	}
+	open := map[opID]int{}
 	attempted, acked := map[stepfleet.Key]bool{}, map[stepfleet.Key]bool{}
 	return func(e ClientEvent) {
 		f.counts.ClientEvents++
-		place, known := open[e.Op]
+		id := opID{e.Process, e.Op}
+		place, known := open[id]
 		if !known {
 			place = len(f.ops)
-			open[e.Op] = place
+			open[id] = place
 			f.ops = append(f.ops, clientOp{ClientEvent: e})
 		}
 		op := &f.ops[place]

@@ -48,7 +48,7 @@ type ClientEvent struct {
 	Process string    `json:"process"`
 	Type    EventType `json:"type"`
 	F       Operation `json:"f"`
-	// Op ties an answer to its invoke; it is unique in a history.
+	// Op ties an answer to its invoke; a process gives each number once.
 	Op int64 `json:"op"`
 	stepfleet.Key
 	// Of an ok: the task, whether a submit's key was known before, the state that a read saw.
