@@ -152,7 +152,7 @@ func (v *verification) witnesses(ctx context.Context) (w audit.Witnesses, closeA
 		if err != nil {
 			return w, nil, err
 		}
-		closeAll = func() { _ = log.Close(context.Background()) }
+		closeAll = log.Close
 		w.Dagster = v.logByDSN(log)
 	case v.DagsterURL != "":
 		w.Dagster = v.logByURL(dagsterapi.New(v.DagsterURL))
@@ -217,19 +217,19 @@ func (v *verification) sessions(ctx context.Context) iter.Seq2[stepfleet.Session
 	return v.history.Sessions(ctx, v.from)
 }
 
-func (v *verification) openLog(ctx context.Context) (*dagsterlog.History, error) {
-	raw, err := os.ReadFile(v.DagsterDSNFile)
+func (v *verification) openLog(ctx context.Context) (*dagsterlog.Log, error) {
+	dsn, err := secretFile(v.DagsterDSNFile)
 	if err != nil {
 		return nil, fmt.Errorf("--dagster-dsn-file: %w", err)
 	}
-	log, err := dagsterlog.Open(ctx, strings.TrimSpace(string(raw)))
+	log, err := dagsterlog.Open(ctx, dsn)
 	if err != nil {
 		return nil, fmt.Errorf("--dagster-dsn-file %s: %w", v.DagsterDSNFile, err)
 	}
 	return log, nil
 }
 
-func (v *verification) logByDSN(log *dagsterlog.History) audit.Source[audit.DagsterEvent] {
+func (v *verification) logByDSN(log *dagsterlog.Log) audit.Source[audit.DagsterEvent] {
 	return func(ctx context.Context) iter.Seq2[audit.DagsterEvent, error] {
 		events := counted(v.progress, "Dagster's events", log.Events(ctx, v.runIDs(), dagsterTypes), func(dagsterlog.Event) {})
 		return audit.Map(events, func(e dagsterlog.Event) audit.DagsterEvent { return audit.DagsterEvent(e) })

@@ -251,11 +251,11 @@ func TestVerifySaysWhatIsWrongWithTheQuestion(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, args := range map[string][]string{
-		"nothing was verified":      {"--run", "nobody"},
-		"is empty":                  {"--from", "2030-01-01T00:00:00Z"},
-		"leave out --from":          {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
-		"--dagster-dsn-file " + bad: {"--dagster-dsn-file", bad},
-		"--dagster-url":             {"--dagster-url", "http://127.0.0.1:1"},
+		"nothing was verified": {"--run", "nobody"},
+		"is empty":             {"--from", "2030-01-01T00:00:00Z"},
+		"leave out --from":     {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
+		"dagster's event log":  {"--dagster-dsn-file", bad},
+		"--dagster-url":        {"--dagster-url", "http://127.0.0.1:1"},
 	} {
 		status, stdout, stderr := stepfleetCommand(append([]string{"verify"}, args...)...)
 		if status != 1 || !strings.Contains(stderr, says) {

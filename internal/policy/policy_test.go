@@ -101,7 +101,7 @@ func TestRolesImportTheRootOnly(t *testing.T) {
 
 func TestAdaptersImportNoRoleAndNoOtherAdapter(t *testing.T) {
 	all := imports(t)
-	for _, adapter := range []string{"internal/postgres", "internal/sqs", "internal/memory", "internal/pyhost"} {
+	for _, adapter := range []string{"internal/postgres", "internal/sqs", "internal/memory", "internal/pyhost", "internal/dagsterlog"} {
 		if len(all[adapter]) == 0 {
 			t.Errorf("no package %s", adapter)
 		}
