@@ -7,7 +7,12 @@ const (
 	EventSuccess = "STEP_SUCCESS"
 	EventFailure = "STEP_FAILURE"
 	EventRetry   = "STEP_UP_FOR_RETRY"
+	// EventResources ends what the step's process does; the run worker then writes one of the others.
+	EventResources = "RESOURCE_INIT_FAILURE"
 )
+
+// Endings are the events that end an attempt.
+var Endings = []string{EventSuccess, EventFailure, EventRetry, EventResources}
 
 // Ending is what Dagster's log shows of an orphan's end.
 type Ending struct {
@@ -27,9 +32,17 @@ type EventLog interface {
 }
 
 // EndingOf picks the orphan's among the ending events of its step in the run's log, oldest first.
+// A failure of the resources and what follows it are of one attempt.
 func (o Orphan) EndingOf(events []string) string {
-	if n := o.Attempt - o.FirstAttempt; n >= 0 && n < len(events) {
-		return events[n]
+	n := o.Attempt - o.FirstAttempt
+	for i, event := range events {
+		if event == EventResources && i+1 < len(events) {
+			continue
+		}
+		if n == 0 {
+			return event
+		}
+		n--
 	}
 	return ""
 }

@@ -72,6 +72,17 @@ func (l Lifetimes) Validate() error {
 	return nil
 }
 
+// ValidateStatements checks that a step's statement in Dagster's storage that was granted while the
+// gates were open is over before its worker must have killed the step: it may take this long at most.
+// 0 means that nothing bounds it, which is the user's own choice.
+func (l Lifetimes) ValidateStatements(timeout time.Duration) error {
+	if most := l.RunLease - l.SessionTTL; timeout < 0 || timeout > most {
+		return fmt.Errorf("lifetimes: a statement timeout of %s is not between 0 and the %s that run lease %s leaves after session TTL %s",
+			timeout, most, l.RunLease, l.SessionTTL)
+	}
+	return nil
+}
+
 // SessionSpec is what a worker says of itself when it registers.
 type SessionSpec struct {
 	// Worker is the name people see; Instance names the process for its supervisor (the ECS

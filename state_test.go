@@ -79,6 +79,42 @@ func TestLifetimes(t *testing.T) {
 	}
 }
 
+func TestAGrantedStatementEndsWithinTheRunLease(t *testing.T) {
+	l := stepfleet.DefaultLifetimes()
+	for timeout, ok := range map[time.Duration]bool{
+		0: true, time.Second: true, l.RunLease - l.SessionTTL: true, l.RunLease - l.SessionTTL + 1: false, -1: false,
+	} {
+		if err := l.ValidateStatements(timeout); (err == nil) != ok {
+			t.Errorf("%s: %v", timeout, err)
+		}
+	}
+}
+
+func TestTheEndOfAnAttemptIsFoundByItsNumber(t *testing.T) {
+	const retry, failure, resources, success = stepfleet.EventRetry, stepfleet.EventFailure, stepfleet.EventResources, stepfleet.EventSuccess
+	for _, c := range []struct {
+		events         []string
+		attempt, first int
+		want           string
+	}{
+		{nil, 0, 0, ""},
+		{[]string{success}, 0, 0, success},
+		{[]string{retry}, 1, 0, ""},
+		{[]string{retry, success}, 1, 0, success},
+		{[]string{retry, success}, 3, 2, success},
+		{[]string{resources}, 0, 0, resources},
+		{[]string{resources, retry}, 0, 0, retry},
+		{[]string{resources, retry}, 1, 0, ""},
+		{[]string{resources, retry, resources}, 1, 0, resources},
+		{[]string{retry, failure}, 2, 0, ""},
+	} {
+		o := stepfleet.Orphan{Key: stepfleet.Key{Attempt: c.attempt}, FirstAttempt: c.first}
+		if got := o.EndingOf(c.events); got != c.want {
+			t.Errorf("attempt %d from %d in %v: %q, want %q", c.attempt, c.first, c.events, got, c.want)
+		}
+	}
+}
+
 func TestRefusalsKeepTheirCodeWhenWrapped(t *testing.T) {
 	codes := map[string]bool{}
 	for _, r := range stepfleet.Refusals {

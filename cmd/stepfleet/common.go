@@ -47,15 +47,24 @@ func token() (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	raw, err := os.ReadFile(path)
+	t, err := secretFile(path)
 	if err != nil {
 		return "", fmt.Errorf("STEPFLEET_TOKEN_FILE: %w", err)
 	}
-	t := strings.TrimSpace(string(raw))
-	if t == "" {
-		return "", fmt.Errorf("STEPFLEET_TOKEN_FILE: %s is empty", path)
-	}
 	return t, nil
+}
+
+// secretFile reads what must not stand in a flag.
+func secretFile(path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSpace(string(raw))
+	if text == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return text, nil
 }
 
 // listen opens the address, and says what to do when it is taken or would be open to the network

@@ -12,6 +12,11 @@
 //	stepfleet worker    claims tasks and runs them in warm Python processes
 //	stepfleet aws       a local SQS, where there is no AWS
 //
+// For people, on any ledger:
+//
+//	stepfleet verify             holds what happened against what stepfleet promises
+//	stepfleet task explain KEY   tells one task's life in words
+//
 // Every setting is a flag and an environment variable; `stepfleet COMMAND --help` names both.
 // Secrets are read from the environment or from files only. The exit status is 0 when what was
 // asked for was done, 1 when it could not be, 5 when a verdict is FAIL, and 80 for a command line
@@ -44,6 +49,8 @@ type cli struct {
 	Server  serverCmd        `cmd:"" help:"Run the server: intake, bells, streams, sweep."`
 	Worker  workerCmd        `cmd:"" help:"Run a worker: claim tasks and run them in warm Python processes."`
 	Migrate migrateCmd       `cmd:"" help:"Bring the ledger's schema up to this binary."`
+	Verify  verifyCmd        `cmd:"" help:"Verify a window of history, or runs: from the ledger, its audit and Dagster's log."`
+	Task    taskCmd          `cmd:"" help:"Look at one task."`
 	AWS     awsCmd           `cmd:"" name:"aws" help:"Run a local SQS."`
 	Warden  wardenCmd        `cmd:"" hidden:"" help:"Clean up after a stack whose supervisor was killed."`
 	Version kong.VersionFlag `help:"Print the version and exit."`

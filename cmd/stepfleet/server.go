@@ -9,12 +9,14 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/api"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/dagsterlog"
 	"github.com/stepfleet/stepfleet/internal/dispatch"
 	"github.com/stepfleet/stepfleet/internal/metrics"
 	"github.com/stepfleet/stepfleet/internal/outage"
@@ -31,6 +33,7 @@ type serverCmd struct {
 	QueueFIFO    bool     `name:"queue-fifo" help:"The SQS queues are FIFO queues: their names end in .fifo." env:"STEPFLEET_QUEUE_FIFO"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
 	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here, and cancelled runs whose run worker is gone are ended there. Without it the first is left to executors, the second to Dagster's run monitoring." env:"STEPFLEET_DAGSTER_URL"`
+	DagsterDSN   string   `name:"dagster-dsn-file" help:"File with the URL of Dagster's database, for a role that may read event_logs: the server asks there how steps ended whose workers died. Without it, it asks Dagster's webserver, for at most a minute." env:"STEPFLEET_DAGSTER_DSN_FILE"`
 	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	MaxPayload   int      `help:"Largest payload of a step, in bytes; the default is the most." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
 
@@ -71,9 +74,15 @@ func (c *serverCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
+	events, patience, closeEvents, err := c.eventLog(g.ctx)
+	if err != nil {
+		return err
+	}
+	defer closeEvents()
 	server, err := dispatch.New(dispatch.Config{
 		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: address.String(), Queues: c.Queue,
 		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Dagster: c.dagster(g, counted), Logger: g.log,
+		EventLog: events, EventLogPatience: patience,
 	}, watchedLedger(g, counted, ledger), watchedRinger(g, counted, ringer{bells, c.CreateQueues}))
 	if err != nil {
 		return err
@@ -133,6 +142,29 @@ func (c *serverCmd) dagster(g *globals, m *metrics.Metrics) stepfleet.Orchestrat
 		return nil
 	}
 	return outage.Orchestrator(dagsterapi.New(c.DagsterURL), outage.New(m.Breaker("dagster", g.log)))
+}
+
+// logPatience bounds how long verdicts wait for Dagster's webserver: runs must end without one, too.
+const logPatience = 60 * time.Second
+
+// eventLog is where the server reads how attempts ended, and how long it waits for that to answer.
+// Dagster's database is waited for as long as it takes: without it nothing of Dagster's goes on.
+func (c *serverCmd) eventLog(ctx context.Context) (log stepfleet.EventLog, patience time.Duration, closeLog func(), err error) {
+	switch {
+	case c.DagsterDSN != "":
+		dsn, err := secretFile(c.DagsterDSN)
+		if err != nil {
+			return nil, 0, nil, fmt.Errorf("--dagster-dsn-file: %w", err)
+		}
+		log, err := dagsterlog.Open(ctx, dsn)
+		if err != nil {
+			return nil, 0, nil, fmt.Errorf("--dagster-dsn-file: %w", err)
+		}
+		return log, 0, log.Close, nil
+	case c.DagsterURL != "":
+		return dagsterapi.New(c.DagsterURL), logPatience, func() {}, nil
+	}
+	return nil, 0, func() {}, nil
 }
 
 // createQueues makes the queues before the first bell, so that workers need not find them missing.

@@ -23,7 +23,7 @@ Secrets and addresses that carry passwords have no flag:
 
 | variable | what it holds |
 |---|---|
-| ` + "`STEPFLEET_DATABASE_URL`" + ` | the ledger, as ` + "`postgres://user:password@host:5432/stepfleet`" + `; server, worker, migrate |
+| ` + "`STEPFLEET_DATABASE_URL`" + ` | the ledger, as ` + "`postgres://user:password@host:5432/stepfleet`" + `; server, worker, migrate, verify, task |
 | ` + "`STEPFLEET_TOKEN`, `STEPFLEET_TOKEN_FILE`" + ` | the API's token, or a file with it; server, worker, and the plugin in run workers |
 | ` + "`STEPFLEET_URL`" + ` | the server, for the plugin; in workers, for the run workers they start; http://127.0.0.1:8630 if empty |
 | ` + "`STEPFLEET_PG`" + ` | ` + "`wheel`" + ` or a directory of PostgreSQL programs, for ` + "`dev`" + `; a server on the machine if empty |
@@ -41,7 +41,7 @@ func TestSettingsPageIsComplete(t *testing.T) {
 	page.WriteString(settingsIntro)
 	section(&page, "All commands", parser.Model.Flags)
 	for _, command := range parser.Model.Leaves(true) {
-		section(&page, "stepfleet "+command.Name, command.Flags)
+		section(&page, command.FullPath(), command.Flags)
 	}
 	if *update {
 		if err := os.WriteFile(settingsPage, []byte(page.String()), 0o644); err != nil {

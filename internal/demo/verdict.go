@@ -1,47 +1,32 @@
 package demo
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/json"
+	"context"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/audit"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 )
 
 // Effect is a line of the effect log: user code's own word on what it did, written outside Dagster
 // and stepfleet (examples/stepfleet_examples/effects.py).
-type Effect struct {
-	Event string `json:"event"` // begin, end or error
-	stepfleet.Key
-	Worker string  `json:"worker"`
-	PID    int     `json:"pid"`
-	At     float64 `json:"at"`
-}
+type Effect = audit.Effect
 
-// ParseEffects reads an effect log. A line that is none is an error with its number: a verdict must
-// not rest on a damaged witness.
+// ParseEffects reads an effect log.
 func ParseEffects(log io.Reader) ([]Effect, error) {
 	var effects []Effect
-	lines := bufio.NewScanner(log)
-	for number := 1; lines.Scan(); number++ {
-		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
-			continue
-		}
-		var effect Effect
-		if err := json.Unmarshal(lines.Bytes(), &effect); err != nil {
-			return nil, fmt.Errorf("effect log line %d: %w", number, err)
-		}
-		if !slices.Contains([]string{"begin", "end", "error"}, effect.Event) || effect.RunID == "" {
-			return nil, fmt.Errorf("effect log line %d: event %q of run %q", number, effect.Event, effect.RunID)
+	source := audit.ReadEffects(func() (io.ReadCloser, error) { return io.NopCloser(log), nil })
+	for effect, err := range source(context.Background()) {
+		if err != nil {
+			return nil, err
 		}
 		effects = append(effects, effect)
 	}
-	return effects, lines.Err()
+	return effects, nil
 }
 
 // RunRecord is a run that was launched, how it should end, and how it did.

@@ -98,7 +98,8 @@ func (s *Stack) startFleet(ctx context.Context) error {
 	}
 	s.out.up("ledger", "schema is current", began)
 	began = time.Now()
-	args := []string{s.config.Executable, "server", "--listen", loopback(s.ports.server), "--create-queues", "--dagster-url", s.dagsterURL()}
+	args := []string{s.config.Executable, "server", "--listen", loopback(s.ports.server), "--create-queues", "--dagster-url", s.dagsterURL(),
+		"--dagster-dsn-file", s.layout.DagsterURLFile()}
 	for _, queue := range s.config.Queues {
 		args = append(args, "--queue", queue.Name)
 	}

@@ -22,8 +22,8 @@ const (
 // concludeCancels ends runs that were cancelled in Dagster and have nobody left who would: their
 // run worker was killed, has died or was frozen before it could write RUN_CANCELED. Only runs whose
 // run worker is a task here are touched, since of another the ledger does not know that its process
-// is gone. A cancel that comes through this replica is looked after soon. Where two replicas mark a
-// run at the same instant, Dagster's log may have two RUN_CANCELED of it.
+// is gone. A cancel that comes through this replica is looked after soon. Of several replicas one acts,
+// or Dagster's log could have two RUN_CANCELED of a run.
 func (s *Server) concludeCancels(ctx context.Context) error {
 	if s.cfg.Dagster == nil {
 		return nil
@@ -58,6 +58,13 @@ func (s *Server) concludeOnce(ctx context.Context, bereft map[string]time.Time) 
 	for page := range slices.Chunk(canceling, reconcilePage) {
 		runs, err := s.ledger.CarriedRuns(ctx, page)
 		errs = append(errs, err)
+		if len(runs) > 0 {
+			mine, err := s.onDuty(ctx, dutyConclude)
+			if errs = append(errs, err); !mine {
+				clear(bereft)
+				return true, errors.Join(errs...)
+			}
+		}
 		for _, run := range runs {
 			waiting[run.RunID] = true
 			errs = append(errs, s.conclude(ctx, run, bereft))

@@ -84,3 +84,40 @@ func (d *dagster) MarkCanceled(_ context.Context, run string) error {
 	d.end(run)
 	return nil
 }
+
+// eventLog is Dagster's event log: what it shows of which attempt, and whether more may come.
+type eventLog struct {
+	mu       sync.Mutex
+	shows    map[stepfleet.Key]string
+	away     bool
+	settling time.Duration // how long after its end an attempt's writes may be under way
+	asked    int
+}
+
+func (l *eventLog) show(key stepfleet.Key, event string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shows == nil {
+		l.shows = map[stepfleet.Key]string{}
+	}
+	l.shows[key] = event
+}
+
+func (l *eventLog) set(away bool, settling time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.away, l.settling = away, settling
+}
+
+func (l *eventLog) Endings(_ context.Context, orphans []stepfleet.Orphan) ([]stepfleet.Ending, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asked++; l.away {
+		return nil, stepfleet.ErrUnavailable
+	}
+	out := make([]stepfleet.Ending, len(orphans))
+	for i, o := range orphans {
+		out[i] = stepfleet.Ending{Event: l.shows[o.Key], Final: o.Gone >= l.settling}
+	}
+	return out, nil
+}

@@ -30,6 +30,10 @@ type Config struct {
 	Lifetimes stepfleet.Lifetimes
 	// MaxPayloadBytes bounds one payload; 0 means stepfleet.MaxPayloadBytes, which is the most.
 	MaxPayloadBytes int
+	// EventLog is asked how attempts ended whose worker cannot say; without one they are lost.
+	EventLog stepfleet.EventLog
+	// EventLogPatience is how long a verdict waits for a log that cannot be asked; 0: until it can.
+	EventLogPatience time.Duration
 	// Dagster is asked which open runs have ended, and told the end of cancelled runs that nobody
 	// else is left to end; nil leaves both to executors, launchers and Dagster's own monitoring.
 	Dagster stepfleet.Orchestrator
@@ -54,6 +58,8 @@ type Server struct {
 	log    *slog.Logger
 	// canceled is sent to when a run worker was cancelled.
 	canceled chan struct{}
+	// orphaned is sent to when a session with running tasks may have been declared dead.
+	orphaned chan struct{}
 }
 
 // New returns a server that has not begun to run.
@@ -82,6 +88,7 @@ func New(cfg Config, ledger stepfleet.Ledger, bells stepfleet.Ringer) (*Server, 
 		hub:      newHub(),
 		log:      cfg.Logger,
 		canceled: make(chan struct{}, 1),
+		orphaned: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -91,6 +98,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bells.run(ctx) })
 	g.Go(func() error { return s.rering(ctx) })
 	g.Go(func() error { return s.sweep(ctx) })
+	g.Go(func() error { return s.repair(ctx) })
 	g.Go(func() error { return s.look(ctx) })
 	g.Go(func() error { return s.reconcile(ctx) })
 	g.Go(func() error { return s.concludeCancels(ctx) })
@@ -205,13 +213,18 @@ func (s *Server) Cancel(
 		return nil, fmt.Errorf("cancel tasks of run %s: %w", runID, err)
 	}
 	if slices.ContainsFunc(changes, func(c stepfleet.Change) bool { return c.StepKey == stepfleet.RunStepKey }) {
-		select {
-		case s.canceled <- struct{}{}:
-		default: // one look is due already
-		}
+		nudge(s.canceled)
 	}
 	s.publish(ctx, changes)
 	return changes, nil
+}
+
+// nudge asks a loop for a look; one that is due already will do.
+func nudge(loop chan struct{}) {
+	select {
+	case loop <- struct{}{}:
+	default:
+	}
 }
 
 // CloseRun closes the run for good and cancels what it still has open; of an executor, its steps.
@@ -255,6 +268,7 @@ func (s *Server) InstanceDead(ctx context.Context, instance, reason string) ([]s
 		s.log.Warn("session dead", KeySession, d.ID, "worker", d.Worker, "reason", reason)
 	}
 	if len(dead) > 0 {
+		nudge(s.orphaned)
 		if err := s.sweepOnce(ctx); err != nil {
 			// The sessions are dead; the next tick sweeps them.
 			s.log.Warn("sweep after proof of death", "err", err)

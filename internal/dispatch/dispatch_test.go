@@ -23,6 +23,7 @@ type bench struct {
 	ledger *memory.Ledger
 	down   atomic.Bool // the ledger is
 	dagster
+	log    eventLog
 	hang   atomic.Int64 // how long a sweep takes, in nanoseconds
 	bells  *memory.Bells
 	server *dispatch.Server
@@ -40,23 +41,32 @@ func inBubble(t *testing.T, f func(b *bench)) {
 			}
 			return nil
 		}
-		var err error
-		b.server, err = dispatch.New(dispatch.Config{
-			Name: "s1", URL: "http://s1", Queues: []string{"default", stepfleet.RunsQueue}, Lifetimes: stepfleet.DefaultLifetimes(),
-			MaxPayloadBytes: 200, Dagster: &b.dagster, Logger: slog.New(slog.DiscardHandler),
-		}, b.ledger, b.bells)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- b.server.Run(ctx) }()
+		var stop func()
+		b.server, stop = b.startServer("s1", 0)
 		f(b)
+		stop()
+	})
+}
+
+// startServer runs a replica, whose verdicts wait for Dagster's log as long as patience says.
+func (b *bench) startServer(name string, patience time.Duration) (server *dispatch.Server, stop func()) {
+	b.t.Helper()
+	server, err := dispatch.New(dispatch.Config{
+		Name: name, URL: "http://" + name, Queues: []string{"default", stepfleet.RunsQueue}, Lifetimes: stepfleet.DefaultLifetimes(),
+		MaxPayloadBytes: 200, Dagster: &b.dagster, EventLog: &b.log, EventLogPatience: patience, Logger: slog.New(slog.DiscardHandler),
+	}, b.ledger, b.bells)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	return server, func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("server: %v", err)
+			b.t.Errorf("server: %v", err)
 		}
-	})
+	}
 }
 
 func batchOf(run string, steps ...string) stepfleet.Batch {

@@ -42,6 +42,9 @@ func (s *Server) tellOutage(ctx context.Context, failedBefore bool, err error, w
 }
 
 func (s *Server) reconcileOnce(ctx context.Context) error {
+	if mine, err := s.onDuty(ctx, dutyReconcile); err != nil || !mine {
+		return err
+	}
 	for after := ""; ; {
 		page, err := s.ledger.OpenRuns(ctx, after, reconcilePage)
 		if err != nil {

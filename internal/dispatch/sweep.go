@@ -92,7 +92,7 @@ func (s *Server) sweepOnce(ctx context.Context) error {
 		}
 		s.publish(ctx, changes)
 		if len(changes) < sweepMax {
-			return s.decideOrphans(ctx)
+			return nil
 		}
 	}
 }

@@ -87,7 +87,7 @@ func TestTheRootImportsTheStandardLibraryOnly(t *testing.T) {
 
 func TestRolesImportTheRootOnly(t *testing.T) {
 	all := imports(t)
-	for _, role := range []string{"internal/dispatch", "internal/worker"} {
+	for _, role := range []string{"internal/dispatch", "internal/worker", "internal/audit"} {
 		if len(all[role]) == 0 {
 			t.Errorf("no package %s", role)
 		}
@@ -101,7 +101,7 @@ func TestRolesImportTheRootOnly(t *testing.T) {
 
 func TestAdaptersImportNoRoleAndNoOtherAdapter(t *testing.T) {
 	all := imports(t)
-	for _, adapter := range []string{"internal/postgres", "internal/sqs", "internal/memory", "internal/pyhost"} {
+	for _, adapter := range []string{"internal/postgres", "internal/sqs", "internal/memory", "internal/pyhost", "internal/dagsterlog"} {
 		if len(all[adapter]) == 0 {
 			t.Errorf("no package %s", adapter)
 		}
@@ -127,13 +127,13 @@ func TestLocalAWSNeverImportsTheProduct(t *testing.T) {
 }
 
 func TestOnlyPostgresKnowsSQL(t *testing.T) {
-	allowed := []string{"internal/postgres", "internal/pglocal", "internal/testenv", "internal/devstack", "internal/pgrelay"}
+	allowed := []string{"internal/postgres", "internal/pglocal", "internal/testenv", "internal/devstack", "internal/pgrelay", "internal/dagsterlog"}
 	for dir, paths := range imports(t) {
 		for _, path := range paths {
 			if strings.HasPrefix(path, "github.com/jackc/pgx") && !slices.ContainsFunc(allowed, func(a string) bool {
 				return dir == a || strings.HasPrefix(dir, a+"/")
 			}) {
-				t.Errorf("%s imports %s: SQL lives in internal/postgres", dir, path)
+				t.Errorf("%s imports %s: SQL lives in internal/postgres, and Dagster's in internal/dagsterlog", dir, path)
 			}
 		}
 	}

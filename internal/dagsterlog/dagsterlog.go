@@ -1,0 +1,140 @@
+// Package dagsterlog reads Dagster's event log in PostgreSQL, for the server's sweep: how attempts
+// ended whose workers cannot say. It writes nothing; a role that may read event_logs is enough. One
+// that may also see what others run (pg_read_all_stats, or Dagster's own role) makes verdicts of lost
+// attempts faster.
+package dagsterlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+const (
+	// settled is how long what a process sent before it was gone may stay unread by PostgreSQL.
+	settled = 400 * time.Millisecond
+	// settledBlind is the same where open transactions cannot be seen.
+	settledBlind = 3 * time.Second
+	maxConns     = 2
+)
+
+// underway looks for transactions that write or are about to, the oldest first, and says whether
+// some backends do not show what they do. It goes before the look at the log: what is not underway here
+// is in that one's snapshot, or was rolled back.
+const underway = `
+SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)) FILTER (
+        WHERE backend_xid IS NOT NULL OR state = 'active' AND query ~* '^\s*(insert|with|update)'), 0)::float8,
+    coalesce(bool_or(query = '<insufficient privilege>'), false)
+FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()`
+
+// endings finds the ends of the steps' attempts, by the index on the run.
+const endings = `
+SELECT e.run_id, e.step_key, e.dagster_event_type
+FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[]) s (run_id, step_key)) s
+JOIN event_logs e USING (run_id, step_key)
+WHERE e.dagster_event_type = ANY ($3::text[])
+ORDER BY e.id`
+
+// Log is Dagster's event log.
+type Log struct{ pool *pgxpool.Pool }
+
+var _ stepfleet.EventLog = (*Log)(nil)
+
+// driver is what SQLAlchemy has in a URL and others do not know.
+var driver = regexp.MustCompile(`^(postgres(?:ql)?)\+\w+://`)
+
+// Open prepares to read the log in Dagster's database. It does not wait for the database.
+func Open(ctx context.Context, dsn string) (*Log, error) {
+	cfg, err := pgxpool.ParseConfig(driver.ReplaceAllString(dsn, "$1://"))
+	if err != nil {
+		return nil, fmt.Errorf("open Dagster's event log: %w", err) // pgx keeps the password out of it
+	}
+	cfg.MaxConns = maxConns
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
+	if _, ok := cfg.ConnConfig.RuntimeParams["application_name"]; !ok {
+		cfg.ConnConfig.RuntimeParams["application_name"] = "stepfleet server"
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open Dagster's event log: %w", err)
+	}
+	return &Log{pool}, nil
+}
+
+// Close ends the log's connections.
+func (l *Log) Close() { l.pool.Close() }
+
+// step is a step of a run.
+type step struct{ run, key string }
+
+// Endings implements stepfleet.EventLog.
+func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfleet.Ending, error) {
+	began := time.Now()
+	runs, keys := make([]string, len(orphans)), make([]string, len(orphans))
+	for i, o := range orphans {
+		runs[i], keys[i] = o.RunID, o.StepKey
+	}
+	var oldest float64
+	var blind bool
+	events := map[step][]string{}
+	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, underway).Scan(&oldest, &blind); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, endings, runs, keys, stepfleet.Endings)
+		if err != nil {
+			return err
+		}
+		var s step
+		var event string
+		_, err = pgx.ForEachRow(rows, []any{&s.run, &s.key, &event}, func() error {
+			events[s] = append(events[s], event)
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		return nil, wrap(err)
+	}
+	// What began before a process was gone is older than the process is gone.
+	least := settled
+	if blind {
+		least = settledBlind
+	}
+	out := make([]stepfleet.Ending, len(orphans))
+	for i, o := range orphans {
+		gone := o.Gone + time.Since(began)
+		out[i] = stepfleet.Ending{
+			Event: o.EndingOf(events[step{o.RunID, o.StepKey}]),
+			Final: gone >= least && time.Duration(oldest*float64(time.Second)) < o.Gone,
+		}
+	}
+	return out, nil
+}
+
+// wrap says what to do about an error that waiting does not mend.
+func wrap(err error) error {
+	var pgErr *pgconn.PgError
+	hint := ""
+	if errors.As(err, &pgErr) {
+		switch pgErr.Code {
+		case "42P01":
+			hint = ": --dagster-dsn-file must name the database of Dagster's event log"
+		case "42501":
+			hint = ": grant SELECT on event_logs to the role of --dagster-dsn-file"
+		}
+	}
+	return fmt.Errorf("dagster's event log %w: %w%s", stepfleet.ErrUnavailable, err, hint)
+}

@@ -1,0 +1,131 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stepfleet/stepfleet"
+)
+
+// History is the ledger at one moment. All that is read of it is of one snapshot, so that its audit
+// and its tasks agree to the row while the ledger goes on: rows of a task that become visible between
+// two pages would look as if one were missing. The snapshot keeps the database from cleaning up
+// behind it, so it is not for keeps.
+type History struct {
+	tx pgx.Tx
+	// At is the moment.
+	At time.Time
+}
+
+// historyMemory lets the sort of a window stay in memory; a larger one goes to the database's disk.
+const historyMemory = `SET LOCAL work_mem = '64MB'`
+
+// The window is read in one statement and one sort: there is no index on a time or an id of the audit,
+// which its writers would pay for. The days that the window does not touch are not read.
+const (
+	historyWindow = `
+SELECT id, at, task_id, run_id, verb, actor, from_state, to_state, fence, refused, detail
+FROM stepfleet.audit WHERE at >= $1 AND at < $2 ORDER BY id`
+	historyRuns = `
+SELECT id, at, task_id, run_id, verb, actor, from_state, to_state, fence, refused, detail
+FROM stepfleet.audit WHERE run_id = ANY ($1::text[]) AND run_id <> '' ORDER BY id`
+)
+
+const (
+	// historyTasks reads those that were submitted in the window, and those named. Ids grow with time.
+	historyTasks = views + `WHERE t.id >= $1 AND t.submitted_at < $2 OR t.id = ANY ($3::bigint[]) ORDER BY t.id`
+	historyOf    = views + `WHERE t.run_id = ANY ($1::text[]) ORDER BY t.id`
+	taskOfKey    = views + `WHERE t.run_id = $1 AND t.step_hash = $2 AND t.attempt = $3`
+)
+
+// History takes a snapshot. The caller closes it.
+func (l *Ledger) History(ctx context.Context) (*History, error) {
+	const op = "read the ledger's history"
+	tx, err := l.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return nil, wrap(op, err)
+	}
+	h := &History{tx: tx}
+	if _, err = tx.Exec(ctx, historyMemory); err == nil {
+		err = tx.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&h.At)
+	}
+	if err != nil {
+		h.Close()
+		return nil, wrap(op, err)
+	}
+	return h, nil
+}
+
+// Close gives the snapshot back.
+func (h *History) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = h.tx.Rollback(ctx) // it has written nothing
+}
+
+const closeTimeout = 5 * time.Second
+
+// Window returns the audit rows of a time, by id.
+func (h *History) Window(ctx context.Context, from, until time.Time) iter.Seq2[stepfleet.AuditRow, error] {
+	return stream(ctx, h, "read the audit", scanAudit, historyWindow, from, until)
+}
+
+// Runs returns the audit rows of runs, by id.
+func (h *History) Runs(ctx context.Context, runIDs []string) iter.Seq2[stepfleet.AuditRow, error] {
+	return stream(ctx, h, "read the audit", scanAudit, historyRuns, runIDs)
+}
+
+// Tasks returns, by id, the tasks with ids from first on that were submitted before until, and the
+// named ones.
+func (h *History) Tasks(ctx context.Context, first stepfleet.TaskID, until time.Time, named []stepfleet.TaskID) iter.Seq2[stepfleet.View, error] {
+	ids := make([]int64, len(named))
+	for i, id := range named {
+		ids[i] = int64(id)
+	}
+	return stream(ctx, h, "read tasks", scanView, historyTasks, int64(first), until, ids)
+}
+
+// TasksOf returns the tasks of runs, by id.
+func (h *History) TasksOf(ctx context.Context, runIDs []string) iter.Seq2[stepfleet.View, error] {
+	return stream(ctx, h, "read tasks", scanView, historyOf, runIDs)
+}
+
+// Task returns the task of a key, or ErrNotFound.
+func (h *History) Task(ctx context.Context, key stepfleet.Key) (stepfleet.View, error) {
+	for v, err := range stream(ctx, h, "read task "+key.String(), scanView, taskOfKey, clean(key.RunID), stepHash(key.StepKey), key.Attempt) {
+		return v, err
+	}
+	return stepfleet.View{}, fmt.Errorf("task %s: %w", key, stepfleet.ErrNotFound)
+}
+
+// Sessions returns all sessions that were alive at some time since.
+func (h *History) Sessions(ctx context.Context, since time.Time) iter.Seq2[stepfleet.Session, error] {
+	const sql = `SELECT ` + sessionColumns + ` FROM stepfleet.session s WHERE s.state <> 'dead' OR s.ended_at >= $1 ORDER BY s.id`
+	scan := func(row pgx.CollectableRow) (stepfleet.Session, error) { return scanSession(row) }
+	return stream(ctx, h, "read sessions", scan, sql, since)
+}
+
+// stream reads rows one by one, as they come.
+func stream[T any](ctx context.Context, h *History, op string, scan pgx.RowToFunc[T], sql string, args ...any) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		rows, err := h.tx.Query(ctx, sql, args...)
+		if err == nil {
+			defer rows.Close()
+			for rows.Next() {
+				v, err := scan(rows)
+				if !yield(v, wrap(op, err)) || err != nil {
+					return
+				}
+			}
+			err = rows.Err()
+		}
+		if err != nil {
+			var zero T
+			yield(zero, wrap(op, err))
+		}
+	}
+}
