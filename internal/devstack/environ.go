@@ -12,7 +12,7 @@ import (
 // environ is what every child gets: the user's environment, which their code may need, with the
 // stack's own variables over it. PATH begins with the interpreter's directory, as in an activated
 // virtual environment.
-func (s *Stack) environ(extra ...string) []string {
+func (s *Stack) environ(process string, extra ...string) []string {
 	own := []string{
 		supervise.MarkVariable + "=" + s.id,
 		"STEPFLEET_URL=" + s.serverURL(),
@@ -25,15 +25,19 @@ func (s *Stack) environ(extra ...string) []string {
 	if dir := filepath.Dir(s.config.Python); dir != "." {
 		own = append(own, "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	}
-	return overlay(os.Environ(), append(own, extra...))
+	own = append(own, extra...)
+	if s.config.Environment != nil {
+		own = append(own, s.config.Environment(process, s.endpoints())...)
+	}
+	return overlay(os.Environ(), own)
 }
 
 // plain is the environment of processes that have no business in the ledger.
-func (s *Stack) plain() []string { return s.environ() }
+func (s *Stack) plain(process string) []string { return s.environ(process) }
 
 // withLedger adds what server and workers need: the ledger, and where SQS is. Of AWS only SQS is
 // redirected, and steps do not inherit that: they use AWS as the user's other processes do.
-func (s *Stack) withLedger() []string {
+func (s *Stack) withLedger(process string) []string {
 	aws := []string{"AWS_ENDPOINT_URL_SQS=" + s.awsURL()}
 	if !hasAWSSettings() {
 		// The SDK signs every request with something; the local SQS takes any signature.
@@ -47,7 +51,7 @@ func (s *Stack) withLedger() []string {
 		name, _, _ := strings.Cut(variable, "=")
 		withheld = append(withheld, name)
 	}
-	return s.environ(append(aws,
+	return s.environ(process, append(aws,
 		ledgerURLVariable+"="+s.database().LedgerURL,
 		"STEPFLEET_PREPARE=true", // there is no pooler in between
 		"STEPFLEET_WITHHELD_ENV="+strings.Join(withheld, ","),
@@ -70,16 +74,16 @@ func hasAWSSettings() bool {
 }
 
 // command makes every life of a child the same command, in the project's directory.
-func (s *Stack) command(environ func() []string, args ...string) func(int) supervise.Command {
+func (s *Stack) command(process string, environ func(string) []string, args ...string) func(int) supervise.Command {
 	return func(int) supervise.Command {
-		return supervise.Command{Args: args, Env: environ(), Dir: s.config.Project}
+		return supervise.Command{Args: args, Env: environ(process), Dir: s.config.Project}
 	}
 }
 
 // dropped are variables of the user's shell that would contradict the stack.
 var dropped = []string{ledgerURLVariable, "STEPFLEET_TOKEN"}
 
-// overlay puts variables over an environment: of each name the last one stays.
+// overlay puts variables over an environment. Of two with one name among them, os/exec takes the last.
 func overlay(base, over []string) []string {
 	replaced := slices.Clone(dropped)
 	for _, variable := range over {
