@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from dagster import (
@@ -28,6 +30,7 @@ from dagster_stepfleet.client import Client, ServerRefused
 from stepfleet_examples.effects import effect, step_key
 
 HISTORY = os.environ.get("STEPFLEET_CHAOS_HISTORY", "")
+WORKERS = os.environ.get("STEPFLEET_CHAOS_WORKERS", "")
 # What a step takes, in seconds: most are short, a few are there to be hit.
 SHORT, LONG, LONG_SHARE = 0.5, 4.0, 0.12
 
@@ -38,63 +41,102 @@ def chance(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def note(**fields: Any) -> None:
-    if not HISTORY:
-        return
-    line = json.dumps({"t": time.time_ns(), "pid": os.getpid(), **fields}, separators=(",", ":"))
-    fd = os.open(HISTORY, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def append(path: str, fields: Mapping[str, Any]) -> None:
+    line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        os.write(fd, line.encode() + b"\n")
+        os.write(fd, line)
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-class Witness:
-    """Notes what a client of the server asks for and hears, around its own methods."""
+def note(kind: str, f: str, call: int, run: str, key: tuple[str, int], **answer: Any) -> None:
+    """Appends a line of the client history, of one task; internal/audit reads it."""
+    fields = {
+        "at": datetime.now(timezone.utc).isoformat(),
+        "process": f"executor-{os.getpid()}",
+        "type": kind,
+        "f": f,
+        "op": call,
+        "run_id": run,
+        "step_key": key[0],
+        "attempt": key[1],
+    }
+    append(HISTORY, {**fields, **answer})
 
-    start = Client.start
-    submit = Client.submit
 
+class Asked:
+    """What a client of the server asks for, until it hears an answer."""
 
-def start(self: Client) -> None:
-    if self._stream is None:
-        note(f="open", type="invoke", run=self.run_id)
-    Witness.start(self)
+    def __init__(self, f: str, run: str, keys: Sequence[tuple[str, int]]) -> None:
+        self.f, self.run = f, run
+        self.ops = [(uuid.uuid4().int >> 66, key) for key in keys]
 
+    def __enter__(self) -> "Asked":
+        for call, key in self.ops:
+            note("invoke", self.f, call, self.run, key)
+        return self
 
-def submit(
-    self: Client,
-    identity: str,
-    payloads: Mapping[str, str],
-    tasks: Sequence[Mapping[str, Any]],
-    **options: Any,
-) -> list[dict[str, Any]]:
-    keys = [[str(task["step_key"]), int(task["attempt"])] for task in tasks]
-    call = time.monotonic_ns()
-    note(f="submit", type="invoke", call=call, run=self.run_id, keys=keys)
-    try:
-        receipts = Witness.submit(self, identity, payloads, tasks, **options)
-    except BaseException as err:
+    def answered(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        for (call, key), told in zip(self.ops, answers, strict=True):
+            if told.get("error"):
+                note("fail", self.f, call, self.run, key, error=str(told["error"])[:300])
+                continue
+            fields = {name: told[name] for name in ("task_id", "known", "state") if name in told}
+            note("ok", self.f, call, self.run, key, **fields)
+
+    def __exit__(self, _: object, err: BaseException | None, __: object) -> None:
         # Only a refusal says that nothing was done.
         kind = "fail" if isinstance(err, ServerRefused) else "info"
-        note(f="submit", type=kind, call=call, run=self.run_id, keys=keys, error=repr(err)[:300])
-        raise
-    told = [
-        {
-            "id": int(r.get("task_id") or 0),
-            "state": str(r.get("state") or ""),
-            "error": str(r.get("error") or "")[:200],
-        }
-        for r in receipts
-    ]
-    note(f="submit", type="ok", call=call, run=self.run_id, keys=keys, receipts=told)
-    return receipts
+        for call, key in self.ops if err is not None else ():
+            note(kind, self.f, call, self.run, key, error=repr(err)[:300])
 
 
-if HISTORY and Client.submit is not submit:
-    Client.start = start  # type: ignore[method-assign]
-    Client.submit = submit  # type: ignore[method-assign,assignment]
+def witness() -> None:
+    """Puts the history around the client's own methods, once."""
+    own_start, own_submit, own_cancel, own_close = (
+        Client.start,
+        Client.submit,
+        Client.cancel,
+        Client.close_run,
+    )
+
+    def start(self: Client) -> None:
+        if self._stream is None:
+            append(WORKERS, {"run": self.run_id, "pid": os.getpid()})
+        own_start(self)
+
+    def submit(self: Client, identity: str, payloads: Any, tasks: Any, **options: Any) -> Any:
+        keys = [(str(task["step_key"]), int(task["attempt"])) for task in tasks]
+        with Asked("submit", self.run_id, keys) as asked:
+            receipts = own_submit(self, identity, payloads, tasks, **options)
+            asked.answered(receipts)
+        return receipts
+
+    def cancel(self: Client, tasks: Any, reason: str, **options: Any) -> None:
+        keys = [("", 0)] if tasks is None else list(tasks)
+        with Asked("cancel", self.run_id, keys) as asked:
+            own_cancel(self, tasks, reason, **options)
+            asked.answered([{}] * len(keys))
+
+    def close_run(self: Client, reason: str, **options: Any) -> None:
+        with Asked("close", self.run_id, [("", 0)]) as asked:
+            own_close(self, reason, **options)
+            asked.answered([{}])
+
+    for name, method in {
+        "start": start,
+        "submit": submit,
+        "cancel": cancel,
+        "close_run": close_run,
+    }.items():
+        setattr(Client, name, method)
+
+
+if HISTORY and not hasattr(Client, "witnessed"):
+    witness()
+    Client.witnessed = True  # type: ignore[attr-defined]
 
 
 def work(context: OpExecutionContext) -> int:

@@ -16,7 +16,8 @@ const (
 	KillCode      Kind = "kill-code-server"
 
 	PauseServer    Kind = "pause-server"
-	PauseWorker    Kind = "pause-worker" // with its template and children
+	PauseWorker    Kind = "pause-worker"
+	PauseHost      Kind = "pause-host" // a worker with its template and children
 	PauseTemplate  Kind = "pause-template"
 	PauseChild     Kind = "pause-child"
 	PauseRunWorker Kind = "pause-run-worker"
@@ -80,6 +81,7 @@ var about = map[Kind]traits{
 
 	PauseServer:    {group: "server", hold: holdPause, weight: 2},
 	PauseWorker:    {group: "worker", hold: holdPause, weight: 2},
+	PauseHost:      {group: "worker", hold: holdPause, weight: 2},
 	PauseTemplate:  {group: "template", hold: holdPause, weight: 2},
 	PauseChild:     {group: "child", hold: holdPause, weight: 3},
 	PauseRunWorker: {group: "run-worker", hold: holdPause, weight: 2},
@@ -113,7 +115,7 @@ var about = map[Kind]traits{
 // Kinds are all of them, in the order of the list above.
 var Kinds = []Kind{
 	KillServer, KillWorker, KillTemplate, KillChild, KillRunWorker, KillAWS, KillDaemon, KillWebserver, KillCode,
-	PauseServer, PauseWorker, PauseTemplate, PauseChild, PauseRunWorker, PauseAWS, PauseDaemon, PauseWebserver, PauseCode,
+	PauseServer, PauseWorker, PauseHost, PauseTemplate, PauseChild, PauseRunWorker, PauseAWS, PauseDaemon, PauseWebserver, PauseCode,
 	PostgresRestart, PostgresPause,
 	LinkCut, LinkStall, LinkHalfOpen, LinkReset, LinkDelay,
 	SQSError, SQSThrottle, SQSLoss, SQSDuplicate, SQSReorder, SQSOutage, SQSPurge,

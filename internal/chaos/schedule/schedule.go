@@ -39,6 +39,13 @@ type Plan struct {
 	// PerMinute is how many faults must land in a minute; Least is how many of each kind.
 	PerMinute int
 	Least     int
+	// Without are kinds that cannot hit what there is.
+	Without []Kind
+}
+
+// Kinds returns those that the plan has.
+func (p Plan) Kinds() []Kind {
+	return slices.DeleteFunc(slices.Clone(Kinds), func(k Kind) bool { return slices.Contains(p.Without, k) })
 }
 
 // spare is by how much more is planned than must land: now and then a fault finds no victim.
@@ -63,7 +70,7 @@ func New(p Plan) []Fault {
 // seconds of both processors to recover from, are spread over the whole time.
 func (p Plan) draw(chance *rand.Rand, wanted int) []Kind {
 	var heavy, light []Kind
-	for _, kind := range Kinds {
+	for _, kind := range p.Kinds() {
 		for range p.Least {
 			if about[kind].heavy {
 				heavy = append(heavy, kind)
@@ -73,7 +80,7 @@ func (p Plan) draw(chance *rand.Rand, wanted int) []Kind {
 		}
 	}
 	for len(heavy)+len(light) < wanted {
-		light = append(light, weighted(chance))
+		light = append(light, weighted(chance, p.Kinds()))
 	}
 	shuffle := func(kinds []Kind) {
 		chance.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
@@ -99,13 +106,13 @@ func spread(heavy, light []Kind) []Kind {
 }
 
 // weighted draws a light kind.
-func weighted(chance *rand.Rand) Kind {
+func weighted(chance *rand.Rand, kinds []Kind) Kind {
 	sum := 0
-	for _, kind := range Kinds {
+	for _, kind := range kinds {
 		sum += about[kind].weight
 	}
 	at := chance.IntN(sum)
-	for _, kind := range Kinds {
+	for _, kind := range kinds {
 		if at -= about[kind].weight; at < 0 {
 			return kind
 		}

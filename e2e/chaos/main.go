@@ -1,0 +1,85 @@
+// Command chaos runs stepfleet under faults and judges what four witnesses say of it. It is started by
+// `make chaos`; see internal/chaos.
+//
+// The last line is the verdict. The exit status is 0 for PASS, 5 for FAIL, 1 when the chaos could
+// not be carried out.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/stepfleet/stepfleet/internal/chaos"
+)
+
+const exitFail = 5
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	c := chaos.Config{Lifetimes: chaos.Lifetimes, Drain: 8 * time.Second, Out: os.Stdout}
+	flag.StringVar(&c.Executable, "stepfleet", "", "the binary of stepfleet, built with the tag chaos")
+	flag.StringVar(&c.Python, "python", ".venv/bin/python", "the interpreter with Dagster and stepfleet_examples")
+	flag.StringVar(&c.Code, "code", "e2e/chaos/code/chaos_defs.py", "the load's jobs")
+	flag.StringVar(&c.Dir, "dir", ".stepfleet/chaos", "directory for everything that is kept")
+	flag.DurationVar(&c.Duration, "duration", 5*time.Minute, "how long faults come")
+	flag.Uint64Var(&c.Seed, "seed", 1, "seed of the schedule")
+	flag.BoolVar(&c.FIFO, "fifo", false, "use FIFO queues")
+	flag.IntVar(&c.PerMinute, "per-minute", 60, "faults that must land in a minute")
+	flag.IntVar(&c.Least, "least", 3, "faults of each kind that must land")
+	flag.IntVar(&c.LeastTasks, "least-tasks", 500, "tasks that must have been run")
+	flag.IntVar(&c.LeastRuns, "least-runs", 20, "runs that must have been run")
+	flag.Parse()
+	if err := absolute(&c.Executable, &c.Python, &c.Code, &c.Dir); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	log, err := os.Create(filepath.Join(c.Dir, "chaos.log"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	defer log.Close()
+	c.Log = slog.New(slog.NewTextHandler(log, nil))
+	report, err := chaos.Run(ctx, c)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	path := filepath.Join(c.Dir, "report.json")
+	if err := report.Write(path); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	fmt.Printf("%s  report: %s\n\n%s\n", report.Summary(), path, report)
+	if !report.Pass() {
+		return exitFail
+	}
+	return 0
+}
+
+func absolute(paths ...*string) error {
+	for _, path := range paths {
+		if *path == "" {
+			return fmt.Errorf("-stepfleet names no binary: run scripts/chaos")
+		}
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
