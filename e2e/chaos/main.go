@@ -33,10 +33,11 @@ func run() int {
 	flag.Uint64Var(&c.Seed, "seed", 1, "seed of the schedule")
 	flag.BoolVar(&c.FIFO, "fifo", false, "use FIFO queues")
 	flag.IntVar(&c.PerMinute, "per-minute", 60, "faults that must land in a minute")
-	flag.IntVar(&c.Least, "least", 3, "faults of each kind that must land")
-	flag.IntVar(&c.LeastTasks, "least-tasks", 500, "tasks that must have been run")
-	flag.IntVar(&c.LeastRuns, "least-runs", 20, "runs that must have been run")
+	flag.IntVar(&c.Least, "least", -1, "faults of each kind that must land; 3 in 5 minutes and more, 1 in less")
+	flag.IntVar(&c.LeastTasks, "least-tasks", -1, "tasks that must have been run; 500 in 5 minutes and more, in less accordingly")
+	flag.IntVar(&c.LeastRuns, "least-runs", -1, "runs that must have been run; 20 in 5 minutes and more")
 	flag.Parse()
+	least(&c)
 	if err := absolute(&c.Executable, &c.Python, &c.Code, &c.Dir); err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		return 1
@@ -69,6 +70,24 @@ func run() int {
 		return exitFail
 	}
 	return 0
+}
+
+// whole is the duration from which on a run of chaos must show all that it is for.
+const whole = 5 * time.Minute
+
+// least fills in what has to be seen in the time there is.
+func least(c *chaos.Config) {
+	share := min(1, c.Duration.Seconds()/whole.Seconds())
+	set := func(figure *int, least float64) {
+		if *figure < 0 {
+			*figure = int(least * share)
+		}
+	}
+	set(&c.LeastTasks, 500)
+	set(&c.LeastRuns, 20)
+	if c.Least < 0 {
+		c.Least = max(1, int(3*share))
+	}
 }
 
 func absolute(paths ...*string) error {
