@@ -198,24 +198,41 @@ type Claims interface {
 	// the process with the old fence is refused everything from now on. The worker then kills
 	// that process and settles with the new fence. It returns ErrFenced.
 	Revoke(ctx context.Context, session SessionID, ref Ref, reason string) (Fence, error)
+	// Abandon gives up running tasks whose processes are gone and of which the session does not
+	// know whether their end is in Dagster's log. From then on nobody owns them, the session is
+	// refused everything, and the server decides how they ended, as of a dead session's. It is
+	// idempotent by (task, fence) as Settle is. Errors a task: ErrFenced.
+	Abandon(ctx context.Context, session SessionID, refs []Ref, reason string) ([]error, error)
 }
 
 // Keeper is the ledger as the server's sweep uses it.
 type Keeper interface {
-	// Beat writes the server's own heartbeat. The sweeper may expire sessions only after its
-	// beats went through unbroken for a whole session TTL.
-	Beat(ctx context.Context, server string) error
-	// ExpireSessions marks sessions suspect or dead whose renewals stopped SessionTTL or
-	// RunLease ago, and commits. It returns those it changed.
-	ExpireSessions(ctx context.Context, l Lifetimes) ([]Session, error)
+	// Beat writes the server's own heartbeat and returns its time, by the ledger's clock. The
+	// sweeper may expire sessions only after its beats went through unbroken for a whole session
+	// TTL.
+	Beat(ctx context.Context, server string) (time.Time, error)
+	// ExpireSessions marks sessions suspect or dead whose renewals stopped their SessionTTL or
+	// RunLease ago, and commits. Unbroken is how long the caller's beats have been: sessions
+	// with a longer TTL are passed over. It returns those it changed.
+	ExpireSessions(ctx context.Context, unbroken time.Duration) ([]Session, error)
 	// DeclareDead marks the alive and suspect sessions of a worker instance dead on proof that
 	// its process is gone. It returns those it changed.
 	DeclareDead(ctx context.Context, instance, reason string) ([]Session, error)
-	// Sweep takes up to max tasks from sessions that are committed as suspect (leased tasks) or
-	// dead (all), and leases not started within startWithin from anybody. Leased tasks are queued
-	// again; running ones end lost, or cancelled when flagged. Call it again while it returns
-	// max changes.
+	// Sweep takes up to max leased tasks from sessions that are committed as suspect or dead, and
+	// those not started within startWithin from anybody, and queues them again. A task whose
+	// lease PoisonDeaths sessions have held when they died is dead instead. Call it again while it
+	// returns max changes.
 	Sweep(ctx context.Context, startWithin time.Duration, max int) ([]Change, error)
+	// Orphans returns up to max running tasks, by id and after the given one, that nobody owns:
+	// their sessions are committed as dead, or have abandoned them.
+	Orphans(ctx context.Context, after TaskID, max int) ([]Orphan, error)
+	// Decide ends orphans, as far as they are still as they were listed, and passes over the
+	// others. It returns those it changed.
+	Decide(ctx context.Context, decisions []Decision) ([]Change, error)
+	// TakeDuty says whether the server has the duty, which one server has at a time: it takes a
+	// duty that nobody has, or whose owner has let its time run out, and prolongs its own. From
+	// now on it has it for the given time; with 0 it gives it back.
+	TakeDuty(ctx context.Context, duty, server string, hold time.Duration) (bool, error)
 	// OpenRuns returns up to max runs, by id and after the given one, that are open, or that are
 	// closed and still have open tasks that the close concerned: a CloseRun was cut short between
 	// its commits, or workers have yet to end what it flagged.
@@ -223,6 +240,75 @@ type Keeper interface {
 	// CarriedRuns returns, by id, those of the runs that have, or had, a run worker here. Runs that
 	// other launchers carry are not among them, whatever steps of theirs are.
 	CarriedRuns(ctx context.Context, runIDs []string) ([]CarriedRun, error)
+}
+
+// Orphan is a running task that nobody owns.
+type Orphan struct {
+	Ref
+	Key
+	Kind            Kind
+	CancelRequested bool
+	// FirstAttempt is the least attempt that the ledger knows of the step in its run: a run that
+	// repeats another one goes on counting.
+	FirstAttempt int
+	// Gone is how long ago its session was found dead, or has abandoned it.
+	Gone time.Duration
+	// Reason says which session had it, and what became of that.
+	Reason string
+	// Worker is the name of the session's worker.
+	Worker string
+}
+
+// Decision is how an orphan ends. Ref and CancelRequested are as the orphan was listed.
+type Decision struct {
+	Ref
+	CancelRequested bool
+	// Event is the attempt's ending event in Dagster's log; empty: it shows none.
+	Event  string
+	Worker string
+	Reason string
+}
+
+// Decide makes the decision on the orphan from what Dagster's log shows.
+func (o Orphan) Decide(event, reason string) Decision {
+	return Decision{Ref: o.Ref, CancelRequested: o.CancelRequested, Event: event, Worker: o.Worker, Reason: reason}
+}
+
+// Verb is the decision's: a repair rests on the log, a sweep on its silence.
+func (d Decision) Verb() Verb {
+	if d.Event == "" {
+		return VerbSweep
+	}
+	return VerbRepair
+}
+
+// Outcome is the state in which the task ends. As for a worker, a cancel flag yields to nothing
+// but success.
+func (d Decision) Outcome() State {
+	switch {
+	case d.Event == EventSuccess:
+		return StateSucceeded
+	case d.CancelRequested:
+		return StateCancelled
+	case d.Event != "":
+		return StateFailed
+	}
+	return StateLost
+}
+
+// Result is what the ledger keeps of a repaired task, in place of what its worker could not
+// report; nil when the log shows nothing.
+func (d Decision) Result() *Result {
+	if d.Event == "" {
+		return nil
+	}
+	r := &Result{
+		V: TaskVersion, Outcome: d.Outcome(), Event: d.Event, Outputs: []string{}, Worker: d.Worker,
+	}
+	if r.Success = r.Outcome == StateSucceeded; !r.Success {
+		r.Error = &Failure{Code: "repaired", Message: d.Reason}
+	}
+	return r
 }
 
 // OpenRun is a run that is not over here. Closed says that only its tasks are open, ClosedBy in
@@ -274,6 +360,14 @@ type AuditRow struct {
 	Detail  string `json:"detail,omitempty"`
 }
 
+// AuditPage is a piece of the audit. Next is the cursor of the page after it; More says that it
+// may have rows. A page without rows need not be the last.
+type AuditPage struct {
+	Rows []AuditRow
+	Next int64
+	More bool
+}
+
 // Records is the ledger as readers use it.
 type Records interface {
 	// RunTasks returns the run's tasks of these kinds, of all without any, by id; none when the run
@@ -283,6 +377,12 @@ type Records interface {
 	Tasks(ctx context.Context, ids []TaskID) ([]View, error)
 	// Audit returns the audit rows of the run, oldest first.
 	Audit(ctx context.Context, runID string) ([]AuditRow, error)
+	// AuditSince returns the audit rows, of all runs and of none, with ids after the cursor: a
+	// page of at most max, by id. A transaction that is open now may still add rows with smaller
+	// ids than the page's.
+	AuditSince(ctx context.Context, cursor int64, max int) (AuditPage, error)
+	// AuditCursor returns the cursor before the first row that was written at or after the time.
+	AuditCursor(ctx context.Context, from time.Time) (int64, error)
 	// Epochs returns the current epochs of those of the runs that are known.
 	Epochs(ctx context.Context, runIDs []string) (map[string]Epoch, error)
 	// Lanes returns every queue that has a waiting or held task or a slot, by name.

@@ -21,7 +21,8 @@ const (
 	SessionDead    SessionState = "dead"
 )
 
-// Lifetimes are the deadlines of sessions and leases. All roles must be given the same ones.
+// Lifetimes are the deadlines of sessions and leases. A session expires by those of the worker that
+// registered it, whatever the server's are.
 type Lifetimes struct {
 	// Renew is how often a worker renews its session.
 	Renew time.Duration
@@ -78,6 +79,19 @@ type SessionSpec struct {
 	Version  string `json:"version"`
 	// Slots is how many tasks of each queue the worker runs at once.
 	Slots map[string]int `json:"slots"`
+	// SessionTTL and RunLease are the worker's own, and the session expires by them; those of
+	// DefaultLifetimes when zero.
+	SessionTTL time.Duration `json:"-"`
+	RunLease   time.Duration `json:"-"`
+}
+
+// WithLifetimes returns the spec with its deadlines filled in.
+func (s SessionSpec) WithLifetimes() SessionSpec {
+	if s.SessionTTL == 0 && s.RunLease == 0 {
+		l := DefaultLifetimes()
+		s.SessionTTL, s.RunLease = l.SessionTTL, l.RunLease
+	}
+	return s
 }
 
 // Session is a session as the ledger shows it.

@@ -46,7 +46,10 @@ const (
 	VerbRelease Verb = "release"
 	VerbSettle  Verb = "settle"
 	VerbSweep   Verb = "sweep"
+	VerbRepair  Verb = "repair"
+	VerbPoison  Verb = "poison"
 	VerbRevoke  Verb = "revoke"
+	VerbAbandon Verb = "abandon"
 	VerbCancel  Verb = "cancel"
 	VerbClose   Verb = "close"
 
@@ -90,8 +93,14 @@ var Transitions = []Transition{
 	{VerbSettle, StateRunning, StateCancelled, FenceKeep, "fence"},
 	{VerbSettle, StateRunning, StateLost, FenceKeep, "fence"},
 	{VerbSweep, StateLeased, StateQueued, FenceRaise, "session committed as suspect or dead, or lease not started in time"},
-	{VerbSweep, StateRunning, StateLost, FenceRaise, "session committed as dead"},
-	{VerbSweep, StateRunning, StateCancelled, FenceRaise, "session committed as dead, cancel flag set"},
+	{VerbSweep, StateRunning, StateLost, FenceRaise, "no owner: session committed as dead, or abandoned; Dagster's log shows no end"},
+	{VerbSweep, StateRunning, StateCancelled, FenceRaise, "the same, cancel flag set"},
+	{VerbRepair, StateRunning, StateSucceeded, FenceRaise, "no owner; Dagster's log shows STEP_SUCCESS"},
+	{VerbRepair, StateRunning, StateFailed, FenceRaise, "no owner; Dagster's log shows another end"},
+	{VerbRepair, StateRunning, StateCancelled, FenceRaise, "the same, cancel flag set"},
+	{VerbPoison, StateQueued, StateDead, FenceRaise, "in its submit: PoisonLost attempts of the step lost without a drain"},
+	{VerbPoison, StateLeased, StateDead, FenceRaise, "session committed as dead without a drain, the task's PoisonDeaths-th"},
+	{VerbAbandon, StateRunning, StateRunning, FenceRaise, "fence; by the owner, whose step's process is gone: nobody owns the task from then on"},
 	{VerbRevoke, StateRunning, StateRunning, FenceRaise, "fence; by the owner, before it kills the step's process"},
 	{VerbCancel, StateQueued, StateCancelled, FenceRaise, ""},
 	{VerbCancel, StateLeased, StateCancelled, FenceRaise, ""},
@@ -107,6 +116,15 @@ var Transitions = []Transition{
 	{VerbAdjudicate, StateLost, StateLost, FenceKeep, "executor's epoch current"},
 	{VerbAdjudicate, StateDead, StateDead, FenceKeep, "executor's epoch current"},
 }
+
+// When a task is refused for good: the next attempts, or owners, would end the same way. What a
+// worker that drains gives back or loses does not count.
+const (
+	// PoisonLost is how many attempts of one step of one run may be lost; the next one is dead.
+	PoisonLost = 3
+	// PoisonDeaths is how many sessions may die holding a task's lease; with this many it is dead.
+	PoisonDeaths = 5
+)
 
 // Allowed reports whether the state machine has the transition.
 func Allowed(verb Verb, from, to State) bool {

@@ -23,7 +23,7 @@ type LedgerEnv struct {
 
 // RunLedger runs the examples, and the races, on ledgers that open makes.
 func RunLedger(t *testing.T, open func(t *testing.T) LedgerEnv) {
-	groups := []map[string]func(*fixture){epochExamples, intakeExamples, cancelExamples, claimExamples, ownerExamples, keeperExamples, recordExamples, raceExamples}
+	groups := []map[string]func(*fixture){epochExamples, intakeExamples, cancelExamples, claimExamples, ownerExamples, keeperExamples, repairExamples, poisonExamples, recordExamples, raceExamples}
 	for _, group := range groups {
 		for name, example := range group {
 			t.Run(name, func(t *testing.T) {
@@ -148,6 +148,7 @@ func (f *fixture) session() stepfleet.SessionID {
 	s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{
 		Worker: fmt.Sprintf("worker-%d", f.seq), Instance: fmt.Sprintf("instance-%d", f.seq),
 		Host: "host", PID: 7, Version: "1", Slots: map[string]int{queue: 4},
+		SessionTTL: lives.SessionTTL, RunLease: lives.RunLease,
 	})
 	f.must(err)
 	return s.ID
@@ -254,18 +255,38 @@ func (f *fixture) dead(s stepfleet.SessionID) {
 
 func (f *fixture) expired(id stepfleet.SessionID, want stepfleet.SessionState) {
 	f.Helper()
-	changed, err := f.Ledger.ExpireSessions(f.ctx, lives)
+	changed, err := f.Ledger.ExpireSessions(f.ctx, lives.SessionTTL)
 	f.must(err)
 	if len(changed) != 1 || changed[0].ID != id || changed[0].State != want {
 		f.Fatalf("expired %+v, want session %d %s", changed, id, want)
 	}
 }
 
+// sweep takes what dead and suspect sessions have, and finds nothing in Dagster's log.
 func (f *fixture) sweep() []stepfleet.Change {
 	f.Helper()
 	changes, err := f.Ledger.Sweep(f.ctx, lives.StartWithin, 100)
 	f.must(err)
+	return append(changes, f.decide("")...)
+}
+
+// decide decides all orphans alike.
+func (f *fixture) decide(event string) []stepfleet.Change {
+	f.Helper()
+	var decisions []stepfleet.Decision
+	for _, o := range f.orphans() {
+		decisions = append(decisions, o.Decide(event, o.Reason))
+	}
+	changes, err := f.Ledger.Decide(f.ctx, decisions)
+	f.must(err)
 	return changes
+}
+
+func (f *fixture) orphans() []stepfleet.Orphan {
+	f.Helper()
+	orphans, err := f.Ledger.Orphans(f.ctx, 0, 100)
+	f.must(err)
+	return orphans
 }
 
 // refusals returns the codes of the run's refused writes with this verb.

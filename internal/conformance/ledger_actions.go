@@ -59,8 +59,8 @@ func (p *pair) actions() map[string]func(*rapid.T) {
 		"submit": p.submit, "cancel": p.cancel, "close": p.closeRun, "rejoin": p.rejoin, "take epoch": p.takeEpoch, "adjudicate": p.adjudicate,
 		"register": p.register, "renew": p.renew, "held": p.heldBy, "drain": p.drain, "end": p.end,
 		"claim": p.claim, "claim more": p.claim, "start": p.start, "start more": p.start,
-		"settle": p.settle, "settle more": p.settle, "release": p.release, "revoke": p.revoke,
-		"age session": p.ageSession, "age lease": p.ageLease, "expire": p.expire, "declare dead": p.declareDead, "sweep": p.sweep,
+		"settle": p.settle, "settle more": p.settle, "release": p.release, "revoke": p.revoke, "abandon": p.abandon,
+		"age session": p.ageSession, "age lease": p.ageLease, "expire": p.expire, "declare dead": p.declareDead, "sweep": p.sweep, "decide": p.decide,
 		"open runs": p.openRuns,
 	}
 	out := map[string]func(*rapid.T){}
@@ -86,7 +86,7 @@ func (p *pair) submit() {
 		if b.Epoch == stepfleet.NoExecutor {
 			t.Kind, t.StepKey = stepfleet.KindRun, stepfleet.RunStepKey
 		}
-		t.Attempt = rapid.IntRange(0, 1).Draw(p.rt, "attempt")
+		t.Attempt = rapid.SampledFrom([]int{0, 0, 0, 1, 1, 2, 3}).Draw(p.rt, "attempt")
 		t.Queue, t.Priority = p.queue(), rapid.IntRange(-1, 1).Draw(p.rt, "priority")
 		data := []byte(p.scope + rapid.SampledFrom([]string{"one", "two"}).Draw(p.rt, "payload"))
 		t.Payload = stepfleet.DigestOf(data)
@@ -168,7 +168,10 @@ func (p *pair) adjudicate() {
 }
 
 func (p *pair) register() {
-	spec := stepfleet.SessionSpec{Worker: "w", Instance: p.instance(), Slots: map[string]int{p.queue(): 2}}
+	spec := stepfleet.SessionSpec{
+		Worker: "w", Instance: p.instance(), Slots: map[string]int{p.queue(): 2},
+		SessionTTL: 32 * time.Minute, RunLease: 182 * time.Minute,
+	}
 	var ids []stepfleet.SessionID
 	p.both("register", func(s side) string {
 		got, err := s.Ledger.Register(p.ctx, spec)
@@ -282,9 +285,7 @@ func (p *pair) ageLease() {
 }
 
 func (p *pair) expire() {
-	short := lives
-	short.SessionTTL, short.RunLease = 32*time.Minute, 182*time.Minute
-	p.both("expire", func(s side) string { return s.sessionList(s.Ledger.ExpireSessions(p.ctx, short)) })
+	p.both("expire", func(s side) string { return s.sessionList(s.Ledger.ExpireSessions(p.ctx, 32*time.Minute)) })
 }
 
 func (p *pair) declareDead() {
@@ -298,4 +299,33 @@ func (p *pair) declareDead() {
 func (p *pair) sweep() {
 	most := rapid.IntRange(1, 3).Draw(p.rt, "max")
 	p.both("sweep", func(s side) string { return s.changes(s.Ledger.Sweep(p.ctx, lives.StartWithin, most)) })
+}
+
+func (p *pair) abandon() {
+	r := p.ref()
+	p.both("abandon", func(s side) string {
+		return codes(s.Ledger.Abandon(p.ctx, s.sessions[r.session], []stepfleet.Ref{s.ref(r)}, "gone"))
+	})
+}
+
+// decide takes one page of what nobody owns, and sometimes gets a fence or the flag wrong.
+func (p *pair) decide() {
+	most := rapid.IntRange(1, 3).Draw(p.rt, "max")
+	event := rapid.SampledFrom([]string{"", stepfleet.EventSuccess, stepfleet.EventFailure, stepfleet.EventRetry}).Draw(p.rt, "event")
+	late, flagged := p.rarely(8, "wrong fence"), p.rarely(8, "wrong flag")
+	p.both("decide", func(s side) string {
+		orphans, err := s.Ledger.Orphans(p.ctx, 0, most)
+		out := []string{code(err)}
+		var decisions []stepfleet.Decision
+		for _, o := range orphans {
+			out = append(out, fmt.Sprint(s.task(o.TaskID), o.Fence, o.Key, o.Kind, o.CancelRequested, o.FirstAttempt, s.text(o.Reason), o.Worker))
+			d := o.Decide(event, s.text(o.Reason))
+			if late {
+				d.Fence--
+			}
+			d.CancelRequested = d.CancelRequested != flagged
+			decisions = append(decisions, d)
+		}
+		return strings.Join(out, "\n") + "\n" + s.changes(s.Ledger.Decide(p.ctx, decisions))
+	})
 }

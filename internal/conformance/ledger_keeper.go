@@ -14,7 +14,7 @@ var keeperExamples = map[string]func(*fixture){
 		s := f.session()
 		f.session() // renewed in time
 		f.suspect(s)
-		if changed, err := f.Ledger.ExpireSessions(f.ctx, lives); err != nil || len(changed) != 0 {
+		if changed, err := f.Ledger.ExpireSessions(f.ctx, lives.SessionTTL); err != nil || len(changed) != 0 {
 			f.Fatalf("changed twice: %+v %v", changed, err)
 		}
 		f.dead(s)
@@ -132,7 +132,7 @@ var keeperExamples = map[string]func(*fixture){
 		_, err := f.Ledger.Cancel(f.ctx, flagged.RunID, stepfleet.NoExecutor, nil, "asked")
 		f.must(err)
 		f.dead(s)
-		want := []stepfleet.State{stepfleet.StateCancelled, stepfleet.StateLost, stepfleet.StateQueued}
+		want := []stepfleet.State{stepfleet.StateQueued, stepfleet.StateCancelled, stepfleet.StateLost}
 		var got []stepfleet.State
 		for _, c := range f.sweep() {
 			got = append(got, c.To)
@@ -182,10 +182,48 @@ var keeperExamples = map[string]func(*fixture){
 			}
 		}
 	},
-	"beats go through": func(f *fixture) {
-		for range 2 {
-			f.must(f.Ledger.Beat(f.ctx, "server-1"))
+	"beats go through, by the ledger's clock": func(f *fixture) {
+		first, err := f.Ledger.Beat(f.ctx, "server-1")
+		f.must(err)
+		second, err := f.Ledger.Beat(f.ctx, "server-1")
+		f.must(err)
+		if first.IsZero() || second.Before(first) {
+			f.Fatalf("%s, then %s", first, second)
 		}
+	},
+	"a session expires by its own deadlines, and those with a long TTL wait for long beats": func(f *fixture) {
+		s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{Worker: "w", SessionTTL: time.Hour, RunLease: 10 * time.Hour})
+		f.must(err)
+		f.AgeSession(s.ID, lives.RunLease+time.Minute)
+		if changed, err := f.Ledger.ExpireSessions(f.ctx, 59*time.Minute); err != nil || len(changed) != 0 {
+			f.Fatalf("%+v %v", changed, err)
+		}
+		changed, err := f.Ledger.ExpireSessions(f.ctx, time.Hour)
+		if err != nil || len(changed) != 1 || changed[0].State != stepfleet.SessionSuspect {
+			f.Fatalf("%+v %v", changed, err)
+		}
+	},
+	"a session without deadlines has the default ones": func(f *fixture) {
+		s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{Worker: "w"})
+		f.must(err)
+		if want := stepfleet.DefaultLifetimes(); s.SessionTTL != want.SessionTTL || s.RunLease != want.RunLease {
+			f.Fatalf("%s and %s", s.SessionTTL, s.RunLease)
+		}
+	},
+	"one server has a duty": func(f *fixture) {
+		take := func(duty, server string, hold time.Duration, want bool) {
+			f.Helper()
+			if got, err := f.Ledger.TakeDuty(f.ctx, duty, server, hold); err != nil || got != want {
+				f.Fatalf("%s takes %s: %t %v, want %t", server, duty, got, err, want)
+			}
+		}
+		take("repair", "a", time.Hour, true)
+		take("repair", "b", time.Hour, false)
+		take("reconcile", "b", time.Hour, true)
+		take("repair", "a", time.Hour, true)
+		take("repair", "a", 0, true) // given back
+		take("repair", "b", time.Hour, true)
+		take("repair", "a", time.Hour, false)
 	},
 }
 
@@ -278,6 +316,7 @@ var recordExamples = map[string]func(*fixture){
 	"a session is shown as it registered": func(f *fixture) {
 		spec := stepfleet.SessionSpec{
 			Worker: "w", Instance: "arn:x", Host: "h", PID: 42, Version: "1.2", Slots: map[string]int{"gpu": 1, queue: 8},
+			SessionTTL: 1500 * time.Millisecond, RunLease: time.Minute,
 		}
 		s, err := f.Ledger.Register(f.ctx, spec)
 		f.must(err)

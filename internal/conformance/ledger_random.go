@@ -245,7 +245,13 @@ func (p *pair) leave() {
 	for {
 		changes, err := l.Sweep(p.ctx, lives.StartWithin, 1000)
 		if err != nil || len(changes) < 1000 {
-			return
+			break
 		}
 	}
+	orphans, _ := l.Orphans(p.ctx, 0, 1000)
+	var decisions []stepfleet.Decision
+	for _, o := range orphans {
+		decisions = append(decisions, o.Decide("", "over"))
+	}
+	_, _ = l.Decide(p.ctx, decisions)
 }

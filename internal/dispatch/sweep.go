@@ -12,18 +12,17 @@ const callTimeout = 10 * time.Second
 
 // sweep marks sessions whose workers have gone silent and takes what they held.
 //
-// It may expire sessions only while its own beats have gone through unbroken for a whole session
+// It may expire sessions only while its own beats have gone through unbroken for their whole session
 // TTL: after a database outage every worker's renewals are late, through no fault of theirs, and
 // the sweeper that came back first must not kill the fleet. Sessions that are dead already, by
 // proof or by their own word, are swept at every tick.
 func (s *Server) sweep(ctx context.Context) error {
 	var beats streak
 	for {
-		sent := time.Now().Round(0) // the wall clock: it shows that this machine was suspended
-		err := s.beat(ctx)
-		unbroken := beats.note(sent, err == nil, s.cfg.Lifetimes.SessionTTL/2)
-		if err == nil && unbroken >= s.cfg.Lifetimes.SessionTTL {
-			err = s.expire(ctx)
+		at, err := s.beat(ctx)
+		unbroken := beats.note(at, err == nil, s.cfg.Lifetimes.SessionTTL/2)
+		if err == nil && unbroken > 0 {
+			err = s.expire(ctx, unbroken)
 		}
 		if err == nil {
 			err = s.sweepOnce(ctx)
@@ -37,38 +36,40 @@ func (s *Server) sweep(ctx context.Context) error {
 	}
 }
 
-// streak is a row of beats without a failure or a gap. A gap without a beat that failed comes from
-// a sweep that hung through an outage, or from a sweeper that was stopped.
+// streak is a row of beats without a failure or a gap, by the time that the ledger gave them: a step
+// of this machine's clock neither makes one longer nor ends it. A gap without a beat that failed
+// comes from a sweep that hung through an outage, or from a sweeper that was stopped.
 type streak struct{ began, last time.Time }
 
 // note takes a beat and returns how long the streak is that it ends, 0 for one that failed.
-func (k *streak) note(sent time.Time, ok bool, maxGap time.Duration) time.Duration {
+func (k *streak) note(at time.Time, ok bool, maxGap time.Duration) time.Duration {
 	if !ok {
 		*k = streak{}
 		return 0
 	}
-	if k.began.IsZero() || sent.Sub(k.last) > maxGap {
-		k.began = sent
+	if gap := at.Sub(k.last); k.began.IsZero() || gap > maxGap || gap < 0 {
+		k.began = at
 	}
-	k.last = sent
-	return sent.Sub(k.began)
+	k.last = at
+	return at.Sub(k.began)
 }
 
 // beat must come back well within a TTL to count: a late one proves nothing about the time
 // before it.
-func (s *Server) beat(ctx context.Context) error {
+func (s *Server) beat(ctx context.Context) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lifetimes.Renew)
 	defer cancel()
-	if err := s.ledger.Beat(ctx, s.cfg.Name); err != nil {
-		return fmt.Errorf("beat: %w", err)
+	at, err := s.ledger.Beat(ctx, s.cfg.Name)
+	if err != nil {
+		return at, fmt.Errorf("beat: %w", err)
 	}
-	return nil
+	return at, nil
 }
 
-func (s *Server) expire(ctx context.Context) error {
+func (s *Server) expire(ctx context.Context, unbroken time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	changed, err := s.ledger.ExpireSessions(ctx, s.cfg.Lifetimes)
+	changed, err := s.ledger.ExpireSessions(ctx, unbroken)
 	if err != nil {
 		return fmt.Errorf("expire sessions: %w", err)
 	}
@@ -91,7 +92,7 @@ func (s *Server) sweepOnce(ctx context.Context) error {
 		}
 		s.publish(ctx, changes)
 		if len(changes) < sweepMax {
-			return nil
+			return s.decideOrphans(ctx)
 		}
 	}
 }

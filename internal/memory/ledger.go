@@ -35,6 +35,7 @@ type Ledger struct {
 	turns    map[lane]int64
 	beats    map[string]time.Time
 	granted  map[stepfleet.Key]grant
+	duties   map[string]duty
 	audit    []stepfleet.AuditRow
 }
 
@@ -65,6 +66,10 @@ type task struct {
 	stepfleet.View
 	turn          int64
 	releasedFence stepfleet.Fence
+	deaths        int
+	// abandonedBy is the session that has abandoned the task, since when.
+	abandonedBy stepfleet.SessionID
+	abandonedAt time.Time
 }
 
 type session struct {
@@ -81,6 +86,7 @@ func NewLedger() *Ledger {
 		turns:    map[lane]int64{},
 		beats:    map[string]time.Time{},
 		granted:  map[stepfleet.Key]grant{},
+		duties:   map[string]duty{},
 	}
 }
 
@@ -212,6 +218,7 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 	for _, t := range distinct {
 		receipt := l.insert(r, t, speaker(b.Epoch))
 		fresh[t.Key] = !receipt.Known
+		l.poison(l.byKey[t.Key])
 	}
 	for _, t := range b.Tasks {
 		known := l.byKey[t.Key]
@@ -278,6 +285,30 @@ func (l *Ledger) insert(r *run, in stepfleet.Task, actor string) stepfleet.Recei
 	l.byKey[in.Key] = t
 	l.move(t, stepfleet.VerbSubmit, stepfleet.StateQueued, actor, "")
 	return stepfleet.Receipt{TaskID: t.ID, Key: t.Key, State: t.State}
+}
+
+// poison makes a task dead at its submit when earlier attempts of its step were lost too often.
+func (l *Ledger) poison(t *task) {
+	if t.Attempt < stepfleet.PoisonLost || t.State != stepfleet.StateQueued || t.Fence != 0 {
+		return
+	}
+	var lost []*task
+	for _, p := range l.tasks {
+		if p.RunID == t.RunID && p.StepKey == t.StepKey && p.Attempt < t.Attempt && p.State == stepfleet.StateLost &&
+			p.Result == nil && !l.session(p.Session).Draining {
+			lost = append(lost, p)
+		}
+	}
+	if len(lost) < stepfleet.PoisonLost {
+		return
+	}
+	slices.SortFunc(lost, func(a, b *task) int { return cmp.Compare(a.Attempt, b.Attempt) })
+	var evidence []string
+	for _, p := range lost {
+		evidence = append(evidence, fmt.Sprintf("attempt %d on worker %s, %s", p.Attempt, p.Worker, p.Reason))
+	}
+	t.Reason = fmt.Sprintf("%d attempts of this step were lost, so this one is not run: %s", len(lost), strings.Join(evidence, "; "))
+	l.move(t, stepfleet.VerbPoison, stepfleet.StateDead, "server", t.Reason)
 }
 
 // Cancel implements stepfleet.Intake.

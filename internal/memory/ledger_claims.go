@@ -18,6 +18,7 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (s st
 		return s, err
 	}
 	defer leave(&err)
+	spec = spec.WithLifetimes()
 	if spec.Slots = maps.Clone(spec.Slots); spec.Slots == nil {
 		spec.Slots = map[string]int{}
 	}
@@ -279,4 +280,35 @@ func (l *Ledger) Revoke(ctx context.Context, id stepfleet.SessionID, ref stepfle
 	}
 	l.move(t, stepfleet.VerbRevoke, stepfleet.StateRunning, actor(id), reason)
 	return t.Fence, nil
+}
+
+// Abandon implements stepfleet.Claims.
+func (l *Ledger) Abandon(ctx context.Context, id stepfleet.SessionID, refs []stepfleet.Ref, reason string) (errs []error, err error) {
+	leave, err := l.enter(ctx, "abandon")
+	if err != nil {
+		return nil, err
+	}
+	defer leave(&err)
+	for _, ref := range refs {
+		errs = append(errs, l.abandon(id, ref, reason))
+	}
+	return errs, nil
+}
+
+func (l *Ledger) abandon(id stepfleet.SessionID, ref stepfleet.Ref, reason string) error {
+	if t := l.owned(id, ref, stepfleet.StateRunning); t != nil {
+		t.abandonedBy, t.abandonedAt = id, time.Now()
+		l.move(t, stepfleet.VerbAbandon, stepfleet.StateRunning, actor(id), reason)
+		t.Session, t.Worker = 0, ""
+		return nil
+	}
+	next, decided := ref.Fence+1, ref.Fence+2
+	switch t := l.task(ref.TaskID); {
+	case t == nil:
+	case t.State == stepfleet.StateRunning && t.Session == 0 && t.Fence == next:
+		return nil // an earlier try of this call
+	case t.State.Terminal() && t.Session == id && t.Fence == decided && !t.StartedAt.IsZero():
+		return nil // and the server has decided it
+	}
+	return l.refuse(stepfleet.VerbAbandon, actor(id), ref, stepfleet.ErrFenced, reason)
 }

@@ -13,18 +13,18 @@ import (
 )
 
 // Beat implements stepfleet.Keeper.
-func (l *Ledger) Beat(ctx context.Context, server string) (err error) {
+func (l *Ledger) Beat(ctx context.Context, server string) (at time.Time, err error) {
 	leave, err := l.enter(ctx, "beat")
 	if err != nil {
-		return err
+		return at, err
 	}
 	defer leave(&err)
 	l.beats[server] = time.Now()
-	return nil
+	return l.beats[server], nil
 }
 
 // ExpireSessions implements stepfleet.Keeper.
-func (l *Ledger) ExpireSessions(ctx context.Context, lives stepfleet.Lifetimes) (out []stepfleet.Session, err error) {
+func (l *Ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) (out []stepfleet.Session, err error) {
 	leave, err := l.enter(ctx, "expire sessions")
 	if err != nil {
 		return nil, err
@@ -33,11 +33,11 @@ func (l *Ledger) ExpireSessions(ctx context.Context, lives stepfleet.Lifetimes) 
 	for _, s := range l.sessions {
 		silent := time.Since(s.RenewedAt)
 		switch {
-		case s.State == stepfleet.SessionDead:
+		case s.State == stepfleet.SessionDead, s.SessionTTL > unbroken:
 			continue
-		case silent >= lives.RunLease:
+		case silent >= s.RunLease:
 			s.die(fmt.Sprintf("no renewal for %.0f s", math.Round(silent.Seconds())))
-		case s.State == stepfleet.SessionAlive && silent >= lives.SessionTTL:
+		case s.State == stepfleet.SessionAlive && silent >= s.SessionTTL:
 			s.State = stepfleet.SessionSuspect
 		default:
 			continue
@@ -89,7 +89,7 @@ func (l *Ledger) Sweep(ctx context.Context, startWithin time.Duration, max int) 
 
 // lapsed says why the task's owner has lost it; "" when it has not.
 func (l *Ledger) lapsed(t *task, startWithin time.Duration) string {
-	if t.State != stepfleet.StateLeased && t.State != stepfleet.StateRunning {
+	if t.State != stepfleet.StateLeased {
 		return ""
 	}
 	s := l.session(t.Session)
@@ -97,8 +97,6 @@ func (l *Ledger) lapsed(t *task, startWithin time.Duration) string {
 	switch {
 	case s.State == stepfleet.SessionDead:
 		return name + " is dead: " + s.EndReason
-	case t.State == stepfleet.StateRunning:
-		return ""
 	case s.State == stepfleet.SessionSuspect:
 		return name + " is suspect"
 	case time.Since(t.ClaimedAt) >= startWithin:
@@ -108,17 +106,14 @@ func (l *Ledger) lapsed(t *task, startWithin time.Duration) string {
 }
 
 func (l *Ledger) sweep(t *task, reason string) stepfleet.Change {
-	to := stepfleet.StateLost
-	switch {
-	case t.State == stepfleet.StateLeased:
-		to = stepfleet.StateQueued
-	case t.CancelRequested:
-		to = stepfleet.StateCancelled
+	if s := l.session(t.Session); s.State == stepfleet.SessionDead && !s.Draining {
+		t.deaths++
+		if t.deaths >= stepfleet.PoisonDeaths {
+			t.Reason = fmt.Sprintf("its lease was held by %d sessions that died, the last one: %s", t.deaths, reason)
+			return l.move(t, stepfleet.VerbPoison, stepfleet.StateDead, "server", t.Reason)
+		}
 	}
-	if to.Terminal() {
-		t.Reason = reason
-	}
-	return l.move(t, stepfleet.VerbSweep, to, "server", reason)
+	return l.move(t, stepfleet.VerbSweep, stepfleet.StateQueued, "server", reason)
 }
 
 // RunTasks implements stepfleet.Records.
@@ -167,6 +162,39 @@ func (l *Ledger) Audit(ctx context.Context, runID string) (out []stepfleet.Audit
 		}
 	}
 	return out, nil
+}
+
+// AuditSince implements stepfleet.Records.
+func (l *Ledger) AuditSince(ctx context.Context, cursor int64, max int) (page stepfleet.AuditPage, err error) {
+	leave, err := l.enter(ctx, "audit since")
+	if err != nil {
+		return page, err
+	}
+	defer leave(&err)
+	last := int64(len(l.audit))
+	page.Next = cursor
+	if cursor < last {
+		page.Next = min(cursor+int64(max), last)
+		page.Rows = slices.Clone(l.audit[cursor:page.Next])
+	}
+	page.More = page.Next < last
+	return page, nil
+}
+
+// AuditCursor implements stepfleet.Records.
+func (l *Ledger) AuditCursor(ctx context.Context, from time.Time) (cursor int64, err error) {
+	leave, err := l.enter(ctx, "audit cursor")
+	if err != nil {
+		return 0, err
+	}
+	defer leave(&err)
+	for _, row := range l.audit {
+		if !row.At.Before(from) {
+			break
+		}
+		cursor = row.ID
+	}
+	return cursor, nil
 }
 
 // Lanes implements stepfleet.Records.

@@ -24,7 +24,7 @@ func TestLedgerFaults(t *testing.T) {
 		}
 		return nil
 	}
-	if err := l.Beat(t.Context(), "s"); !errors.Is(err, stepfleet.ErrUnavailable) {
+	if _, err := l.Beat(t.Context(), "s"); !errors.Is(err, stepfleet.ErrUnavailable) {
 		t.Errorf("fail before: %v", err)
 	}
 	l.FailAfter = func(string) error { return errors.New("answer lost") }

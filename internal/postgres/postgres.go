@@ -7,10 +7,10 @@
 //  2. decide and act in one statement, whose snapshot is younger than the locks, so that it reads
 //     what it has locked as plain data; winners and refusals are audited by the same statement.
 //
-// Claim and Sweep lock and act in one statement instead; their comments say why that is safe.
+// Claim, Sweep and Decide lock and act in one statement instead; their comments say why that is safe.
 //
 // Files, in the order of a task's life: submit.go, claim.go, start.go, settle.go, release.go,
-// cancel.go; session.go and sweep.go for sessions; records.go for readers; migrate.go and
+// cancel.go; session.go, sweep.go and repair.go for sessions and what they leave; records.go for readers; migrate.go and
 // check.go for the schema. Only the database's clock counts.
 //
 // It works behind PgBouncer in transaction mode: no LISTEN, no session advisory locks, no SET, no

@@ -73,7 +73,7 @@ func TestLife(t *testing.T) {
 	if err != nil || len(rows) != 4 {
 		t.Fatal(rows, err)
 	}
-	if err := l.Beat(ctx, "srv"); err != nil {
+	if _, err := l.Beat(ctx, "srv"); err != nil {
 		t.Fatal(err)
 	}
 	if lanes, err := l.Lanes(ctx); err != nil || len(lanes) != 1 {

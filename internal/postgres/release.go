@@ -55,6 +55,52 @@ func (l *Ledger) Release(ctx context.Context, session stepfleet.SessionID, refs 
 	return perTask("release", refs, verdicts), nil
 }
 
+// abandon leaves running tasks to the server. The tasks are locked. The session's held rows stay,
+// marked, and lead the sweep to them.
+//
+// Guard: running, the fence, the session the owner. A started task that nobody owns, or that the
+// server has decided, has the next fence or the one after it: an earlier try of this call made it so.
+const abandon = `
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest($2::bigint[], $3::bigint[]) WITH ORDINALITY g (task_id, fence, ord)
+), judged AS MATERIALIZED (
+    SELECT g.ord, g.task_id, g.fence, t.run_id, CASE
+        WHEN t.state = 'running' AND t.fence = g.fence AND t.session_id = $1 THEN ''
+        WHEN t.state = 'running' AND t.fence = g.fence + 1 AND t.session_id IS NULL THEN ''
+        WHEN t.state NOT IN ('queued', 'leased', 'running') AND t.fence = g.fence + 2 AND t.session_id = $1
+            AND t.started_at IS NOT NULL THEN ''
+        ELSE 'fenced' END AS verdict
+    FROM given g LEFT JOIN stepfleet.task t ON t.id = g.task_id
+), won AS (
+    UPDATE stepfleet.task t SET fence = t.fence + 1, session_id = NULL
+    FROM judged j WHERE t.id = j.task_id AND j.verdict = '' AND t.state = 'running' AND t.fence = j.fence
+    RETURNING t.id, t.run_id, t.fence
+), marked AS (
+    UPDATE stepfleet.held SET abandoned_at = clock_timestamp()
+    WHERE session_id = $1 AND task_id = ANY (ARRAY(SELECT id FROM won))
+), aud AS (
+    INSERT INTO stepfleet.audit (task_id, run_id, verb, actor, from_state, to_state, fence, refused, detail)
+    SELECT id, run_id, 'abandon', 'session ' || $1::bigint, 'running', 'running', fence, '', $4::text FROM won
+    UNION ALL
+    SELECT task_id, coalesce(run_id, ''), 'abandon', 'session ' || $1::bigint, '', '', fence, verdict, $4::text
+    FROM judged WHERE verdict <> ''
+)
+SELECT verdict FROM judged ORDER BY ord`
+
+// Abandon implements stepfleet.Claims.
+func (l *Ledger) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
+	ids, fences := split(refs)
+	var verdicts []string
+	err := l.run(ctx, fmt.Sprintf("abandon %d tasks of session %d", len(refs), session), idempotent, func(q *pgx.Batch) {
+		q.Queue(lockTasks, ids)
+		q.Queue(abandon, session, ids, fences, clean(reason)).Query(scanVerdicts(&verdicts))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return perTask("abandon", refs, verdicts), nil
+}
+
 // revoke raises the fence under the owner's own process. The task is locked.
 //
 // Guard: running, the fence, the session the owner. Running with the next fence and the same

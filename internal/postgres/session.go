@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,11 +14,11 @@ import (
 
 // sessionColumns in the order scanSession reads them.
 const sessionColumns = `s.id, s.worker, s.instance, s.host, s.pid, s.version, s.slots, s.state, s.draining,
-    s.started_at, s.renewed_at, s.end_reason`
+    s.started_at, s.renewed_at, s.end_reason, extract(epoch FROM s.session_ttl)::float8, extract(epoch FROM s.run_lease)::float8`
 
 const register = `
-INSERT INTO stepfleet.session AS s (worker, instance, host, pid, version, slots)
-VALUES ($1, $2, $3, $4, $5, $6) RETURNING ` + sessionColumns
+INSERT INTO stepfleet.session AS s (worker, instance, host, pid, version, slots, session_ttl, run_lease)
+VALUES ($1, $2, $3, $4, $5, $6, make_interval(secs => $7), make_interval(secs => $8)) RETURNING ` + sessionColumns
 
 // lockSession serialises a renewal with the marking of the session; it passes the KEY SHARE of
 // claims and starts.
@@ -56,6 +57,7 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (step
 		return stepfleet.Session{}, fmt.Errorf("register worker %s: %w", spec.Worker, err)
 	}
 	var s stepfleet.Session
+	spec = spec.WithLifetimes()
 	if spec.Slots == nil {
 		spec.Slots = map[string]int{} // an object, never null
 	}
@@ -64,7 +66,8 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (step
 		return s, fmt.Errorf("register session: %w", err)
 	}
 	err = l.run(ctx, "register session of worker "+spec.Worker, onceOnly, func(q *pgx.Batch) {
-		q.Queue(register, clean(spec.Worker), clean(spec.Instance), clean(spec.Host), int32(spec.PID), clean(spec.Version), string(slots)).
+		q.Queue(register, clean(spec.Worker), clean(spec.Instance), clean(spec.Host), int32(spec.PID), clean(spec.Version), string(slots),
+			spec.SessionTTL.Seconds(), spec.RunLease.Seconds()).
 			QueryRow(func(row pgx.Row) (err error) { s, err = scanSession(row); return err })
 	})
 	return s, err
@@ -73,13 +76,18 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (step
 func scanSession(row pgx.Row) (stepfleet.Session, error) {
 	var s stepfleet.Session
 	var slots []byte
+	var ttl, lease float64
 	err := row.Scan(&s.ID, &s.Worker, &s.Instance, &s.Host, &s.PID, &s.Version, &slots, &s.State, &s.Draining,
-		&s.StartedAt, &s.RenewedAt, &s.EndReason)
+		&s.StartedAt, &s.RenewedAt, &s.EndReason, &ttl, &lease)
 	if err != nil {
 		return s, err
 	}
+	s.SessionTTL, s.RunLease = seconds(ttl), seconds(lease)
 	return s, json.Unmarshal(slots, &s.Slots)
 }
+
+// seconds is an interval as statements return it.
+func seconds(s float64) time.Duration { return time.Duration(math.Round(s*1e6)) * time.Microsecond }
 
 // Renew implements stepfleet.Claims.
 func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID) (stepfleet.Renewal, error) {
@@ -153,13 +161,13 @@ func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason 
 // statement that also took the tasks would miss those of a claim that committed while it waited.
 const expire = `
 WITH due AS (
-    SELECT id, renewed_at, state FROM stepfleet.session
-    WHERE state <> 'dead' AND (
-        renewed_at <= clock_timestamp() - make_interval(secs => $2)
-        OR state = 'alive' AND renewed_at <= clock_timestamp() - make_interval(secs => $1))
+    SELECT id, renewed_at, run_lease FROM stepfleet.session
+    WHERE state <> 'dead' AND session_ttl <= make_interval(secs => $1) AND (
+        renewed_at <= clock_timestamp() - run_lease
+        OR state = 'alive' AND renewed_at <= clock_timestamp() - session_ttl)
     ORDER BY id FOR UPDATE
 ), judged AS (
-    SELECT id, renewed_at <= clock_timestamp() - make_interval(secs => $2) AS over,
+    SELECT id, renewed_at <= clock_timestamp() - run_lease AS over,
         clock_timestamp() - renewed_at AS silent FROM due
 )
 UPDATE stepfleet.session s SET
@@ -180,8 +188,8 @@ FROM gone WHERE s.id = gone.id
 RETURNING ` + sessionColumns
 
 // ExpireSessions implements stepfleet.Keeper.
-func (l *Ledger) ExpireSessions(ctx context.Context, lives stepfleet.Lifetimes) ([]stepfleet.Session, error) {
-	return l.markSessions(ctx, "expire sessions", onceOnly, expire, lives.SessionTTL.Seconds(), lives.RunLease.Seconds())
+func (l *Ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
+	return l.markSessions(ctx, "expire sessions", onceOnly, expire, unbroken.Seconds())
 }
 
 // DeclareDead implements stepfleet.Keeper. An empty instance names nobody.

@@ -106,6 +106,41 @@ WITH given AS MATERIALIZED (
 )
 SELECT code, ARRAY(SELECT ord FROM known) FROM verdict`
 
+// poison makes those tasks of a batch dead whose earlier attempts were lost too often, right after
+// the statement that has queued them. The run's row is locked. An attempt that a worker settled as
+// lost, since it drained, has a result; one of a session that was draining when it died, for
+// instance past its time limit, counts as little. Ready rows are left to a claim that has them locked,
+// as in cancel: the task may be one that an earlier submit has queued.
+const poison = `
+WITH bad AS MATERIALIZED (
+    SELECT t.id, t.run_id, t.queue, t.priority, t.turn,
+        past.lost || ' attempts of this step were lost, so this one is not run: ' || past.evidence AS reason
+    FROM unnest($2::bytea[], $3::integer[]) g (step_hash, attempt)
+    JOIN stepfleet.task t ON t.run_id = $1 AND t.step_hash = g.step_hash AND t.attempt = g.attempt
+        AND t.state = 'queued' AND t.fence = 0
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS lost, string_agg('attempt ' || p.attempt || ' on worker ' || s.worker || ', ' || o.reason, '; ' ORDER BY p.attempt) AS evidence
+        FROM stepfleet.task p
+        JOIN stepfleet.outcome o ON o.task_id = p.id AND o.result IS NULL
+        JOIN stepfleet.session s ON s.id = p.session_id AND NOT s.draining
+        WHERE p.run_id = $1 AND p.step_hash = g.step_hash AND p.attempt < g.attempt AND p.state = 'lost'
+    ) past
+    WHERE past.lost >= $4
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+), ended AS (
+    UPDATE stepfleet.task t SET state = 'dead', fence = t.fence + 1, ended_at = clock_timestamp()
+    FROM bad b WHERE t.id = b.id RETURNING t.id, t.fence
+), kept AS (
+    INSERT INTO stepfleet.outcome (task_id, reason) SELECT id, reason FROM bad
+), unready AS (
+    DELETE FROM stepfleet.ready WHERE ctid = ANY (ARRAY(
+        SELECT r.ctid FROM bad b JOIN stepfleet.ready r
+            ON r.lane = b.queue AND r.priority = b.priority AND r.turn = b.turn AND r.task_id = b.id
+        FOR UPDATE OF r SKIP LOCKED))
+)
+INSERT INTO stepfleet.audit (task_id, run_id, verb, actor, from_state, to_state, fence, detail)
+SELECT id, b.run_id, 'poison', 'server', 'queued', 'dead', e.fence, b.reason FROM ended e JOIN bad b USING (id) ORDER BY id`
+
 // receipts reads where the batch's tasks stand, new ones among them.
 const receipts = `
 SELECT g.ord, t.id, t.state
@@ -136,6 +171,9 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) ([]stepfleet.Rec
 		q.Queue(submit, b.RunID, clean(b.Identity), clean(b.NotifyURL), cols.stepKey, cols.stepHash, cols.attempt, cols.kind,
 			cols.op, cols.job, cols.queue, cols.priority, cols.codeLocation, cols.payload, cols.policyRetries,
 			cols.lostRetries, cols.timeoutSeconds, b.Epoch, actor(b.Epoch)).QueryRow(func(row pgx.Row) error { return row.Scan(&verdict, &known) })
+		if hashes, attempts := cols.after(stepfleet.PoisonLost); len(hashes) > 0 {
+			q.Queue(poison, b.RunID, hashes, attempts, stepfleet.PoisonLost)
+		}
 		q.Queue(receipts, b.RunID, cols.stepHash, cols.attempt).Query(func(found pgx.Rows) error {
 			var r stepfleet.Receipt
 			var ord int64
@@ -205,6 +243,16 @@ func columnsOf(tasks []stepfleet.Task) columns {
 		c.timeoutSeconds = append(c.timeoutSeconds, int32(t.TimeoutSeconds))
 	}
 	return c
+}
+
+// after picks the keys of those attempts that have so many before them.
+func (c columns) after(earlier int32) (hashes [][]byte, attempts []int32) {
+	for i, attempt := range c.attempt {
+		if attempt >= earlier {
+			hashes, attempts = append(hashes, c.stepHash[i]), append(attempts, attempt)
+		}
+	}
+	return hashes, attempts
 }
 
 // stepHash stands for a step key in the index; 128 bits tell a run's keys apart.

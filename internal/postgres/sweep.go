@@ -15,9 +15,9 @@ import (
 // beat is proof that a server could write.
 const beat = `
 INSERT INTO stepfleet.beat (server, at) VALUES ($1, clock_timestamp())
-ON CONFLICT (server) DO UPDATE SET at = excluded.at`
+ON CONFLICT (server) DO UPDATE SET at = excluded.at RETURNING at`
 
-// sweep takes tasks from owners that are gone.
+// sweep takes leased tasks from owners that are gone.
 //
 // It reads sessions that were committed as suspect or dead before its snapshot, and it locks and
 // acts in one statement: the lock on the task reads the task again, and the join demands that the
@@ -30,8 +30,7 @@ ON CONFLICT (server) DO UPDATE SET at = excluded.at`
 // which makes a late lease fresh.
 const sweep = `
 WITH lapsed AS MATERIALIZED (
-    SELECT t.id, t.session_id, t.state AS from_state,
-        CASE WHEN t.state = 'leased' THEN 'queued' WHEN t.cancel_requested THEN 'cancelled' ELSE 'lost' END AS to_state,
+    SELECT t.id, t.session_id, d.died, t.deaths + d.died >= $3 AS poisonous,
         'session ' || s.id || CASE
             WHEN s.state = 'dead' THEN ' is dead: ' || s.end_reason
             WHEN s.state = 'suspect' THEN ' is suspect'
@@ -39,17 +38,19 @@ WITH lapsed AS MATERIALIZED (
     FROM stepfleet.held h
     JOIN stepfleet.session s ON s.id = h.session_id
     JOIN stepfleet.task t ON t.id = h.task_id AND t.session_id = h.session_id
-    WHERE t.state IN ('leased', 'running') AND (s.state = 'dead' OR t.state = 'leased' AND (
-        s.state = 'suspect' OR t.claimed_at <= clock_timestamp() - make_interval(secs => $1)))
+    CROSS JOIN LATERAL (SELECT (s.state = 'dead' AND NOT s.draining)::integer AS died) d
+    WHERE t.state = 'leased' AND (s.state IN ('suspect', 'dead') OR t.claimed_at <= clock_timestamp() - make_interval(secs => $1))
     ORDER BY t.id LIMIT $2 FOR NO KEY UPDATE OF t SKIP LOCKED
 ), moved AS (
-    UPDATE stepfleet.task t SET state = l.to_state, fence = t.fence + 1,
-        session_id = CASE WHEN l.to_state = 'queued' THEN NULL ELSE t.session_id END,
-        claimed_at = CASE WHEN l.to_state = 'queued' THEN NULL ELSE t.claimed_at END,
-        ended_at = CASE WHEN l.to_state = 'queued' THEN NULL ELSE clock_timestamp() END
+    UPDATE stepfleet.task t SET fence = t.fence + 1, deaths = t.deaths + l.died,
+        state = CASE WHEN l.poisonous THEN 'dead' ELSE 'queued' END,
+        session_id = CASE WHEN l.poisonous THEN t.session_id END,
+        claimed_at = CASE WHEN l.poisonous THEN t.claimed_at END,
+        ended_at = CASE WHEN l.poisonous THEN clock_timestamp() END
     FROM lapsed l WHERE t.id = l.id
     RETURNING t.id, t.run_id, t.step_key, t.attempt, t.queue, t.priority, t.turn, t.code_location, t.submitted_at, t.fence,
-        l.session_id, l.from_state, l.to_state, l.reason
+        l.session_id, t.state AS to_state, CASE WHEN l.poisonous
+            THEN 'its lease was held by ' || t.deaths || ' sessions that died, the last one: ' || l.reason ELSE l.reason END AS reason
 ), rdy AS (
     INSERT INTO stepfleet.ready (lane, priority, turn, task_id, code_location, since)
     SELECT queue, priority, turn, id, code_location, submitted_at FROM moved WHERE to_state = 'queued'
@@ -59,9 +60,10 @@ WITH lapsed AS MATERIALIZED (
     DELETE FROM stepfleet.held h USING moved m WHERE h.session_id = m.session_id AND h.task_id = m.id
 ), aud AS (
     INSERT INTO stepfleet.audit (task_id, run_id, verb, actor, from_state, to_state, fence, detail)
-    SELECT id, run_id, 'sweep', 'server', from_state, to_state, fence, reason FROM moved ORDER BY id
+    SELECT id, run_id, CASE to_state WHEN 'dead' THEN 'poison' ELSE 'sweep' END, 'server', 'leased', to_state, fence, reason
+    FROM moved ORDER BY id
 )
-SELECT id, run_id, step_key, attempt, queue, from_state, to_state FROM moved ORDER BY id`
+SELECT id, run_id, step_key, attempt, queue, 'leased', to_state FROM moved ORDER BY id`
 
 // partitionDaysAhead is how many days the audit can be written into partitions of its own when no
 // server runs; partitionInterval how often a running one looks.
@@ -72,26 +74,28 @@ const (
 
 // Beat implements stepfleet.Keeper. Once an hour it also makes the audit's partitions of the next
 // days; that this fails is no reason to stop sweeping, rows go to the rest partition meanwhile.
-func (l *Ledger) Beat(ctx context.Context, server string) error {
-	err := l.run(ctx, "beat of "+server, idempotent, func(q *pgx.Batch) { q.Queue(beat, clean(server)) })
+func (l *Ledger) Beat(ctx context.Context, server string) (at time.Time, err error) {
+	err = l.run(ctx, "beat of "+server, idempotent, func(q *pgx.Batch) {
+		q.Queue(beat, clean(server)).QueryRow(func(row pgx.Row) error { return row.Scan(&at) })
+	})
 	if err != nil {
-		return err
+		return at, err
 	}
 	now, due := time.Now().Unix(), l.partitionsDue.Load()
 	if now < due || !l.partitionsDue.CompareAndSwap(due, now+int64(partitionInterval/time.Second)) {
-		return nil
+		return at, nil
 	}
 	if _, err := l.pool.Exec(ctx, "SELECT stepfleet.audit_ahead($1)", partitionDaysAhead); err != nil {
 		l.log.Warn("audit partitions of the next days were not made", "error", err)
 	}
-	return nil
+	return at, nil
 }
 
 // Sweep implements stepfleet.Keeper.
 func (l *Ledger) Sweep(ctx context.Context, startWithin time.Duration, max int) ([]stepfleet.Change, error) {
 	var changes []stepfleet.Change
 	err := l.run(ctx, fmt.Sprintf("sweep up to %d tasks", max), onceOnly, func(q *pgx.Batch) {
-		q.Queue(sweep, startWithin.Seconds(), max).Query(scanChanges(&changes))
+		q.Queue(sweep, startWithin.Seconds(), max, stepfleet.PoisonDeaths).Query(scanChanges(&changes))
 	})
 	return changes, err
 }

@@ -98,6 +98,7 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.Spec.SessionTTL, cfg.Spec.RunLease = cfg.Lifetimes.SessionTTL, cfg.Lifetimes.RunLease
 	return &Worker{cfg: cfg, ports: ports, log: cfg.Logger}, nil
 }
 

@@ -340,7 +340,11 @@ func TestADeadSessionKillsAndBeginsANewLife(t *testing.T) {
 		}
 		<-p.done
 		b.expect("a", stepfleet.StateRunning) // only the sweep says lost
-		if _, err := b.ledger.Sweep(b.ctx, time.Minute, 10); err != nil {
+		orphans, err := b.ledger.Orphans(b.ctx, 0, 10)
+		if err != nil || len(orphans) != 1 {
+			t.Fatal(orphans, err)
+		}
+		if _, err := b.ledger.Decide(b.ctx, []stepfleet.Decision{orphans[0].Decide("", "")}); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("a", stepfleet.StateLost)
