@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/chaos"
 )
 
@@ -32,6 +33,7 @@ func run() int {
 	flag.DurationVar(&c.Duration, "duration", 5*time.Minute, "how long faults come")
 	flag.Uint64Var(&c.Seed, "seed", 1, "seed of the schedule")
 	flag.BoolVar(&c.FIFO, "fifo", false, "use FIFO queues")
+	flag.DurationVar(&c.Partition, "partition", 0, "instead of a schedule, cut one worker from PostgreSQL for so long at default deadlines")
 	flag.IntVar(&c.PerMinute, "per-minute", 60, "faults that must land in a minute")
 	flag.IntVar(&c.Least, "least", -1, "faults of each kind that must land; 3 in 5 minutes and more, 1 in less")
 	flag.IntVar(&c.LeastTasks, "least-tasks", -1, "tasks that must have been run; 500 in 5 minutes and more, in less accordingly")
@@ -60,6 +62,10 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		return 1
 	}
+	if err := report.Check.WriteTimelines(filepath.Join(c.Dir, "timelines")); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
 	path := filepath.Join(c.Dir, "report.json")
 	if err := report.Write(path); err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
@@ -77,6 +83,9 @@ const whole = 5 * time.Minute
 
 // least fills in what has to be seen in the time there is.
 func least(c *chaos.Config) {
+	if c.Partition > 0 {
+		c.Duration, c.Lifetimes, c.PerMinute, c.Least = c.Partition, stepfleet.DefaultLifetimes(), 0, 0
+	}
 	share := min(1, c.Duration.Seconds()/whole.Seconds())
 	set := func(figure *int, least float64) {
 		if *figure < 0 {

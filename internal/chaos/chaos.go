@@ -33,6 +33,9 @@ type Config struct {
 	Duration   time.Duration
 	Seed       uint64
 	FIFO       bool
+	// Partition, when set, is how long one worker is cut from PostgreSQL, in place of the schedule's
+	// faults: at default deadlines nothing may be lost.
+	Partition time.Duration
 	// Least is how many faults of each kind must land, PerMinute how many in all.
 	Least, PerMinute int
 	// LeastTasks and LeastRuns are what must have been run, or the chaos proves nothing.
@@ -62,9 +65,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if err := os.MkdirAll(c.Dir, 0o711); err != nil {
 		return nil, err
 	}
-	faults := schedule.New(schedule.Plan{
-		Seed: c.Seed, Duration: c.Duration, TTL: c.Lifetimes.SessionTTL, PerMinute: c.PerMinute, Least: c.Least, Without: c.without(),
-	})
+	faults := schedule.New(c.plan())
 	r := &Report{Config: reported(c), Began: time.Now()}
 	s, err := phase(r, c, "start the stack", func() (*stack, error) {
 		starting, cancel := context.WithTimeout(ctx, startTimeout)
@@ -74,16 +75,26 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	stopped := false
-	stop := sync.OnceValue(func() error { stopped = true; return s.stop() })
+	stop := sync.OnceValue(s.stop)
 	defer func() { _ = stop() }()
 	load := newLoad(s)
 	n := newNemesis(s, load)
-	_, _ = phase(r, c, fmt.Sprintf("%d faults in %s", len(faults), c.Duration), func() (any, error) {
-		torment(ctx, n, load, faults)
+	o := outcome{}
+	name := fmt.Sprintf("%d faults in %s", len(faults), c.Duration)
+	if c.Partition > 0 {
+		name = partitionPhase(c.Partition)
+	}
+	_, _ = phase(r, c, name, func() (any, error) {
+		began := time.Now()
+		if c.Partition > 0 {
+			n.partition(ctx, c.Partition)
+		} else {
+			torment(ctx, n, load, faults)
+		}
+		o.span, o.healed = time.Since(began), time.Now()
 		return nil, nil
 	})
-	_, drained := phase(r, c, "heal and drain", func() (any, error) {
+	_, o.drained = phase(r, c, "heal and drain", func() (any, error) {
 		n.heal(ctx)
 		draining, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
@@ -92,20 +103,26 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	w, err := phase(r, c, "collect the witnesses", func() (witnesses, error) {
+	if o.witnesses, err = phase(r, c, "collect the witnesses", func() (*witnesses, error) {
 		collecting, cancel := context.WithTimeout(ctx, collectTimeout)
 		defer cancel()
 		return s.collect(collecting)
-	})
-	if err != nil {
+	}); err != nil {
 		return nil, err
 	}
-	_, left := phase(r, c, "stop the stack", func() (any, error) { return nil, stop() })
-	if !stopped || left != nil {
-		return nil, fmt.Errorf("stop the stack: %w", left)
+	if _, err := phase(r, c, "stop the stack", func() (any, error) { return nil, stop() }); err != nil {
+		return nil, err
 	}
-	r.judge(w, load.records(), n.results(), drained, len(supervise.Marked(s.state.ID)))
-	return r, nil
+	o.runs, o.faults, o.left = load.records(), n.results(), len(supervise.Marked(s.state.ID))
+	_, err = phase(r, c, "judge", func() (any, error) { return nil, r.judge(ctx, c, o) })
+	return r, err
+}
+
+// plan is what the schedule is made from.
+func (c *Config) plan() schedule.Plan {
+	return schedule.Plan{
+		Seed: c.Seed, Duration: c.Duration, TTL: c.Lifetimes.SessionTTL, PerMinute: c.PerMinute, Least: c.Least, Without: c.without(),
+	}
 }
 
 // without are kinds that cannot hit: a FIFO queue delivers once.

@@ -50,6 +50,8 @@ type runRecord struct {
 	Job       string               `json:"job"`
 	Status    dagsterapi.RunStatus `json:"status"`
 	Cancelled time.Time            `json:"cancelled,omitzero"` // by the nemesis
+	// Failures are what Dagster's log says of why the run did not succeed.
+	Failures []string `json:"failures,omitempty"`
 }
 
 // effect is a line of the effect log.

@@ -151,6 +151,11 @@ func (n *nemesis) inject(ctx context.Context, f schedule.Fault) {
 	} else if i.Healed.IsZero() {
 		i.Healed = time.Now()
 	}
+	n.keep(i)
+}
+
+// keep adds a fault to the results.
+func (n *nemesis) keep(i *Injected) {
 	n.mu.Lock()
 	n.done = append(n.done, i)
 	n.mu.Unlock()
@@ -200,9 +205,13 @@ func hold(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// breakLink puts a proxy's fault in force on an edge that is free.
+// breakLink breaks the edge whose turn it is.
 func (n *nemesis) breakLink(ctx context.Context, i *Injected, mode proxy.Mode) error {
-	edge := n.net.edges[i.Victim%len(n.net.edges)]
+	return n.breakEdge(ctx, i, n.net.edges[i.Victim%len(n.net.edges)], mode)
+}
+
+// breakEdge puts a proxy's fault in force on an edge, if that is free.
+func (n *nemesis) breakEdge(ctx context.Context, i *Injected, edge *proxy.Edge, mode proxy.Mode) error {
 	fault := proxy.Fault{Mode: mode, Byte: i.Byte, Delay: i.Delay}
 	if mode == proxy.Reset {
 		fault.Times = 1
@@ -220,8 +229,8 @@ func (n *nemesis) breakLink(ctx context.Context, i *Injected, mode proxy.Mode) e
 	injection.Heal()
 	i.Healed = time.Now()
 	if i.Hits == 0 {
-		i.Landed = time.Time{}
-		return fmt.Errorf("nothing passed %s in %s", edge.Name, i.Hold)
+		i.Landed, i.Healed = time.Time{}, time.Time{}
+		return fmt.Errorf("%w: nothing passed %s in %s", errNoVictim, edge.Name, i.Hold)
 	}
 	return nil
 }

@@ -88,7 +88,8 @@ func (n *nemesis) sqsRule(ctx context.Context, i *Injected, rule map[string]any)
 	_ = n.control(context.WithoutCancel(ctx), http.MethodDelete, "faults/"+name, nil, nil)
 	i.Healed = time.Now()
 	if i.Hits == 0 {
-		return fmt.Errorf("no call to SQS in %s", i.Hold)
+		i.Healed = time.Time{}
+		return fmt.Errorf("%w: no call to SQS in %s", errNoVictim, i.Hold)
 	}
 	i.Landed = at
 	return nil
@@ -118,7 +119,8 @@ func (n *nemesis) sqsOutage(ctx context.Context, i *Injected) error {
 		i.Hits += o.Refused
 	}
 	if err != nil || i.Hits == 0 {
-		return fmt.Errorf("no call to SQS was refused in %s", i.Hold)
+		i.Healed = time.Time{}
+		return fmt.Errorf("%w: no call to SQS was refused in %s", errNoVictim, i.Hold)
 	}
 	i.Landed = at
 	return nil

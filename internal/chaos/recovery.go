@@ -36,10 +36,10 @@ type late struct {
 }
 
 // judgeRecovery measures every sweep of the audit trail by the deadline that applied to it.
-func (r *Report) judgeRecovery(w witnesses, faults []*Injected) {
-	deadlines := newDeadlines(w, faults, r.Config)
+func (r *Report) judgeRecovery(o outcome) {
+	deadlines := newDeadlines(o, r.Config)
 	found := map[string][]late{}
-	for _, a := range w.Audit {
+	for _, a := range o.audit {
 		if kind, deadline, ok := deadlines.of(a); ok {
 			found[kind] = append(found[kind], late{fmt.Sprintf("task %d of run %s", a.TaskID, a.RunID), max(0, a.At.Sub(deadline))})
 		}
@@ -63,18 +63,18 @@ func (r *Report) judgeRecovery(w witnesses, faults []*Injected) {
 // deadlines knows when what a session held could be taken.
 type deadlines struct {
 	ReportedConfig
-	sessions map[string]sessionRow // "session 12" -> 12
-	owner    map[int64]string      // task -> its last claimer, as the audit trail goes on
-	killed   map[string]time.Time  // instance -> when
-	outages  []*Injected           // of PostgreSQL, by time
+	sessions map[string]stepfleet.Session // "session 12" -> 12
+	owner    map[stepfleet.TaskID]string  // task -> its last claimer, as the audit trail goes on
+	killed   map[string]time.Time         // instance -> when
+	outages  []*Injected                  // of PostgreSQL, by time
 }
 
-func newDeadlines(w witnesses, faults []*Injected, c ReportedConfig) *deadlines {
-	d := &deadlines{ReportedConfig: c, sessions: map[string]sessionRow{}, owner: map[int64]string{}, killed: map[string]time.Time{}}
-	for _, s := range w.Sessions {
+func newDeadlines(o outcome, c ReportedConfig) *deadlines {
+	d := &deadlines{ReportedConfig: c, sessions: map[string]stepfleet.Session{}, owner: map[stepfleet.TaskID]string{}, killed: map[string]time.Time{}}
+	for _, s := range o.sessions {
 		d.sessions[fmt.Sprintf("session %d", s.ID)] = s
 	}
-	for _, f := range faults {
+	for _, f := range o.faults {
 		if f.Ok() && f.Instance != "" {
 			d.killed[f.Instance] = f.Landed
 		}
@@ -87,15 +87,15 @@ func newDeadlines(w witnesses, faults []*Injected, c ReportedConfig) *deadlines 
 }
 
 // of returns the deadline that a row of the audit trail is about, false when it takes nothing.
-func (d *deadlines) of(a auditRow) (kind string, deadline time.Time, ok bool) {
-	if a.Refused == "" && a.Verb == string(stepfleet.VerbClaim) {
+func (d *deadlines) of(a stepfleet.AuditRow) (kind string, deadline time.Time, ok bool) {
+	if a.Refused == "" && a.Verb == stepfleet.VerbClaim {
 		d.owner[a.TaskID] = a.Actor
 	}
-	if a.Refused != "" || a.Verb != string(stepfleet.VerbSweep) {
+	if a.Refused != "" || a.Verb != stepfleet.VerbSweep && a.Verb != stepfleet.VerbRepair {
 		return "", deadline, false
 	}
 	s, known := d.sessions[d.owner[a.TaskID]]
-	if !known || s.Renewed.After(a.At) {
+	if !known || s.RenewedAt.After(a.At) {
 		return "", deadline, false // it came back: when it was last heard of before is not known
 	}
 	seconds := func(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
@@ -103,9 +103,9 @@ func (d *deadlines) of(a auditRow) (kind string, deadline time.Time, ok bool) {
 	case strings.Contains(a.Detail, "in time"):
 		return "", deadline, false // a lease that was not started: nobody was gone
 	case strings.Contains(a.Detail, "is suspect"):
-		kind, deadline = byTTL, s.Renewed.Add(seconds(d.TTLSeconds))
+		kind, deadline = byTTL, s.RenewedAt.Add(seconds(d.TTLSeconds))
 	case strings.Contains(a.Detail, "no renewal for"):
-		kind, deadline = byRunLease, s.Renewed.Add(seconds(d.RunLeaseSeconds))
+		kind, deadline = byRunLease, s.RenewedAt.Add(seconds(d.RunLeaseSeconds))
 	default:
 		if deadline, known = d.killed[s.Instance]; !known {
 			return "", deadline, false // it ended by itself, in a restart

@@ -6,12 +6,13 @@ import (
 	"os"
 	"time"
 
+	"github.com/stepfleet/stepfleet/internal/audit"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
 )
 
 // Report is what a run of chaos found, as it is written in JSON.
 type Report struct {
-	Verdict  string                `json:"verdict"` // PASS or FAIL
+	Verdict  audit.Verdict         `json:"verdict"`
 	Config   ReportedConfig        `json:"config"`
 	Began    time.Time             `json:"began"`
 	Phases   []Phase               `json:"phases"`
@@ -22,6 +23,9 @@ type Report struct {
 	Runs     []runRecord           `json:"runs"`
 	Faults   []*Injected           `json:"faults"`
 	Recovery map[string]Recovery   `json:"recovery"`
+	Check    audit.Report          `json:"check"`
+	// Survived counts the steps that ran on through a partition.
+	Survived int `json:"survived,omitempty"`
 }
 
 // Phase is a part and how long it took.
@@ -35,6 +39,7 @@ type ReportedConfig struct {
 	Seed            uint64  `json:"seed"`
 	DurationSeconds float64 `json:"duration_seconds"`
 	FIFO            bool    `json:"fifo"`
+	Partition       float64 `json:"partition_seconds,omitempty"`
 	TTLSeconds      float64 `json:"session_ttl_seconds"`
 	RunLeaseSeconds float64 `json:"run_lease_seconds"`
 	Least           int     `json:"least_of_each_kind"`
@@ -45,7 +50,7 @@ type ReportedConfig struct {
 
 func reported(c Config) ReportedConfig {
 	return ReportedConfig{
-		Seed: c.Seed, DurationSeconds: c.Duration.Seconds(), FIFO: c.FIFO, TTLSeconds: c.Lifetimes.SessionTTL.Seconds(),
+		Seed: c.Seed, DurationSeconds: c.Duration.Seconds(), FIFO: c.FIFO, Partition: c.Partition.Seconds(), TTLSeconds: c.Lifetimes.SessionTTL.Seconds(),
 		RunLeaseSeconds: c.Lifetimes.RunLease.Seconds(), Least: c.Least, PerMinute: c.PerMinute,
 		LeastTasks: c.LeastTasks, LeastRuns: c.LeastRuns,
 	}
@@ -53,20 +58,17 @@ func reported(c Config) ReportedConfig {
 
 // Counts are the figures of the last line, and those it rests on.
 type Counts struct {
-	Runs             int            `json:"runs"`
-	RunsByStatus     map[string]int `json:"runs_by_status"`
-	Tasks            int            `json:"tasks"`
-	TasksByState     map[string]int `json:"tasks_by_state"`
-	Faults           int            `json:"faults"`
-	MissedFaults     int            `json:"missed_faults"`
-	Missing          int            `json:"missing"`
-	DoubleStarts     int            `json:"double_starts"`
-	DoubleOutcomes   int            `json:"double_outcomes"`
-	Disagreements    int            `json:"dagster_disagreements"`
-	RefusedWrites    int            `json:"refused_writes"`
-	LeftProcesses    int            `json:"left_processes"`
-	RecoveryP99Secs  float64        `json:"recovery_p99_seconds"`
-	RecoveriesByKind map[string]int `json:"recoveries_by_kind"`
+	Runs            int            `json:"runs"`
+	RunsByStatus    map[string]int `json:"runs_by_status"`
+	Tasks           int            `json:"tasks"`
+	Faults          int            `json:"faults"`
+	MissedFaults    int            `json:"missed_faults"`
+	Missing         int            `json:"missing"`
+	DoubleStarts    int            `json:"double_starts"`
+	DoubleOutcomes  int            `json:"double_outcomes"`
+	Disagreements   int            `json:"dagster_disagreements"`
+	LeftProcesses   int            `json:"left_processes"`
+	RecoveryP99Secs float64        `json:"recovery_p99_seconds"`
 }
 
 // Problem is one reason for FAIL.

@@ -181,5 +181,14 @@ func (s *stack) instance(worker string) string {
 	return state.Instances[worker]
 }
 
+// instances are the worker lives that go on.
+func (s *stack) instances() map[string]bool {
+	lives := map[string]bool{}
+	for w := range workers {
+		lives[s.instance(workerName(w))] = true
+	}
+	return lives
+}
+
 // location is the name of the load's code location.
 func (s *stack) location() string { return filepath.Base(s.Code) }

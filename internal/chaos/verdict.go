@@ -1,238 +1,157 @@
 package chaos
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
-	"syscall"
+	"strings"
+	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/audit"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
-	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 )
 
-// judge holds the witnesses against each other and fills the report in.
-func (r *Report) judge(w witnesses, runs []runRecord, faults []*Injected, drained error, left int) {
-	r.Runs, r.Faults = runs, faults
-	r.count(w, runs, faults)
-	r.Counts.Missing = r.judgeSubmits(w)
-	r.Counts.DoubleStarts = r.judgeStarts(w)
-	r.Counts.DoubleOutcomes = r.judgeOutcomes(w)
-	r.Counts.Disagreements = r.judgeLog(w)
-	r.judgeRuns(w, runs)
-	r.judgeRecovery(w, faults)
-	if drained != nil {
-		r.problem("liveness", "%v", drained)
+// outcome is what a run of chaos leaves behind.
+type outcome struct {
+	*witnesses
+	runs   []runRecord
+	faults []*Injected
+	span   time.Duration // for which faults were made
+	healed time.Time
+	// drained says why runs or tasks have not ended, left how many processes the stack left.
+	drained error
+	left    int
+}
+
+// judge has the verifier hold the witnesses against each other, and adds what only the harness knows.
+func (r *Report) judge(ctx context.Context, c Config, o outcome) error {
+	r.Runs, r.Faults = o.runs, o.faults
+	found, err := audit.Check(ctx, o.witnessed(c))
+	if err != nil {
+		return err
 	}
-	if r.Counts.LeftProcesses = left; left > 0 {
-		r.problem("left", "%d processes outlive the stack", left)
+	r.Check = found
+	r.Counts = Counts{
+		Runs: len(o.runs), RunsByStatus: map[string]int{}, Tasks: found.Counts.Tasks, Missing: found.Counts.Missing,
+		DoubleStarts: found.Counts.DoubleStarts, DoubleOutcomes: found.Counts.DoubleOutcomes,
+		Disagreements: found.Counts.DagsterDisagreements, LeftProcesses: o.left,
 	}
-	r.judgeVacuity()
-	r.Verdict = "PASS"
+	for i := range r.Runs {
+		run := &r.Runs[i]
+		r.Counts.RunsByStatus[string(run.Status)]++
+		run.Failures = o.failures[run.ID]
+	}
+	r.countFaults(o.faults)
+	for _, held := range found.Invariants {
+		if held.Violations > 0 {
+			r.problem(held.ID, "%d times not: %s", held.Violations, held.Sentence)
+		}
+	}
+	for _, v := range found.Violations {
+		r.problem(v.Invariant, "%s: %s", v.Key, v.What)
+	}
+	for _, why := range found.Vacuous {
+		r.problem("vacuous", "%s", why)
+	}
+	if o.drained != nil {
+		r.problem("drain", "%v", o.drained)
+	}
+	if o.left > 0 {
+		r.problem("left", "%d processes outlive the stack", o.left)
+	}
+	r.judgeRecovery(o)
+	if c.Partition > 0 {
+		r.judgePartition(o, c.effects())
+	}
+	r.Verdict = audit.Pass
 	if !r.Pass() {
-		r.Verdict = "FAIL"
+		r.Verdict = audit.Fail
+	}
+	return nil
+}
+
+// witnessed gives the verifier what it holds against each other.
+func (o outcome) witnessed(c Config) audit.Witnesses {
+	var runs []audit.Run
+	for _, r := range o.runs {
+		run := audit.Run{ID: r.ID, Job: r.Job, Status: string(r.Status), Cancelled: !r.Cancelled.IsZero()}
+		if o.hurt[r.ID] && run.Status == "FAILURE" {
+			run.Want = run.Status // a step's process was killed: that is a lost step by another name
+		}
+		runs = append(runs, run)
+	}
+	var faults []audit.Fault
+	for _, f := range o.faults {
+		faults = append(faults, audit.Fault{
+			Kind: string(f.Kind), Target: f.Target, At: f.Landed, Until: f.Healed, Landed: f.Ok(), Detail: f.Missed,
+		})
+	}
+	var kinds []string
+	if c.Partition == 0 {
+		for _, kind := range c.plan().Kinds() {
+			kinds = append(kinds, string(kind))
+		}
+	}
+	for i := range o.sessions {
+		o.sessions[i].SessionTTL, o.sessions[i].RunLease = c.Lifetimes.SessionTTL, c.Lifetimes.RunLease
+	}
+	return audit.Witnesses{
+		Client: audit.Slice(o.client...), Effects: c.effects(), Audit: audit.Slice(o.audit...), Tasks: audit.Slice(o.tasks...),
+		Sessions: audit.Slice(o.sessions...), Dagster: audit.Slice(o.dagster...), Runs: audit.Slice(runs...),
+		Faults: faults, Span: o.span, Healed: o.healed, Within: drainTimeout, Rest: &o.rest, Lifetimes: c.Lifetimes, Snapshot: true,
+		Want: audit.Want{
+			Tasks: c.LeastTasks, Runs: c.LeastRuns, Kinds: kinds, FaultsPerKind: c.Least, FaultsPerMinute: float64(c.PerMinute),
+			AnsweredShare: 0.8, SucceededShare: 0.5,
+		},
 	}
 }
 
-func (r *Report) count(w witnesses, runs []runRecord, faults []*Injected) {
-	c := &r.Counts
-	c.Runs, c.RunsByStatus, c.TasksByState = len(runs), map[string]int{}, map[string]int{}
-	for _, run := range runs {
-		c.RunsByStatus[string(run.Status)]++
-	}
-	for _, t := range w.Tasks {
-		if t.Kind == stepfleet.KindStep {
-			c.Tasks++
-		}
-		c.TasksByState[string(t.Kind)+" "+string(t.State)]++
-	}
-	for _, a := range w.Audit {
-		if a.Refused != "" {
-			c.RefusedWrites++
-		}
-	}
+func (r *Report) countFaults(faults []*Injected) {
 	r.Landed, r.Links = map[schedule.Kind]int{}, map[string]int{}
 	for _, f := range faults {
 		if !f.Ok() {
-			c.MissedFaults++
+			r.Counts.MissedFaults++
 			continue
 		}
-		c.Faults++
+		r.Counts.Faults++
 		r.Landed[f.Kind]++
 		if f.Kind.Mode() != "" {
-			kind, _, _ := cutLast(f.Target)
-			r.Links[kind+" "+string(f.Kind.Mode())]++
+			edge, _, _ := strings.Cut(f.Target, "/")
+			r.Links[edge+" "+string(f.Kind.Mode())]++
 		}
-	}
-}
-
-// cutLast cuts an edge's name into its kind and whose it is.
-func cutLast(edge string) (kind, whose string, ok bool) {
-	for i := len(edge) - 1; i >= 0; i-- {
-		if edge[i] == '/' {
-			return edge[:i], edge[i+1:], true
-		}
-	}
-	return edge, "", false
-}
-
-// judgeSubmits counts the acknowledged tasks without an outcome.
-func (r *Report) judgeSubmits(w witnesses) (missing int) {
-	ended := map[stepfleet.Key]bool{}
-	for _, t := range w.Tasks {
-		ended[t.Key] = t.State.Terminal()
-	}
-	for _, line := range w.History {
-		if line.F == "submit" && line.Type == "ok" && !ended[line.Key] {
-			missing++
-			ended[line.Key] = true
-			r.problem("missing", "%s was acknowledged and has no outcome", line.Key)
-		}
-	}
-	return missing
-}
-
-// judgeStarts counts the attempts whose code began more than once.
-func (r *Report) judgeStarts(w witnesses) (double int) {
-	begun := map[stepfleet.Key][]effect{}
-	for _, e := range w.Effects {
-		if e.Event == "begin" {
-			begun[e.Key] = append(begun[e.Key], e)
-		}
-	}
-	for key, all := range begun {
-		if len(all) > 1 {
-			double++
-			r.problem("double start", "%s began %d times: processes %d and %d", key, len(all), all[0].PID, all[1].PID)
-		}
-	}
-	return double
-}
-
-// judgeOutcomes counts the tasks that ended more than once in the audit trail, or in another state than
-// their row says.
-func (r *Report) judgeOutcomes(w witnesses) (double int) {
-	ends := map[int64][]auditRow{}
-	for _, a := range w.Audit {
-		from, to := stepfleet.State(a.From), stepfleet.State(a.To)
-		if a.TaskID != 0 && a.Refused == "" && to.Terminal() && !from.Terminal() {
-			ends[a.TaskID] = append(ends[a.TaskID], a)
-		}
-	}
-	for _, t := range w.Tasks {
-		switch all := ends[t.ID]; {
-		case len(all) > 1:
-			double++
-			r.problem("double outcome", "%s ended %d times: %s by %s, then %s by %s", t.Key, len(all), all[0].To, all[0].Verb, all[1].To, all[1].Verb)
-		case t.State.Terminal() && (len(all) == 0 || all[0].To != string(t.State)):
-			double++
-			r.problem("double outcome", "%s is %s, its audit trail says %v", t.Key, t.State, all)
-		}
-	}
-	return double
-}
-
-// endings are the events that end an attempt.
-var endings = []string{"STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"}
-
-// judgeLog counts the attempts of which Dagster's log and the ledger say different things: a second
-// ending, or a success that only one of the two knows.
-func (r *Report) judgeLog(w witnesses) (disagreements int) {
-	type step struct{ run, key string }
-	logged, attempts := map[step][]logRow{}, map[step][]taskRow{}
-	for _, e := range w.Log {
-		if slices.Contains(endings, e.Type) {
-			at := step{e.RunID, e.Step}
-			logged[at] = append(logged[at], e)
-		}
-	}
-	for _, t := range w.Tasks {
-		if t.Kind == stepfleet.KindStep {
-			at := step{t.RunID, t.StepKey}
-			attempts[at] = append(attempts[at], t)
-		}
-	}
-	for at, ends := range logged {
-		tasks := attempts[at]
-		slices.SortFunc(tasks, func(a, b taskRow) int { return a.Attempt - b.Attempt })
-		if len(ends) > len(tasks) {
-			disagreements++
-			r.problem("dagster", "run %s step %s has %d endings %s and %d attempts", at.run, at.key, len(ends), types(ends), len(tasks))
-			continue
-		}
-		for i, e := range ends {
-			if succeeded := tasks[i].State == stepfleet.StateSucceeded; succeeded != (e.Type == "STEP_SUCCESS") && !retryAsked(tasks[i], e) {
-				disagreements++
-				r.problem("dagster", "%s is %s in the ledger and %s in Dagster's log", tasks[i].Key, tasks[i].State, e.Type)
-			}
-		}
-	}
-	for at, tasks := range attempts {
-		for _, t := range tasks[min(len(logged[at]), len(tasks)):] {
-			if t.State == stepfleet.StateSucceeded {
-				disagreements++
-				r.problem("dagster", "%s is succeeded in the ledger and has no ending in Dagster's log", t.Key)
-			}
-		}
-	}
-	return disagreements
-}
-
-// retryAsked: a task whose code ran to its end and asked for another attempt has done what it should.
-func retryAsked(t taskRow, e logRow) bool {
-	return t.State == stepfleet.StateSucceeded && e.Type != "STEP_SUCCESS" && t.Code == ""
-}
-
-func types(rows []logRow) []string {
-	var all []string
-	for _, row := range rows {
-		all = append(all, row.Type)
-	}
-	return all
-}
-
-// judgeRuns requires SUCCESS of every run that was not cancelled and lost no step.
-func (r *Report) judgeRuns(w witnesses, runs []runRecord) {
-	hurt := map[string]bool{}
-	for _, t := range w.Tasks {
-		killed := t.Code == "process_died" && t.ExitCode == -int(syscall.SIGKILL)
-		if t.Kind == stepfleet.KindStep && (t.State == stepfleet.StateLost || t.State == stepfleet.StateDead || killed) {
-			hurt[t.RunID] = true
-		}
-	}
-	for _, run := range runs {
-		if run.Status != dagsterapi.RunSuccess && run.Cancelled.IsZero() && !hurt[run.ID] {
-			r.problem("run", "run %s of %s ended %s: it was not cancelled and lost no step", run.ID, run.Job, run.Status)
-		}
-	}
-}
-
-// judgeVacuity fails a run that proves nothing.
-func (r *Report) judgeVacuity() {
-	c, want := r.Counts, r.Config
-	need := func(what string, have, least int) {
-		if have < least {
-			r.problem("vacuous", "%d %s, want at least %d", have, what, least)
-		}
-	}
-	need("tasks", c.Tasks, want.LeastTasks)
-	need("runs", c.Runs, want.LeastRuns)
-	need("runs that succeeded", c.RunsByStatus[string(dagsterapi.RunSuccess)], want.LeastRuns/2)
-	need("faults", c.Faults, int(float64(want.PerMinute)*want.DurationSeconds/60))
-	plan := schedule.Plan{Without: (&Config{FIFO: want.FIFO}).without()}
-	for _, kind := range plan.Kinds() {
-		need("faults of kind "+string(kind), r.Landed[kind], want.Least)
 	}
 }
 
 // Summary says in a few lines what happened.
 func (r *Report) Summary() string {
-	text := fmt.Sprintf("  runs %v\n  tasks %v\n  refused writes %d, faults missed %d\n", r.Counts.RunsByStatus, r.Counts.TasksByState, r.Counts.RefusedWrites, r.Counts.MissedFaults)
+	var text strings.Builder
+	fmt.Fprintf(&text, "  runs %v\n  tasks %v\n  refused %v, faults missed %d\n", r.Counts.RunsByStatus, r.Check.Counts.ByState, r.Check.Counts.Refused, r.Counts.MissedFaults)
 	for _, kind := range slices.Sorted(maps.Keys(r.Landed)) {
-		text += fmt.Sprintf("  %-18s %d\n", kind, r.Landed[kind])
+		fmt.Fprintf(&text, "  %-18s %d\n", kind, r.Landed[kind])
+	}
+	for _, kind := range slices.Sorted(maps.Keys(r.Recovery)) {
+		fmt.Fprintf(&text, "  recovery by %s: %+v\n", kind, r.Recovery[kind])
+	}
+	for _, held := range r.Check.Invariants {
+		if held.Unchecked != "" {
+			fmt.Fprintf(&text, "  %s was not checked: %s\n", held.ID, held.Unchecked)
+		}
 	}
 	for _, p := range r.Problems {
-		text += fmt.Sprintf("  PROBLEM %s: %s\n", p.Kind, p.What)
+		fmt.Fprintf(&text, "  PROBLEM %s: %s\n", p.Kind, p.What)
 	}
-	return text
+	return text.String()
+}
+
+// openSessions returns the sessions that are not dead although the worker's life is over.
+func openSessions(sessions []stepfleet.Session, alive map[string]bool) []string {
+	var open []string
+	for _, s := range sessions {
+		if s.State != stepfleet.SessionDead && !alive[s.Instance] {
+			open = append(open, fmt.Sprintf("session %d of %s", s.ID, s.Worker))
+		}
+	}
+	return open
 }

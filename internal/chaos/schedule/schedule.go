@@ -48,14 +48,18 @@ func (p Plan) Kinds() []Kind {
 	return slices.DeleteFunc(slices.Clone(Kinds), func(k Kind) bool { return slices.Contains(p.Without, k) })
 }
 
-// spare is by how much more is planned than must land: now and then a fault finds no victim.
-const spare = 1.25
+// spare is by how much more is planned than must land: now and then a fault finds no victim, and
+// the last ones are healed after the plan's end.
+const spare = 1.5
 
 // New returns the faults in the order of their times.
 func New(p Plan) []Fault {
 	chance := rand.New(rand.NewPCG(p.Seed, 0x9e3779b97f4a7c15))
 	wanted := int(math.Ceil(float64(p.PerMinute) * p.Duration.Minutes() * spare))
 	kinds := p.draw(chance, wanted)
+	if len(kinds) == 0 {
+		return nil
+	}
 	faults := make([]Fault, len(kinds))
 	step := p.Duration / time.Duration(len(kinds))
 	next := map[string]int{} // victims of a group take turns
@@ -142,8 +146,8 @@ func (p Plan) fault(chance *rand.Rand, kind Kind, at time.Duration, next map[str
 	}
 	switch kind {
 	case LinkReset:
-		// Most replies are short: half of the resets come within their first bytes.
-		f.Byte = []int{0, 1, 5, chance.IntN(64), chance.IntN(512)}[chance.IntN(5)]
+		// Most replies are short.
+		f.Byte = []int{0, 1, 5, chance.IntN(40), chance.IntN(200)}[chance.IntN(5)]
 	case LinkDelay:
 		f.Delay = between(0.02, 0.4)
 	case SQSError, SQSThrottle, SQSLoss, SQSDuplicate, SQSReorder:
