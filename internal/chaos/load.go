@@ -225,6 +225,11 @@ func (l *load) busy() []effect {
 	return busy
 }
 
+// works reports whether a step runs on the worker now.
+func (l *load) works(worker string) bool {
+	return slices.ContainsFunc(l.busy(), func(e effect) bool { return e.Worker == worker })
+}
+
 // runWorker returns the run worker of the run that hits says was hit least.
 func (l *load) runWorker(hits func(run string) int) (run string, found process, ok bool) {
 	l.mu.Lock()

@@ -26,15 +26,7 @@ func (n *nemesis) partition(ctx context.Context, lasts time.Duration) {
 	loading, enough := context.WithCancel(ctx)
 	var load, cuts sync.WaitGroup
 	load.Go(func() { n.load.run(loading) })
-	busy := func() bool {
-		for _, e := range n.load.busy() {
-			if e.Worker == cutOff {
-				return true
-			}
-		}
-		return ctx.Err() != nil
-	}
-	if within(busyWait, busy) {
+	if within(busyWait, func() bool { return n.load.works(cutOff) || ctx.Err() != nil }) {
 		for _, edge := range n.net.of(cutOff, "worker-PG", "renewals-PG", "child-PG") {
 			cuts.Go(func() {
 				i := &Injected{Fault: schedule.Fault{Kind: schedule.LinkStall, Hold: lasts}}

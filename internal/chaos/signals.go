@@ -49,6 +49,9 @@ func (n *nemesis) service(i *Injected, name string) (process, error) {
 func (n *nemesis) killService(i *Injected) error {
 	name := serviceOf(i)
 	if i.Kind == schedule.KillWorker {
+		if !n.load.works(name) {
+			return errNoVictim // its death would take nothing
+		}
 		i.Instance = n.instance(name)
 	}
 	p, err := n.service(i, name)

@@ -102,3 +102,14 @@ func TestEveryKindHasItsTraits(t *testing.T) {
 		}
 	}
 }
+
+func TestAPlanLeavesOutWhatCannotHit(t *testing.T) {
+	p := plan(5, time.Minute)
+	p.Without = []Kind{SQSDuplicate}
+	if n := Count(New(p))[SQSDuplicate]; n > 0 {
+		t.Errorf("%d of a kind that the plan is without", n)
+	}
+	if faults := New(Plan{Duration: time.Minute}); len(faults) > 0 {
+		t.Errorf("%d faults, and none were asked for", len(faults))
+	}
+}
