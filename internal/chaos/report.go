@@ -67,6 +67,7 @@ type Counts struct {
 	DoubleStarts    int            `json:"double_starts"`
 	DoubleOutcomes  int            `json:"double_outcomes"`
 	Disagreements   int            `json:"dagster_disagreements"`
+	FailedLaunches  int            `json:"failed_launches"` // by Dagster's webserver, which told the client
 	LeftProcesses   int            `json:"left_processes"`
 	RecoveryP99Secs float64        `json:"recovery_p99_seconds"`
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/audit"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
+	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 )
 
 // outcome is what a run of chaos leaves behind.
@@ -42,6 +43,9 @@ func (r *Report) judge(ctx context.Context, c Config, o outcome) error {
 		run := &r.Runs[i]
 		r.Counts.RunsByStatus[string(run.Status)]++
 		run.Failures = o.failures[run.ID]
+		if o.failedLaunch(*run) {
+			r.Counts.FailedLaunches++
+		}
 	}
 	r.countFaults(o.faults)
 	for _, held := range found.Invariants {
@@ -72,10 +76,21 @@ func (r *Report) judge(ctx context.Context, c Config, o outcome) error {
 	return nil
 }
 
+// failedLaunch reports whether Dagster's webserver itself has failed the run in its launch: it could
+// not enqueue it, marked it as failed and told the client so. Such a run was never launched.
+func (o outcome) failedLaunch(run runRecord) bool {
+	return run.Status == dagsterapi.RunFailure && !slices.ContainsFunc(o.dagster, func(e audit.DagsterEvent) bool {
+		return e.RunID == run.ID && e.Type != "ENGINE_EVENT" && e.Type != "PIPELINE_FAILURE"
+	})
+}
+
 // witnessed gives the verifier what it holds against each other.
 func (o outcome) witnessed(c Config) audit.Witnesses {
 	var runs []audit.Run
 	for _, r := range o.runs {
+		if o.failedLaunch(r) {
+			continue
+		}
 		run := audit.Run{ID: r.ID, Job: r.Job, Status: string(r.Status), Cancelled: !r.Cancelled.IsZero()}
 		if o.hurt[r.ID] && run.Status == "FAILURE" {
 			run.Want = run.Status // a step's process was killed: that is a lost step by another name
@@ -127,7 +142,8 @@ func (r *Report) countFaults(faults []*Injected) {
 // Summary says in a few lines what happened.
 func (r *Report) Summary() string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "  runs %v\n  tasks %v\n  refused %v, faults missed %d\n", r.Counts.RunsByStatus, r.Check.Counts.ByState, r.Check.Counts.Refused, r.Counts.MissedFaults)
+	fmt.Fprintf(&text, "  runs %v\n  tasks %v\n  refused %v, faults missed %d, launches that failed in Dagster's webserver %d\n",
+		r.Counts.RunsByStatus, r.Check.Counts.ByState, r.Check.Counts.Refused, r.Counts.MissedFaults, r.Counts.FailedLaunches)
 	for _, kind := range slices.Sorted(maps.Keys(r.Landed)) {
 		fmt.Fprintf(&text, "  %-18s %d\n", kind, r.Landed[kind])
 	}
