@@ -58,6 +58,14 @@ test-aws: setup build ## the local AWS with every client, beside another emulato
 model: ## model-check the protocol and its mutants with spin
 	@scripts/model
 
+DURATION ?= 5m
+SEED ?= 1
+
+.PHONY: chaos
+# On FIFO queues: make chaos CHAOS_OPTIONS=-fifo
+chaos: setup ## real Dagster runs under faults for DURATION (5m), by the schedule of SEED (1)
+	@scripts/chaos -duration $(DURATION) -seed $(SEED) $(CHAOS_OPTIONS)
+
 .PHONY: check
 check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy, pyright
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check

@@ -9,7 +9,7 @@ import (
 // suspendClock counts the time a suspended machine sleeps, which Go's monotonic clock does not: a
 // laptop that wakes up must know that its leases have run out.
 func suspendClock() func() time.Time {
-	base := time.Now().Round(0)
+	base := time.Now().Round(0).Add(clockOffset())
 	origin := boottime()
 	return func() time.Time { return base.Add(boottime() - origin) }
 }

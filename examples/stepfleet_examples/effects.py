@@ -5,7 +5,8 @@ when it ends, to the file that STEPFLEET_EFFECT_LOG names; verdict.py then says 
 ran twice or not at all. Without the variable nothing is written.
 
 A line is one write(2) to a file opened with O_APPEND, so lines of many processes never mix and a
-kill -9 leaves either a whole line or none. It is not fsynced: it outlives processes, not the host.
+kill -9 leaves either a whole line or none. It outlives processes; with STEPFLEET_EFFECT_FSYNC=1 each
+line is forced to the disk, and it outlives the host.
 """
 
 import json
@@ -78,6 +79,8 @@ def _append(path: str, line: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         written = os.write(fd, line)
+        if os.environ.get("STEPFLEET_EFFECT_FSYNC") == "1":
+            os.fsync(fd)
     finally:
         os.close(fd)
     if written != len(line):

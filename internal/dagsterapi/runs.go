@@ -200,3 +200,21 @@ func (c *Client) runs(ctx context.Context, filter map[string]any) ([]Run, error)
 	}
 	return data.Runs.Results, data.Runs.want("Runs")
 }
+
+const terminateMutation = `mutation($run: String!) { terminateRun(runId: $run, terminatePolicy: SAFE_TERMINATE) { __typename
+  ... on TerminateRunFailure { message }
+  ... on RunNotFoundError { message }
+  ... on UnauthorizedError { message }
+  ... on PythonError { message } } }`
+
+// TerminateRun asks for a run's end as Dagster's UI does: its launcher is asked, and the run is
+// CANCELING until its run worker has ended it.
+func (c *Client) TerminateRun(ctx context.Context, runID string) error {
+	var data struct {
+		Terminate typed `json:"terminateRun"`
+	}
+	if err := c.call(ctx, terminateMutation, map[string]any{"run": runID}, &data); err != nil {
+		return fmt.Errorf("terminate run %s: %w", runID, err)
+	}
+	return data.Terminate.want("TerminateRunSuccess")
+}

@@ -58,7 +58,7 @@ func (s *Stack) prepareStorage(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.config.Python, "-c", prepareStorageScript)
-	cmd.Env, cmd.Dir = s.ofDagster(), s.config.Project
+	cmd.Env, cmd.Dir = s.ofDagster("prepare"), s.config.Project
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
@@ -88,9 +88,10 @@ func (s *Stack) startCodeServers() ([]*supervise.Process, error) {
 	var all []*supervise.Process
 	for i, target := range s.targets {
 		port := s.ports.code[i]
+		name := fmt.Sprintf("code-%d", i+1)
 		p, err := s.start(supervise.Spec{
-			Name: fmt.Sprintf("code-%d", i+1),
-			Command: s.command(s.ofDagster, s.config.Python, "-u", "-m", "dagster", "api", "grpc",
+			Name: name,
+			Command: s.command(name, s.ofDagster, s.config.Python, "-u", "-m", "dagster", "api", "grpc",
 				"--lazy-load-user-code", "--use-python-environment-entry-point",
 				"--host", "127.0.0.1", "--port", strconv.Itoa(port), "--location-name", target.Name,
 				"--working-directory", s.config.Project, target.Flag, target.Code),
@@ -110,7 +111,7 @@ func (s *Stack) startCodeServers() ([]*supervise.Process, error) {
 func (s *Stack) startWebserver() (*supervise.Process, error) {
 	p, err := s.start(supervise.Spec{
 		Name: "webserver",
-		Command: s.command(s.ofDagster, s.config.Python, "-u", "-m", "dagster_webserver",
+		Command: s.command("webserver", s.ofDagster, s.config.Python, "-u", "-m", "dagster_webserver",
 			"--host", "127.0.0.1", "--port", strconv.Itoa(s.ports.dagster), "--workspace", s.layout.Workspace()),
 		Ready: supervise.HTTP(s.dagsterURL() + "/server_info"),
 	})
@@ -125,7 +126,7 @@ func (s *Stack) startDaemon() (*supervise.Process, error) {
 	began := time.Now()
 	p, err := s.start(supervise.Spec{
 		Name:    "daemon",
-		Command: s.command(s.ofDagster, s.config.Python, "-u", "-m", "dagster._daemon", "run", "--workspace", s.layout.Workspace()),
+		Command: s.command("daemon", s.ofDagster, s.config.Python, "-u", "-m", "dagster._daemon", "run", "--workspace", s.layout.Workspace()),
 		Ready:   func(ctx context.Context) error { return client.DaemonBeats(ctx, began) },
 	})
 	if err == nil {

@@ -1,11 +1,12 @@
 package devstack
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
 
-// postgresBackoff is the wait before PostgreSQL is started again after it died.
+// postgresBackoff is the wait before PostgreSQL is started again after it died, where none is set.
 const postgresBackoff = time.Second
 
 // database returns the running PostgreSQL, nil before it is up.
@@ -41,14 +42,15 @@ func (s *Stack) keepPostgres() {
 
 // restartPostgres waits, starts it, and says whether it did.
 func (s *Stack) restartPostgres() bool {
-	s.out.line("  DIED   %-18s process %d; starting it again in %.0f s", "PostgreSQL", s.database().PID, postgresBackoff.Seconds())
+	wait := cmp.Or(s.config.RestartAfter, postgresBackoff)
+	s.out.line("  DIED   %-18s process %d; starting it again in %s", "PostgreSQL", s.database().PID, wait)
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), serviceTimeout)
 	defer cancel()
 	select {
 	case <-s.stopping:
 		return false
-	case <-time.After(postgresBackoff):
+	case <-time.After(wait):
 	}
 	go func() {
 		select {

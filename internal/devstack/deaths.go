@@ -16,7 +16,7 @@ import (
 // deaths tells the server which worker processes are gone. The supervisor has reaped them, so this is
 // proof: the server need not wait for their run lease before it calls what they ran lost.
 type deaths struct {
-	base  string
+	bases []string // of the servers
 	token string
 	log   *slog.Logger
 	http  *http.Client
@@ -32,10 +32,10 @@ const (
 	reportInterval = 500 * time.Millisecond
 )
 
-func newDeaths(base, token string, log *slog.Logger) *deaths {
+func newDeaths(bases []string, token string, log *slog.Logger) *deaths {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &deaths{
-		base: base, token: token, log: log, ctx: ctx, cancel: cancel,
+		bases: bases, token: token, log: log, ctx: ctx, cancel: cancel,
 		http: &http.Client{Timeout: reportTimeout},
 	}
 }
@@ -52,8 +52,8 @@ func (d *deaths) closeRun(runID, reason string) {
 
 func (d *deaths) post(path, reason string) {
 	d.sent.Go(func() {
-		for {
-			retry, err := d.once(path, reason)
+		for try := 0; ; try++ {
+			retry, err := d.once(d.bases[try%len(d.bases)]+path, reason)
 			if err == nil {
 				return
 			}
@@ -72,12 +72,12 @@ func (d *deaths) post(path, reason string) {
 }
 
 // once makes one call and says whether another one could do better.
-func (d *deaths) once(path, reason string) (retry bool, err error) {
+func (d *deaths) once(url, reason string) (retry bool, err error) {
 	body, err := json.Marshal(map[string]any{"v": 1, "reason": reason})
 	if err != nil {
 		return false, err
 	}
-	request, err := http.NewRequestWithContext(d.ctx, http.MethodPost, d.base+path, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(d.ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return false, err
 	}

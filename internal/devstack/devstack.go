@@ -36,6 +36,7 @@ type Config struct {
 	Project string   // working directory of the user's code; empty means the present one
 	Python  string   // the user's interpreter
 	Workers int
+	Servers int // 0 means one
 	Queues  []Queue
 	MaxRuns int // runs that Dagster lets run at once
 	// RunLauncher is LauncherStepfleet or LauncherDefault; empty means the first.
@@ -50,6 +51,17 @@ type Config struct {
 	AWSEndpoint string
 	// Executable is the stepfleet binary that server, workers and local AWS run.
 	Executable string
+	// RestartAfter is how long after its death a process is started again, always the same; 0 means
+	// a back-off that grows.
+	RestartAfter time.Duration
+	// Environment returns variables for a process, over those that the stack gives it; nil returns
+	// none. The name is that of dev.json. It is asked before every life, once everything that the
+	// process depends on is up.
+	Environment func(process string, at Endpoints) []string
+	// ProofOfDeath says of a worker, by name, whether its deaths are reported to the server; nil
+	// reports all. Without a report the server waits for the run lease, as it must where nobody can
+	// prove a death.
+	ProofOfDeath func(worker string) bool
 
 	// StartPostgres starts or continues the databases in dir; Migrate brings the ledger's schema up.
 	StartPostgres func(ctx context.Context, dir string, port int, python string) (*Database, error)
@@ -57,6 +69,13 @@ type Config struct {
 
 	Out io.Writer // progress, for people
 	Log *slog.Logger
+}
+
+// Endpoints are where things of a stack are.
+type Endpoints struct {
+	Servers  []string // host:port of each
+	AWS      string   // URL
+	Database Database // zero before PostgreSQL is up
 }
 
 // The run launchers that Dagster can be given: ours, whose run workers are tasks of the workers, or
@@ -83,6 +102,7 @@ type Database struct {
 // Limits of a development stack: it is one machine.
 const (
 	maxWorkers  = 32
+	maxServers  = 8
 	maxCodeDirs = 32
 )
 
@@ -117,10 +137,10 @@ type Stack struct {
 
 // stages are the children by the order in which they are stopped.
 type stages struct {
-	mu     sync.Mutex
-	first  []*supervise.Process // whatever starts steps: Dagster and the workers
-	server *supervise.Process
-	aws    *supervise.Process
+	mu      sync.Mutex
+	first   []*supervise.Process // whatever starts steps: Dagster and the workers
+	servers []*supervise.Process
+	aws     *supervise.Process
 }
 
 // Run starts the stack, stays up until ctx ends, and stops it.
@@ -185,13 +205,13 @@ func prepare(ctx context.Context, config Config) (_ *Stack, err error) {
 	if n := supervise.Sweep(before.ID); n > 0 {
 		s.out.line("killed %d processes that an earlier stepfleet dev had left", n)
 	}
-	if s.ports, err = assign(config.Ports, config.Workers, len(targets), config.AWSEndpoint == ""); err != nil {
+	if s.ports, err = assign(s.config, len(targets)); err != nil {
 		return nil, err
 	}
 	if s.token, err = s.layout.Create(config.Fresh); err != nil {
 		return nil, err
 	}
-	s.deaths = newDeaths(s.serverURL(), s.token, s.log)
+	s.deaths = newDeaths(s.serverURLs(), s.token, s.log)
 	if !config.Fresh {
 		for _, instance := range before.Instances {
 			s.deaths.report(instance, "its stepfleet dev was killed")
@@ -209,6 +229,12 @@ func prepare(ctx context.Context, config Config) (_ *Stack, err error) {
 func (c *Config) complete() error {
 	if c.Workers < 1 || c.Workers > maxWorkers {
 		return fmt.Errorf("--workers %d: use 1 to %d", c.Workers, maxWorkers)
+	}
+	if c.Servers == 0 {
+		c.Servers = 1
+	}
+	if c.Servers < 0 || c.Servers > maxServers {
+		return fmt.Errorf("%d servers: use 1 to %d", c.Servers, maxServers)
 	}
 	if len(c.Modules)+len(c.Files) > maxCodeDirs {
 		return fmt.Errorf("%d code locations: the limit is %d", len(c.Modules)+len(c.Files), maxCodeDirs)
@@ -263,7 +289,28 @@ func (c *Config) addRunQueue() {
 	}
 }
 
-func (s *Stack) serverURL() string { return "http://" + loopback(s.ports.server) }
+// serverURL is the first server's, for whoever uses one.
+func (s *Stack) serverURL() string { return s.serverURLs()[0] }
+
+func (s *Stack) serverURLs() []string {
+	urls := make([]string, len(s.ports.servers))
+	for i, port := range s.ports.servers {
+		urls[i] = "http://" + loopback(port)
+	}
+	return urls
+}
+
+// endpoints says where things are now.
+func (s *Stack) endpoints() Endpoints {
+	at := Endpoints{AWS: s.awsURL()}
+	for _, port := range s.ports.servers {
+		at.Servers = append(at.Servers, loopback(port))
+	}
+	if database := s.database(); database != nil {
+		at.Database = *database
+	}
+	return at
+}
 
 func (s *Stack) dagsterURL() string { return "http://" + loopback(s.ports.dagster) }
 

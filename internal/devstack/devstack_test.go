@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -43,27 +44,27 @@ func TestAssignRefusesATakenPortByItsFlag(t *testing.T) {
 		"--port-sqs":      {AWS: port},
 		"--port-postgres": {Postgres: port},
 	} {
-		_, err := assign(ports, 1, 1, true)
+		_, err := assign(Config{Ports: ports, Workers: 1, Servers: 1}, 1)
 		if err == nil || !strings.Contains(err.Error(), flag) || !strings.Contains(err.Error(), strconv.Itoa(port)) {
 			t.Errorf("%s: err = %v", flag, err)
 		}
 	}
-	if _, err := assign(Ports{AWS: port}, 1, 1, false); err != nil {
+	if _, err := assign(Config{Ports: Ports{AWS: port}, Workers: 1, Servers: 1, AWSEndpoint: "http://elsewhere"}, 1); err != nil {
 		t.Errorf("without a local AWS its port is nobody's business: %v", err)
 	}
 }
 
 func TestAssignFindsDifferentPorts(t *testing.T) {
-	a, err := assign(Ports{}, 8, 8, true)
+	a, err := assign(Config{Workers: 8, Servers: 3}, 8)
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := slices.Concat([]int{a.dagster, a.server, a.aws, a.postgres}, a.workers, a.code)
+	all := slices.Concat([]int{a.dagster, a.aws, a.postgres}, a.servers, a.workers, a.code)
 	slices.Sort(all)
-	if len(slices.Compact(slices.Clone(all))) != 20 || all[0] < firstFreePort {
+	if len(slices.Compact(slices.Clone(all))) != 22 || all[0] < firstFreePort {
 		t.Errorf("ports = %v", all)
 	}
-	if _, err := assign(Ports{Dagster: all[0], Server: all[0]}, 1, 1, true); err == nil {
+	if _, err := assign(Config{Ports: Ports{Dagster: all[0], Server: all[0]}, Workers: 1, Servers: 1}, 1); err == nil {
 		t.Error("one port was given twice")
 	}
 }
@@ -138,7 +139,7 @@ func testStack(t *testing.T) *Stack {
 		config: Config{Python: "/venv/bin/python", Project: "/project", MaxRuns: 7, Executable: "/bin/stepfleet", Queues: []Queue{{"default", 4}}},
 		layout: Layout{t.TempDir()}, id: "the-id", instances: map[string]string{},
 		targets: []Target{{Name: `odd: "name"`, Flag: "-m", Code: "a.defs"}, {Name: "b.py", Flag: "-f", Code: "/b.py"}},
-		ports:   assigned{dagster: 1, server: 2, aws: 3, postgres: 4, workers: []int{5}, code: []int{6, 7}},
+		ports:   assigned{dagster: 1, servers: []int{2}, aws: 3, postgres: 4, workers: []int{5}, code: []int{6, 7}},
 		running: &Database{OwnerURL: "postgres://owner", ServerURL: "postgres://server", WorkerURL: "postgres://worker", DagsterURL: "postgresql://dagster", PID: 9},
 	}
 }
@@ -259,32 +260,32 @@ func TestEnvironmentOfChildren(t *testing.T) {
 		"MY_SETTING": "kept", "AWS_PROFILE": "work", "AWS_ENDPOINT_URL_SQS": "", "STEPFLEET_DATABASE_URL": "", "PYTHONUNBUFFERED": "", supervise.MarkVariable: "the-id",
 		"STEPFLEET_URL": "http://127.0.0.1:2", "DAGSTER_DATABASE_URL": "",
 	} {
-		if got := value(s.plain(), name); got != want {
+		if got := value(s.plain("webserver"), name); got != want {
 			t.Errorf("%s = %q, want %q", name, got, want)
 		}
 	}
-	for who, environ := range map[string][]string{"Dagster": s.ofDagster(), "a worker": s.ofWorker()} {
+	for who, environ := range map[string][]string{"Dagster": s.ofDagster("webserver"), "a worker": s.ofWorker("worker-1")} {
 		if got := value(environ, "DAGSTER_DATABASE_URL"); got != "postgresql://dagster" {
 			t.Errorf("Dagster's database of %s is %q", who, got)
 		}
 	}
-	if got := value(s.ofServer(), "DAGSTER_DATABASE_URL"); got != "" {
+	if got := value(s.ofServer("server"), "DAGSTER_DATABASE_URL"); got != "" {
 		t.Errorf("the server is told Dagster's database %q", got)
 	}
-	if path := value(s.plain(), "PATH"); !strings.HasPrefix(path, "/venv/bin:") {
+	if path := value(s.plain("webserver"), "PATH"); !strings.HasPrefix(path, "/venv/bin:") {
 		t.Errorf("PATH = %s", path)
 	}
-	if got := value(s.ofServer(), "STEPFLEET_DATABASE_URL"); got != "postgres://server" {
+	if got := value(s.ofServer("server"), "STEPFLEET_DATABASE_URL"); got != "postgres://server" {
 		t.Errorf("the server's ledger is %q", got)
 	}
-	if got := value(s.ofWorker(), "STEPFLEET_DATABASE_URL"); got != "postgres://worker" {
+	if got := value(s.ofWorker("worker-1"), "STEPFLEET_DATABASE_URL"); got != "postgres://worker" {
 		t.Errorf("a worker's ledger is %q", got)
 	}
 	s.config.AWSEndpoint = "http://sqs.example"
-	if got := value(s.ofWorker(), "AWS_ENDPOINT_URL_SQS"); got != "http://sqs.example" {
+	if got := value(s.ofWorker("worker-1"), "AWS_ENDPOINT_URL_SQS"); got != "http://sqs.example" {
 		t.Errorf("AWS_ENDPOINT_URL_SQS = %q", got)
 	}
-	if got := value(s.ofWorker(), "STEPFLEET_WITHHELD_ENV"); got != "AWS_ENDPOINT_URL_SQS" {
+	if got := value(s.ofWorker("worker-1"), "STEPFLEET_WITHHELD_ENV"); got != "AWS_ENDPOINT_URL_SQS" {
 		t.Errorf("steps do not get %q, want what dev has set and nothing of the user's", got)
 	}
 }
@@ -295,7 +296,7 @@ func TestStepsDoNotInheritTheLocalSQS(t *testing.T) {
 		t.Setenv(name, "")
 	}
 	t.Setenv("HOME", t.TempDir())
-	got := value(testStack(t).ofWorker(), "STEPFLEET_WITHHELD_ENV")
+	got := value(testStack(t).ofWorker("worker-1"), "STEPFLEET_WITHHELD_ENV")
 	if want := "AWS_ENDPOINT_URL_SQS,AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY,AWS_REGION"; got != want {
 		t.Errorf("steps do not get %q, want %q", got, want)
 	}
@@ -396,19 +397,53 @@ func TestDeathsAreReportedUntilTheServerHears(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	d := newDeaths(server.URL, "secret", testLog())
+	d := newDeaths([]string{"http://127.0.0.1:1", server.URL}, "secret", testLog())
 	d.report("life-1", "killed")
 	d.finish(10 * time.Second)
 	want := "Bearer secret /v1/instances/life-1/dead killed"
 	if !slices.Equal(calls, []string{want, want}) {
 		t.Errorf("calls = %q", calls)
 	}
-	d = newDeaths("http://127.0.0.1:1", "secret", testLog())
+	d = newDeaths([]string{"http://127.0.0.1:1"}, "secret", testLog())
 	d.report("life-2", "killed")
 	began := time.Now()
 	d.finish(50 * time.Millisecond)
 	if time.Since(began) > 5*time.Second {
 		t.Errorf("giving up took %s", time.Since(began))
+	}
+}
+
+func TestAProcessGetsVariablesOfItsOwn(t *testing.T) {
+	s := &Stack{config: Config{
+		Python: "python3", AWSEndpoint: "http://elsewhere",
+		Environment: func(process string, at Endpoints) []string {
+			return []string{"STEPFLEET_URL=" + process + " " + strings.Join(at.Servers, ",") + " " + at.Database.Address}
+		},
+	}}
+	s.ports.servers = []int{1, 2}
+	s.setDatabase(&Database{Address: "127.0.0.1:3"})
+	environ := s.ofWorker("worker-1")
+	cmd := exec.Command("/bin/sh", "-c", "echo $STEPFLEET_URL")
+	cmd.Env = environ
+	out, err := cmd.Output()
+	if want := "worker-1 127.0.0.1:1,127.0.0.1:2 127.0.0.1:3\n"; err != nil || string(out) != want {
+		t.Errorf("%q, %v; want %q", out, err, want)
+	}
+}
+
+func TestADeathIsNoProofWhereNoneIsAskedFor(t *testing.T) {
+	heard := make(chan string, 2)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { heard <- r.URL.Path }))
+	defer server.Close()
+	s := &Stack{
+		config: Config{ProofOfDeath: func(worker string) bool { return worker == "worker-1" }},
+		deaths: newDeaths([]string{server.URL}, "secret", testLog()),
+	}
+	s.workerExited(supervise.Exit{Name: "worker-2", Tag: "two"})
+	s.workerExited(supervise.Exit{Name: "worker-1", Tag: "one"})
+	s.deaths.finish(10 * time.Second)
+	if close(heard); len(heard) != 1 || <-heard != "/v1/instances/one/dead" {
+		t.Errorf("%d reports, want that of worker-1 alone", len(heard)+1)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // environ is what every child gets: the user's environment, which their code may need, with the
 // stack's own variables over it. PATH begins with the interpreter's directory, as in an activated
 // virtual environment.
-func (s *Stack) environ(extra ...string) []string {
+func (s *Stack) environ(process string, extra ...string) []string {
 	own := []string{
 		supervise.MarkVariable + "=" + s.id,
 		"STEPFLEET_URL=" + s.serverURL(),
@@ -22,25 +22,32 @@ func (s *Stack) environ(extra ...string) []string {
 	if dir := filepath.Dir(s.config.Python); dir != "." {
 		own = append(own, "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	}
-	return overlay(os.Environ(), append(own, extra...))
+	own = append(own, extra...)
+	if s.config.Environment != nil {
+		own = append(own, s.config.Environment(process, s.endpoints())...)
+	}
+	return overlay(os.Environ(), own)
 }
 
 // plain is the environment of processes that have no business in any database.
-func (s *Stack) plain() []string { return s.environ() }
+func (s *Stack) plain(process string) []string { return s.environ(process) }
 
 // ofDagster is that of Dagster's processes, ofServer that of the server, and ofWorker that of workers,
 // whose step processes write into Dagster's database.
-func (s *Stack) ofDagster() []string { return s.environ(s.dagsterStorage()) }
-func (s *Stack) ofServer() []string  { return s.withLedger(s.database().ServerURL) }
-func (s *Stack) ofWorker() []string {
-	return append(s.withLedger(s.database().WorkerURL), s.dagsterStorage())
+func (s *Stack) ofDagster(process string) []string { return s.environ(process, s.dagsterStorage()) }
+func (s *Stack) ofServer(process string) []string {
+	return s.withLedger(process, s.database().ServerURL)
+}
+
+func (s *Stack) ofWorker(process string) []string {
+	return s.withLedger(process, s.database().WorkerURL, s.dagsterStorage())
 }
 
 func (s *Stack) dagsterStorage() string { return dagsterURLVariable + "=" + s.database().DagsterURL }
 
 // withLedger adds what server and workers need: the ledger, and where SQS is. Of AWS only SQS is
 // redirected, and steps do not inherit that: they use AWS as the user's other processes do.
-func (s *Stack) withLedger(url string) []string {
+func (s *Stack) withLedger(process, url string, extra ...string) []string {
 	aws := []string{"AWS_ENDPOINT_URL_SQS=" + s.awsURL()}
 	if !hasAWSSettings() {
 		// The SDK signs every request with something; the local SQS takes any signature.
@@ -54,11 +61,12 @@ func (s *Stack) withLedger(url string) []string {
 		name, _, _ := strings.Cut(variable, "=")
 		withheld = append(withheld, name)
 	}
-	return s.environ(append(aws,
+	extra = append(append(aws, extra...),
 		ledgerURLVariable+"="+url,
 		"STEPFLEET_PREPARE=true", // there is no pooler in between
 		"STEPFLEET_WITHHELD_ENV="+strings.Join(withheld, ","),
-	)...)
+	)
+	return s.environ(process, extra...)
 }
 
 // hasAWSSettings reports whether the user has settings of AWS that the SDK would find.
@@ -77,16 +85,16 @@ func hasAWSSettings() bool {
 }
 
 // command makes every life of a child the same command, in the project's directory.
-func (s *Stack) command(environ func() []string, args ...string) func(int) supervise.Command {
+func (s *Stack) command(process string, environ func(string) []string, args ...string) func(int) supervise.Command {
 	return func(int) supervise.Command {
-		return supervise.Command{Args: args, Env: environ(), Dir: s.config.Project}
+		return supervise.Command{Args: args, Env: environ(process), Dir: s.config.Project}
 	}
 }
 
 // dropped are variables of the user's shell that would contradict the stack.
 var dropped = []string{ledgerURLVariable, dagsterURLVariable, "STEPFLEET_TOKEN"}
 
-// overlay puts variables over an environment: of each name the last one stays.
+// overlay puts variables over an environment. Of two with one name among them, os/exec takes the last.
 func overlay(base, over []string) []string {
 	replaced := slices.Clone(dropped)
 	for _, variable := range over {

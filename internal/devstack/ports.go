@@ -15,9 +15,10 @@ type Ports struct {
 
 // assigned are the ports of every process. Postgres may stay 0: it chooses its own.
 type assigned struct {
-	dagster, server, aws, postgres int
-	workers                        []int
-	code                           []int
+	dagster, aws, postgres int
+	servers                []int
+	workers                []int
+	code                   []int
 }
 
 // Free ports are taken from below the range that outgoing connections use, or a connection of
@@ -31,12 +32,14 @@ const (
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 // assign checks the chosen ports and finds free ones for the rest, all different.
-func assign(wanted Ports, workers, code int, localAWS bool) (assigned, error) {
-	a := assigned{dagster: wanted.Dagster, server: wanted.Server, aws: wanted.AWS, postgres: wanted.Postgres}
+func assign(c Config, code int) (assigned, error) {
+	wanted, localAWS := c.Ports, c.AWSEndpoint == ""
+	a := assigned{dagster: wanted.Dagster, aws: wanted.AWS, postgres: wanted.Postgres, servers: make([]int, c.Servers)}
+	a.servers[0] = wanted.Server
 	chosen := []struct {
 		port *int
 		flag string
-	}{{&a.dagster, "--port-dagster"}, {&a.server, "--port-server"}, {&a.aws, "--port-sqs"}, {&a.postgres, "--port-postgres"}}
+	}{{&a.dagster, "--port-dagster"}, {&a.servers[0], "--port-server"}, {&a.aws, "--port-sqs"}, {&a.postgres, "--port-postgres"}}
 	seen := map[int]string{}
 	var errs []error
 	for _, c := range chosen {
@@ -53,12 +56,15 @@ func assign(wanted Ports, workers, code int, localAWS bool) (assigned, error) {
 	if err := errors.Join(errs...); err != nil {
 		return a, err
 	}
-	a.workers, a.code = make([]int, workers), make([]int, code)
+	a.workers, a.code = make([]int, c.Workers), make([]int, code)
 	var empty []*int
 	for _, c := range chosen {
 		if *c.port == 0 {
 			empty = append(empty, c.port)
 		}
+	}
+	for i := range a.servers[1:] {
+		empty = append(empty, &a.servers[1+i])
 	}
 	for i := range a.workers {
 		empty = append(empty, &a.workers[i])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/stepfleet/stepfleet/internal/supervise"
@@ -49,7 +50,7 @@ func (s *Stack) Stop() error {
 // lasting are the processes that end after the others.
 func (s *Stack) lasting() []int {
 	var pids []int
-	for _, p := range []*supervise.Process{s.stages.server, s.stages.aws} {
+	for _, p := range append(slices.Clone(s.stages.servers), s.stages.aws) {
 		if p != nil && p.PID() > 0 {
 			pids = append(pids, p.PID())
 		}

@@ -80,7 +80,7 @@ func (s *Stack) startAWS(ctx context.Context) error {
 	address := loopback(s.ports.aws)
 	p, err := s.start(supervise.Spec{
 		Name:    "aws",
-		Command: s.command(s.plain, s.config.Executable, "aws", "--listen", address),
+		Command: s.command("aws", s.plain, s.config.Executable, "aws", "--listen", address),
 		Ready:   supervise.TCP(address),
 	})
 	if err != nil {
@@ -97,21 +97,7 @@ func (s *Stack) startFleet(ctx context.Context) error {
 		return fmt.Errorf("migrate the ledger: %w", err)
 	}
 	s.out.up("ledger", "schema is current", began)
-	began = time.Now()
-	args := []string{s.config.Executable, "server", "--listen", loopback(s.ports.server), "--create-queues", "--dagster-url", s.dagsterURL(),
-		"--dagster-dsn-file", s.layout.DagsterURLFile()}
-	for _, queue := range s.config.Queues {
-		args = append(args, "--queue", queue.Name)
-	}
-	server, err := s.start(supervise.Spec{
-		Name: "server", Command: s.command(s.ofServer, args...),
-		Ready: supervise.HTTP(s.serverURL() + "/readyz"),
-	})
-	if err != nil {
-		return err
-	}
-	s.stages.server = server
-	if err := s.await(ctx, server, "server", s.serverURL(), serviceTimeout, began); err != nil {
+	if err := s.startServers(ctx); err != nil {
 		return err
 	}
 	select {
@@ -124,6 +110,35 @@ func (s *Stack) startFleet(ctx context.Context) error {
 		workers.Go(func() error { return s.startWorker(ctx, i) })
 	}
 	return workers.Wait()
+}
+
+// startServers starts the servers. The first is "server", the others "server-2" and so on.
+func (s *Stack) startServers(ctx context.Context) error {
+	began := time.Now()
+	for i, url := range s.serverURLs() {
+		args := []string{s.config.Executable, "server", "--listen", loopback(s.ports.servers[i]), "--create-queues", "--dagster-url", s.dagsterURL(),
+			"--dagster-dsn-file", s.layout.DagsterURLFile()}
+		for _, queue := range s.config.Queues {
+			args = append(args, "--queue", queue.Name)
+		}
+		name := "server"
+		if i > 0 {
+			name = fmt.Sprintf("server-%d", i+1)
+		}
+		p, err := s.start(supervise.Spec{
+			Name: name, Command: s.command(name, s.ofServer, args...), Ready: supervise.HTTP(url + "/readyz"),
+		})
+		if err != nil {
+			return err
+		}
+		s.stages.servers = append(s.stages.servers, p)
+	}
+	for i, p := range s.stages.servers {
+		if err := s.await(ctx, p, p.Name(), s.serverURLs()[i], serviceTimeout, began); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // await waits for a child of the stack's own; it must become ready.
@@ -160,6 +175,7 @@ func (s *Stack) awaitUser(ctx context.Context, p *supervise.Process, name, where
 func (s *Stack) start(spec supervise.Spec) (*supervise.Process, error) {
 	spec.LogPath = s.layout.Log(spec.Name)
 	spec.Restart = true
+	spec.RestartAfter = s.config.RestartAfter
 	report := spec.Exited
 	spec.Exited = func(e supervise.Exit) {
 		if !e.Stopped {

@@ -50,12 +50,15 @@ func (s *Stack) workerCommand(name, address string) func(int) supervise.Command 
 		for _, target := range s.targets {
 			args = append(args, target.Flag, target.Code)
 		}
-		return supervise.Command{Args: args, Env: s.ofWorker(), Dir: s.config.Project, Tag: instance, Life: instance}
+		return supervise.Command{Args: args, Env: s.ofWorker(name), Dir: s.config.Project, Tag: instance, Life: instance}
 	}
 }
 
 // workerExited reports every death of a worker, asked for or not. The process has been reaped, and
 // its step processes are gone: a next attempt never runs beside them.
 func (s *Stack) workerExited(e supervise.Exit) {
+	if prove := s.config.ProofOfDeath; prove != nil && !prove(e.Name) {
+		return
+	}
 	s.deaths.report(e.Tag, fmt.Sprintf("%s, process %d: %s", e.Name, e.PID, e.Reason))
 }

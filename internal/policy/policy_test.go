@@ -127,7 +127,7 @@ func TestLocalAWSNeverImportsTheProduct(t *testing.T) {
 }
 
 func TestOnlyPostgresKnowsSQL(t *testing.T) {
-	allowed := []string{"internal/postgres", "internal/pglocal", "internal/testenv", "internal/devstack", "internal/pgrelay", "internal/dagsterlog"}
+	allowed := []string{"internal/postgres", "internal/pglocal", "internal/testenv", "internal/devstack", "internal/pgrelay", "internal/dagsterlog", "internal/chaos"}
 	for dir, paths := range imports(t) {
 		for _, path := range paths {
 			if strings.HasPrefix(path, "github.com/jackc/pgx") && !slices.ContainsFunc(allowed, func(a string) bool {

@@ -133,7 +133,7 @@ func (p *Process) await(l *life) (stopped bool) {
 func (p *Process) end(l *life, stopped bool, failures int) time.Duration {
 	var wait time.Duration
 	if p.spec.Restart && !stopped {
-		wait = backoff(failures)
+		wait = p.backoff(failures)
 	}
 	l.exit = Exit{
 		Name: p.spec.Name, Tag: l.tag, PID: l.pid, Life: l.number,
@@ -168,10 +168,18 @@ func (p *Process) relaunch(last *life, failures *int) *life {
 		}
 		*failures++
 		p.log.Error("start again", "error", err)
-		if !p.pause(backoff(*failures)) {
+		if !p.pause(p.backoff(*failures)) {
 			return nil
 		}
 	}
+}
+
+// backoff is the wait before the next life.
+func (p *Process) backoff(failures int) time.Duration {
+	if p.spec.RestartAfter > 0 {
+		return p.spec.RestartAfter
+	}
+	return backoff(failures)
 }
 
 // backoff is 1, 2, 4, 8, 16, 16 ... seconds, each made up to a quarter shorter by chance.

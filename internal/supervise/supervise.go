@@ -43,6 +43,8 @@ type Spec struct {
 	LogPath string
 	// Restart starts the child again when it ends by itself, with a back-off.
 	Restart bool
+	// RestartAfter is that wait, always the same; 0 means one that grows from 1 s to 16 s.
+	RestartAfter time.Duration
 	// KeepGroup leaves the rest of the child's process group alone when the child ends by itself:
 	// what it started may finish. Stop kills the group in any case.
 	KeepGroup bool

@@ -181,6 +181,31 @@ func TestEveryLifeIsReportedAndRestarted(t *testing.T) {
 	}
 }
 
+func TestARestartWaitsAsLongAsItIsTold(t *testing.T) {
+	s := New(nil)
+	exits := make(chan Exit)
+	p, err := s.Start(Spec{
+		Name: "child", Command: role("exit"), LogPath: logPath(t), Restart: true, RestartAfter: time.Millisecond,
+		Exited: func(e Exit) { exits <- e },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for life := range 6 { // with the growing wait these take half a minute
+		if e := <-exits; e.RestartIn != time.Millisecond {
+			t.Errorf("life %d: restart in %s", life, e.RestartIn)
+		}
+	}
+	go s.Stop()
+	for {
+		select {
+		case <-exits:
+		case <-p.Gone():
+			return
+		}
+	}
+}
+
 func TestAChildWithoutRestartEndsOnce(t *testing.T) {
 	s := New(nil)
 	defer s.Stop()

@@ -1,0 +1,166 @@
+package chaos
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
+	"github.com/stepfleet/stepfleet/internal/devstack"
+)
+
+func TestATailReadsWholeLinesOnce(t *testing.T) {
+	log := tail[opened]{path: filepath.Join(t.TempDir(), "log")}
+	if lines, err := log.more(); len(lines) > 0 || err != nil {
+		t.Errorf("%v, %v of a log that is not there yet", lines, err)
+	}
+	write := func(text string) {
+		t.Helper()
+		file, err := os.OpenFile(log.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if _, err := file.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("{\"run\":\"a\",\"pid\":1}\n{\"run\":")
+	first, err := log.more()
+	if err != nil || len(first) != 1 || first[0].Run != "a" {
+		t.Errorf("%+v, %v; want the whole line", first, err)
+	}
+	write("\"b\"}\n")
+	second, err := log.more()
+	if err != nil || len(second) != 1 || second[0].Run != "b" {
+		t.Errorf("%+v, %v; want the rest", second, err)
+	}
+	write("nonsense\n")
+	if _, err := log.more(); err == nil {
+		t.Error("a damaged log passed for one")
+	}
+}
+
+func TestAProcessIsSentThroughItsProxies(t *testing.T) {
+	n, err := newNetwork(2, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	at := devstack.Endpoints{
+		Servers: []string{"127.0.0.1:1", "127.0.0.1:2"}, AWS: "http://127.0.0.1:3",
+		Database: devstack.Database{
+			Address: "127.0.0.1:4", WorkerURL: "postgres://u:p@127.0.0.1:4/stepfleet?sslmode=disable",
+			DagsterURL: "postgresql+psycopg2://u:p@127.0.0.1:4/dagster?sslmode=disable",
+		},
+	}
+	n.moved(at)
+	environ := n.environment("worker-2", at)
+	want := map[string]bool{
+		"STEPFLEET_URL=http://" + n.api["worker-2"]:                                                            true,
+		"STEPFLEET_DATABASE_URL=postgres://u:p@" + n.ledger["worker-2"] + "/stepfleet?sslmode=disable":         true,
+		"DAGSTER_DATABASE_URL=postgresql+psycopg2://u:p@" + n.dagster["worker-2"] + "/dagster?sslmode=disable": true,
+		"AWS_ENDPOINT_URL_SQS=http://" + n.sqs["worker-2"]:                                                     true,
+	}
+	for _, variable := range environ {
+		if !want[variable] {
+			t.Errorf("unexpected %s", variable)
+		}
+		delete(want, variable)
+	}
+	if len(want) > 0 {
+		t.Errorf("missing %v of %v", want, environ)
+	}
+	if edges := n.of("worker-2", "worker-PG", "renewals-PG", "child-PG"); len(edges) != 3 || edges[0].Targets()[0] != "127.0.0.1:4" {
+		t.Errorf("%v, want the three edges of a worker to PostgreSQL", edges)
+	}
+}
+
+func TestAPauseIsSeenInTheProcessTable(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	p, ok := readProcess(cmd.Process.Pid)
+	if !ok {
+		t.Fatal("no such process")
+	}
+	n := newNemesis(&stack{}, nil)
+	i := &Injected{Fault: schedule.Fault{Kind: schedule.PauseServer, Hold: 50 * time.Millisecond}}
+	seen := make(chan bool, 1)
+	go func() { seen <- within(time.Second, p.stopped) }()
+	if err := n.pause(t.Context(), i, []process{p}); err != nil || !i.Ok() {
+		t.Errorf("%v, %+v", err, i)
+	}
+	if !<-seen || p.stopped() || i.Healed.Sub(i.Landed) < i.Hold {
+		t.Errorf("it did not stand still and go on: %+v", i)
+	}
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := n.pause(t.Context(), &Injected{}, []process{p}); err == nil {
+		t.Error("a pause of a process that is gone has landed")
+	}
+}
+
+func TestOneThingHasOneFaultAtATime(t *testing.T) {
+	n := newNemesis(&stack{}, nil)
+	if !n.take("aws") || n.take("aws") {
+		t.Error("it was taken twice")
+	}
+	if n.give("aws"); !n.take("aws") {
+		t.Error("it was not given back")
+	}
+}
+
+func TestRecoveryIsMeasuredFromTheDeadlineThatApplies(t *testing.T) {
+	start := time.Unix(1e9, 0)
+	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
+	session := func(id int64, instance string) stepfleet.Session {
+		s := stepfleet.Session{ID: stepfleet.SessionID(id), RenewedAt: at(0)}
+		s.Instance = instance
+		return s
+	}
+	claim := func(task, session int64) stepfleet.AuditRow {
+		return stepfleet.AuditRow{TaskID: stepfleet.TaskID(task), Verb: stepfleet.VerbClaim, Actor: "session " + string(rune('0'+session))}
+	}
+	sweep := func(task int64, seconds float64, detail string) stepfleet.AuditRow {
+		return stepfleet.AuditRow{TaskID: stepfleet.TaskID(task), Verb: stepfleet.VerbSweep, At: at(seconds), Detail: detail}
+	}
+	o := outcome{witnesses: &witnesses{
+		sessions: []stepfleet.Session{session(1, "proven"), session(2, "silent"), session(3, "late")},
+		audit: []stepfleet.AuditRow{
+			claim(1, 1), claim(2, 2), claim(3, 2), claim(4, 3),
+			sweep(1, 1.5, "session 1 is dead: killed"),
+			sweep(2, 5, "session 2 is suspect"),
+			sweep(3, 13, "session 2 is dead: no renewal for 12s"),
+			sweep(4, 40, "session 3 is dead: no renewal for 12s"),
+		},
+	}}
+	kill := &Injected{Fault: schedule.Fault{Kind: schedule.KillWorker}, Instance: "proven", Landed: at(1), Healed: at(2)}
+	o.faults = []*Injected{kill}
+	r := &Report{Config: ReportedConfig{TTLSeconds: 3, RunLeaseSeconds: 12}}
+	r.judgeRecovery(o)
+	if p := r.Recovery[byProof]; p.Count != 1 || p.MostSeconds != 0.5 {
+		t.Errorf("by proof %+v, want 0.5 s after the kill", p)
+	}
+	if p := r.Recovery[byTTL]; p.Count != 1 || p.MostSeconds != 2 {
+		t.Errorf("by TTL %+v, want 2 s", p)
+	}
+	if p := r.Recovery[byRunLease]; p.Count != 2 || p.MostSeconds != 28 || r.Pass() {
+		t.Errorf("by run lease %+v, want 28 s, which is a problem", p)
+	}
+	pause := &Injected{Fault: schedule.Fault{Kind: schedule.PostgresPause}, Landed: at(10), Healed: at(36)}
+	o.faults = append(o.faults, pause)
+	r = &Report{Config: r.Config}
+	if r.judgeRecovery(o); r.Recovery[byRunLease].MostSeconds != 1 || !r.Pass() {
+		t.Errorf("%+v, want the deadline to wait for the ledger and a TTL of the server's own beats", r.Recovery[byRunLease])
+	}
+}

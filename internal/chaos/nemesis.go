@@ -1,0 +1,236 @@
+package chaos
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stepfleet/stepfleet/internal/chaos/proxy"
+	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
+)
+
+// Injected is one fault as it went: when it landed and when it was healed, by the wall clock. A fault
+// that found no victim, or that no trace of was seen, has not landed and does not count.
+type Injected struct {
+	schedule.Fault
+	Target string    `json:"target"`
+	Landed time.Time `json:"landed,omitzero"`
+	Healed time.Time `json:"healed,omitzero"`
+	Hits   int       `json:"hits,omitempty"` // connections, replies or calls
+	// Instance is the worker life that a kill ended, PID the process that was hit, Run the run.
+	Instance string `json:"instance,omitempty"`
+	PID      int    `json:"pid,omitempty"`
+	Run      string `json:"run,omitempty"`
+	Missed   string `json:"missed,omitempty"` // why it did not land
+}
+
+// Ok reports whether the fault landed.
+func (i *Injected) Ok() bool { return !i.Landed.IsZero() && i.Missed == "" }
+
+// errNoVictim says that there is nothing to hit at present.
+var errNoVictim = errors.New("no victim")
+
+const (
+	// victimWait is how long a fault waits for a victim, victimInterval between two looks.
+	victimWait     = 4 * time.Second
+	victimInterval = 100 * time.Millisecond
+	// landWait bounds the time from a signal to its effect.
+	landWait = 3 * time.Second
+	// againWait is how long after the plan's end kinds of which too few have landed are tried again.
+	againWait = 30 * time.Second
+)
+
+// nemesis carries a plan out.
+type nemesis struct {
+	*stack
+	load *load
+
+	mu   sync.Mutex
+	busy map[string]bool // what a fault is in force on
+	done []*Injected
+	hit  map[string]int // times that a run worker of a run was hit
+}
+
+func newNemesis(s *stack, l *load) *nemesis {
+	return &nemesis{stack: s, load: l, busy: map[string]bool{}, hit: map[string]int{}}
+}
+
+// run injects the faults at their times and returns when all are healed. Kinds of which too few have
+// landed get further tries, at once after the plan.
+func (n *nemesis) run(ctx context.Context, faults []schedule.Fault, least int) {
+	began := time.Now()
+	var all sync.WaitGroup
+	for _, f := range faults {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Until(began.Add(f.At))):
+			all.Go(func() { n.inject(ctx, f) })
+		}
+	}
+	all.Wait()
+	for deadline := time.Now().Add(againWait); ctx.Err() == nil && time.Now().Before(deadline); {
+		short := n.short(least)
+		if len(short) == 0 {
+			return
+		}
+		for i, kind := range short {
+			f := faults[slices.IndexFunc(faults, func(f schedule.Fault) bool { return f.Kind == kind })]
+			f.At, f.Victim = time.Since(began), f.Victim+len(n.results())+i
+			all.Go(func() { n.inject(ctx, f) })
+		}
+		all.Wait()
+	}
+}
+
+// short returns the kinds of which fewer than the least have landed.
+func (n *nemesis) short(least int) []schedule.Kind {
+	landed := n.landed()
+	kinds := schedule.Plan{Without: n.without()}.Kinds()
+	return slices.DeleteFunc(kinds, func(k schedule.Kind) bool { return landed[k] >= least })
+}
+
+// landed counts what has landed, by kind.
+func (n *nemesis) landed() map[schedule.Kind]int {
+	count := map[schedule.Kind]int{}
+	for _, i := range n.results() {
+		if i.Ok() {
+			count[i.Kind]++
+		}
+	}
+	return count
+}
+
+// results returns what has been injected, in the order of time.
+func (n *nemesis) results() []*Injected {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	done := slices.Clone(n.done)
+	slices.SortStableFunc(done, func(a, b *Injected) int { return cmp.Compare(a.At, b.At) })
+	return done
+}
+
+// take makes a thing this fault's alone, false when another is in force on it.
+func (n *nemesis) take(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.busy[name] {
+		return false
+	}
+	n.busy[name] = true
+	return true
+}
+
+func (n *nemesis) give(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.busy, name)
+}
+
+// inject carries one fault out: it looks for a victim, hits it, waits, heals.
+func (n *nemesis) inject(ctx context.Context, f schedule.Fault) {
+	i := &Injected{Fault: f}
+	deadline := time.Now().Add(victimWait)
+	var err error
+	for {
+		if err = n.act(ctx, i); err == nil || !errors.Is(err, errNoVictim) || time.Now().After(deadline) {
+			break
+		}
+		i.Victim++
+		select {
+		case <-ctx.Done():
+			deadline = time.Now()
+		case <-time.After(victimInterval):
+		}
+	}
+	if err != nil {
+		i.Missed = err.Error()
+	} else if i.Healed.IsZero() {
+		i.Healed = time.Now()
+	}
+	n.keep(i)
+}
+
+// keep adds a fault to the results.
+func (n *nemesis) keep(i *Injected) {
+	n.mu.Lock()
+	n.done = append(n.done, i)
+	n.mu.Unlock()
+	n.Log.Info("fault", "kind", i.Kind, "target", i.Target, "landed", i.Ok(), "missed", i.Missed, "hits", i.Hits, "pid", i.PID)
+}
+
+// act does what the kind says.
+func (n *nemesis) act(ctx context.Context, i *Injected) error {
+	switch i.Kind {
+	case schedule.KillServer, schedule.KillWorker, schedule.KillAWS, schedule.KillDaemon, schedule.KillWebserver, schedule.KillCode:
+		return n.killService(i)
+	case schedule.KillTemplate, schedule.KillChild, schedule.KillRunWorker:
+		return n.killBelow(i)
+	case schedule.PauseServer, schedule.PauseWorker, schedule.PauseHost, schedule.PauseAWS, schedule.PauseDaemon, schedule.PauseWebserver, schedule.PauseCode:
+		return n.pauseService(ctx, i)
+	case schedule.PauseTemplate, schedule.PauseChild, schedule.PauseRunWorker:
+		return n.pauseBelow(ctx, i)
+	case schedule.PostgresRestart:
+		return n.restartPostgres(i)
+	case schedule.PostgresPause:
+		return n.pausePostgres(ctx, i)
+	case schedule.SQSOutage:
+		return n.sqsOutage(ctx, i)
+	case schedule.SQSPurge:
+		return n.purge(ctx, i)
+	case schedule.ClockOffset:
+		return n.moveClock(i)
+	case schedule.Cancel:
+		return n.cancel(ctx, i)
+	case schedule.RollingRestart:
+		return n.rollingRestart(ctx, i)
+	}
+	if mode := i.Kind.Mode(); mode != "" {
+		return n.breakLink(ctx, i, mode)
+	}
+	if kind, ok := sqsRules[i.Kind]; ok {
+		return n.sqsRule(ctx, i, kind)
+	}
+	return fmt.Errorf("no injector for the kind %s", i.Kind)
+}
+
+// hold waits as long as the fault lasts.
+func hold(ctx context.Context, wait time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(wait):
+	}
+}
+
+// breakLink breaks the edge whose turn it is.
+func (n *nemesis) breakLink(ctx context.Context, i *Injected, mode proxy.Mode) error {
+	return n.breakEdge(ctx, i, n.net.edges[i.Victim%len(n.net.edges)], mode)
+}
+
+// breakEdge puts a proxy's fault in force on an edge, if that is free.
+func (n *nemesis) breakEdge(ctx context.Context, i *Injected, edge *proxy.Edge, mode proxy.Mode) error {
+	fault := proxy.Fault{Mode: mode, Byte: i.Byte, Delay: i.Delay}
+	if mode == proxy.Reset {
+		fault.Times = 1
+	}
+	injection, err := edge.Inject(fault)
+	if errors.Is(err, proxy.ErrBusy) {
+		return errNoVictim
+	}
+	if err != nil {
+		return err
+	}
+	i.Target, i.Landed = edge.Name, time.Now()
+	hold(ctx, i.Hold)
+	i.Hits = injection.Hits()
+	injection.Heal()
+	i.Healed = time.Now()
+	if i.Hits == 0 {
+		i.Landed, i.Healed = time.Time{}, time.Time{}
+		return fmt.Errorf("%w: nothing passed %s in %s", errNoVictim, edge.Name, i.Hold)
+	}
+	return nil
+}

@@ -1,0 +1,264 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
+)
+
+// againTimeout bounds how long the supervisor takes to have a process again after it died.
+const againTimeout = 20 * time.Second
+
+// serviceOf returns the name of the supervised process that a fault is for.
+func serviceOf(i *Injected) string {
+	switch i.Kind {
+	case schedule.KillServer, schedule.PauseServer:
+		return serverName(i.Victim % servers)
+	case schedule.KillAWS, schedule.PauseAWS:
+		return "aws"
+	case schedule.KillDaemon, schedule.PauseDaemon:
+		return "daemon"
+	case schedule.KillWebserver, schedule.PauseWebserver:
+		return "webserver"
+	case schedule.KillCode, schedule.PauseCode:
+		return "code-1"
+	default:
+		return workerName(i.Victim % workers)
+	}
+}
+
+// service takes a supervised process that runs; give it back with give(name).
+func (n *nemesis) service(i *Injected, name string) (process, error) {
+	if !n.take(name) {
+		return process{}, errNoVictim
+	}
+	p, ok := readProcess(n.pid(name))
+	if !ok || !p.alive() {
+		n.give(name)
+		return process{}, errNoVictim
+	}
+	i.Target, i.PID = name, p.pid
+	return p, nil
+}
+
+// killService kills a supervised process. It has landed when that process is gone, and is healed when
+// the supervisor has started another.
+func (n *nemesis) killService(i *Injected) error {
+	name := serviceOf(i)
+	if i.Kind == schedule.KillWorker {
+		if !n.load.works(name) {
+			return errNoVictim // its death would take nothing
+		}
+		i.Instance = n.instance(name)
+	}
+	p, err := n.service(i, name)
+	if err != nil {
+		return err
+	}
+	defer n.give(name)
+	return n.end(i, p, name, syscall.SIGKILL, landWait)
+}
+
+// end sends the signal and waits for the process's end, and for the one that follows it.
+func (n *nemesis) end(i *Injected, p process, name string, sig syscall.Signal, wait time.Duration) error {
+	if err := p.signal(sig); err != nil {
+		return errNoVictim
+	}
+	at := time.Now()
+	if !within(wait, func() bool { return !p.alive() }) {
+		return fmt.Errorf("%s, process %d, lives on %s after %s", name, p.pid, wait, sig)
+	}
+	i.Landed = at
+	if !within(againTimeout, func() bool { pid := n.pid(name); return pid != 0 && pid != p.pid }) {
+		return fmt.Errorf("%s is not started again %s after its end", name, againTimeout)
+	}
+	i.Healed = time.Now()
+	return nil
+}
+
+// pauseService stops a supervised process for a while, a host with all that is below it.
+func (n *nemesis) pauseService(ctx context.Context, i *Injected) error {
+	name := serviceOf(i)
+	p, err := n.service(i, name)
+	if err != nil {
+		return err
+	}
+	defer n.give(name)
+	victims := []process{p}
+	if i.Kind == schedule.PauseHost {
+		victims = append(victims, descendants(p.pid)...)
+	}
+	return n.pause(ctx, i, victims)
+}
+
+// pause stops the processes and lets them go on. The first of them says whether it landed.
+func (n *nemesis) pause(ctx context.Context, i *Injected, victims []process) error {
+	defer func() {
+		for _, p := range victims {
+			_ = p.signal(syscall.SIGCONT)
+		}
+		i.Healed = time.Now()
+	}()
+	for _, p := range victims {
+		if err := p.signal(syscall.SIGSTOP); err != nil && p == victims[0] {
+			return errNoVictim
+		}
+	}
+	at := time.Now()
+	if !within(landWait, victims[0].stopped) {
+		return errNoVictim
+	}
+	i.Landed = at
+	hold(ctx, i.Hold)
+	return nil
+}
+
+// below returns a process below a worker: its template, a child that is in user code, or the run
+// worker of the run that has been hit least.
+func (n *nemesis) below(i *Injected) (process, string, error) {
+	switch i.Kind {
+	case schedule.KillTemplate, schedule.PauseTemplate:
+		name := workerName(i.Victim % workers)
+		p, ok := templateOf(n.pid(name))
+		if !ok {
+			return process{}, "", errNoVictim
+		}
+		return p, "template of " + name, nil
+	case schedule.KillChild, schedule.PauseChild:
+		busy := n.load.busy()
+		if len(busy) == 0 {
+			return process{}, "", errNoVictim
+		}
+		e := busy[i.Victim%len(busy)]
+		i.Run = e.RunID
+		return e.process, fmt.Sprintf("child in %s/%s/%d", e.RunID, e.StepKey, e.Attempt), nil
+	default:
+		run, p, ok := n.load.runWorker(n.hits)
+		if !ok {
+			return process{}, "", errNoVictim
+		}
+		i.Run = run
+		return p, "run worker of " + run, nil
+	}
+}
+
+// hits returns how often a run worker of the run has been hit.
+func (n *nemesis) hits(run string) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.hit[run]
+}
+
+// takeBelow takes such a process; give it back with give.
+func (n *nemesis) takeBelow(i *Injected) (process, string, error) {
+	p, target, err := n.below(i)
+	if err != nil {
+		return process{}, "", err
+	}
+	key := fmt.Sprint("pid ", p.pid)
+	if !n.take(key) {
+		return process{}, "", errNoVictim
+	}
+	if !p.alive() {
+		n.give(key)
+		return process{}, "", errNoVictim
+	}
+	if i.Run != "" && i.Kind == schedule.KillRunWorker {
+		n.mu.Lock()
+		n.hit[i.Run]++
+		n.mu.Unlock()
+	}
+	i.Target, i.PID = target, p.pid
+	return p, key, nil
+}
+
+func (n *nemesis) killBelow(i *Injected) error {
+	p, key, err := n.takeBelow(i)
+	if err != nil {
+		return err
+	}
+	defer n.give(key)
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		return errNoVictim
+	}
+	at := time.Now()
+	if !within(landWait, func() bool { return !p.alive() }) {
+		return fmt.Errorf("process %d lives on after SIGKILL", p.pid)
+	}
+	i.Landed = at
+	return nil
+}
+
+func (n *nemesis) pauseBelow(ctx context.Context, i *Injected) error {
+	p, key, err := n.takeBelow(i)
+	if err != nil {
+		return err
+	}
+	defer n.give(key)
+	return n.pause(ctx, i, []process{p})
+}
+
+// restartPostgres has PostgreSQL end at once, as in a crash: the next start replays its log.
+func (n *nemesis) restartPostgres(i *Injected) error {
+	p, err := n.service(i, "postgres")
+	if err != nil {
+		return err
+	}
+	defer n.give("postgres")
+	return n.end(i, p, "postgres", syscall.SIGQUIT, 2*landWait)
+}
+
+// pausePostgres stops the server with all its backends.
+func (n *nemesis) pausePostgres(ctx context.Context, i *Injected) error {
+	p, err := n.service(i, "postgres")
+	if err != nil {
+		return err
+	}
+	defer n.give("postgres")
+	return n.pause(ctx, i, append([]process{p}, descendants(p.pid)...))
+}
+
+// moveClock gives a worker's next life a clock that is wrong, and begins that life.
+func (n *nemesis) moveClock(i *Injected) error {
+	name := serviceOf(i)
+	p, err := n.service(i, name)
+	if err != nil {
+		return err
+	}
+	defer n.give(name)
+	n.setOffset(name, i.Offset)
+	defer n.setOffset(name, 0) // of the life after that
+	return n.end(i, p, name, syscall.SIGTERM, n.Drain+drainSlack)
+}
+
+// drainSlack is what a worker takes to end beside its drain.
+const drainSlack = 15 * time.Second
+
+// rollingRestart restarts every worker in an orderly way, one after another.
+func (n *nemesis) rollingRestart(ctx context.Context, i *Injected) error {
+	first := time.Time{}
+	for w := range workers {
+		name := workerName((i.Victim + w) % workers)
+		p, err := n.service(i, name)
+		for wait := time.Now().Add(againTimeout); err != nil && ctx.Err() == nil && time.Now().Before(wait); {
+			hold(ctx, victimInterval)
+			p, err = n.service(i, name)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		err = n.end(i, p, name, syscall.SIGTERM, n.Drain+drainSlack)
+		n.give(name)
+		if err != nil {
+			return err
+		}
+		if first.IsZero() {
+			first = i.Landed
+		}
+	}
+	i.Target, i.PID, i.Landed = "all workers", 0, first
+	return nil
+}

@@ -1,0 +1,175 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+
+	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/devstack"
+	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/stackdb"
+)
+
+// What a stack of a chaos run is made of.
+const (
+	servers      = 2
+	workers      = 4
+	slots        = 3 // of steps, in each worker
+	runSlots     = 3 // of run workers, in each worker
+	maxRuns      = workers * runSlots
+	restartAfter = 200 * time.Millisecond
+	// unproven is the first worker, by index, whose deaths are not reported: the run lease ends them.
+	unproven = 2
+)
+
+// dagsterYAML lets a run outlive more lost run workers than Dagster does by itself: how often one is
+// hit is the schedule's doing.
+const dagsterYAML = `run_monitoring:
+  enabled: true
+  poll_interval_seconds: 2
+  start_timeout_seconds: 180
+  cancel_timeout_seconds: 60
+  max_resume_run_attempts: 20
+`
+
+// stack is the deployment under test, in the harness's own process tree.
+type stack struct {
+	Config
+	dev     *devstack.Stack
+	net     *network
+	dagster *dagsterapi.Client
+	queues  *sqs.Client
+	http    *http.Client
+	state   devstack.State // as it was when the stack was ready: addresses, not process ids
+
+	mu      sync.Mutex
+	offsets map[string]time.Duration // of clocks, by worker; for its next lives
+}
+
+func (c *Config) effectLog() string { return filepath.Join(c.Dir, "effects.jsonl") }
+func (c *Config) history() string   { return filepath.Join(c.Dir, "history.jsonl") }
+func (c *Config) executors() string { return filepath.Join(c.Dir, "executors.jsonl") }
+func (c *Config) devDir() string    { return filepath.Join(c.Dir, "stack") }
+
+// startStack starts everything, on fresh state and free ports.
+func startStack(ctx context.Context, c Config) (*stack, error) {
+	s := &stack{Config: c, offsets: map[string]time.Duration{}, http: &http.Client{Timeout: callTimeout}}
+	for _, path := range []string{c.effectLog(), c.history(), c.executors()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+	yaml := filepath.Join(c.Dir, "dagster.yaml")
+	if err := os.WriteFile(yaml, []byte(dagsterYAML), 0o600); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.net, err = newNetwork(servers, workers); err != nil {
+		return nil, err
+	}
+	s.dev, err = devstack.Start(ctx, devstack.Config{
+		Files: []string{c.Code}, Dir: c.devDir(), Fresh: true, Project: filepath.Dir(c.Code), Python: c.Python,
+		Servers: servers, Workers: workers, MaxRuns: maxRuns, DagsterYAML: yaml, Executable: c.Executable,
+		Queues:       []devstack.Queue{{Name: "default", Slots: slots}, {Name: "runs", Slots: runSlots}},
+		RestartAfter: restartAfter, Environment: s.environment,
+		ProofOfDeath:  func(worker string) bool { return worker < workerName(unproven) },
+		StartPostgres: stackdb.Starter(s.Log),
+		Migrate: func(ctx context.Context, url string) error {
+			_, err := postgres.Migrate(ctx, url, postgres.Options{Logger: c.Log, AppName: "stepfleet chaos"})
+			return err
+		},
+		Out: c.Out, Log: c.Log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, s.net.Close())
+	}
+	if s.state, err = devstack.ReadState(c.devDir()); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	s.dagster = dagsterapi.New(s.state.URLs["dagster"])
+	s.queues = sqs.New(sqs.Options{
+		BaseEndpoint: aws.String(s.state.URLs["aws"]), Region: "us-east-1",
+		Credentials: credentials.NewStaticCredentialsProvider("local", "local", ""),
+	})
+	return s, nil
+}
+
+func (s *stack) stop() error { return errors.Join(s.dev.Stop(), s.net.Close()) }
+
+// environment is what a process gets beside what `stepfleet dev` gives it.
+func (s *stack) environment(process string, at devstack.Endpoints) []string {
+	s.net.moved(at)
+	l := s.Lifetimes
+	environ := append(
+		s.net.environment(process, at),
+		"STEPFLEET_EFFECT_LOG="+s.effectLog(), "STEPFLEET_EFFECT_FSYNC=1", "STEPFLEET_CHAOS_HISTORY="+s.history(),
+		"STEPFLEET_CHAOS_WORKERS="+s.executors(),
+		"STEPFLEET_RENEW="+l.Renew.String(), "STEPFLEET_SESSION_TTL="+l.SessionTTL.String(),
+		"STEPFLEET_RUN_LEASE="+l.RunLease.String(), "STEPFLEET_MARGIN="+l.Margin.String(),
+		"STEPFLEET_START_WITHIN="+l.StartWithin.String(), "STEPFLEET_DRAIN_TIMEOUT="+s.Drain.String(),
+		"STEPFLEET_LOG_LEVEL=info",
+		"STEPFLEET_AWS_DIR="+filepath.Join(s.devDir(), "aws"), fmt.Sprintf("STEPFLEET_AWS_SEED=%d", s.Seed),
+	)
+	if s.FIFO {
+		environ = append(environ, "STEPFLEET_QUEUE_FIFO=true")
+	}
+	if offset := s.offset(process); offset != 0 {
+		environ = append(environ, "STEPFLEET_CLOCK_OFFSET="+offset.String())
+	}
+	return environ
+}
+
+func (s *stack) offset(process string) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offsets[process]
+}
+
+func (s *stack) setOffset(process string, offset time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.offsets[process] = offset
+}
+
+// pid returns the present process of a name, 0 when there is none.
+func (s *stack) pid(name string) int {
+	state, err := devstack.ReadState(s.devDir())
+	if err != nil || state.PIDs[name] == 0 {
+		return 0
+	}
+	if p, ok := readProcess(state.PIDs[name]); !ok || !p.alive() {
+		return 0
+	}
+	return state.PIDs[name]
+}
+
+// instance returns the instance id of a worker's present life.
+func (s *stack) instance(worker string) string {
+	state, err := devstack.ReadState(s.devDir())
+	if err != nil {
+		return ""
+	}
+	return state.Instances[worker]
+}
+
+// instances are the worker lives that go on.
+func (s *stack) instances() map[string]bool {
+	lives := map[string]bool{}
+	for w := range workers {
+		lives[s.instance(workerName(w))] = true
+	}
+	return lives
+}
+
+// location is the name of the load's code location.
+func (s *stack) location() string { return filepath.Base(s.Code) }

@@ -1,0 +1,240 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/audit"
+)
+
+// witnesses are what four independent observers say of a run of chaos, in memory.
+type witnesses struct {
+	client   []audit.ClientEvent
+	tasks    []audit.Task
+	audit    []stepfleet.AuditRow
+	sessions []stepfleet.Session
+	dagster  []audit.DagsterEvent
+	// hurt are the runs of which a step's process was killed: the ledger has it failed, not lost.
+	hurt map[string]bool
+	// failures are what Dagster's log says of failed steps and runs, by run.
+	failures map[string][]string
+	rest     audit.Rest
+}
+
+// collect reads all of them but the effect log, which the verifier reads itself.
+func (s *stack) collect(ctx context.Context) (w *witnesses, err error) {
+	w = &witnesses{hurt: map[string]bool{}, failures: map[string][]string{}}
+	if w.client, err = readHistory(s.history()); err != nil {
+		return nil, err
+	}
+	if err := s.collectLedger(ctx, w); err != nil {
+		return nil, fmt.Errorf("read the ledger: %w", err)
+	}
+	if err := s.collectLog(ctx, w); err != nil {
+		return nil, fmt.Errorf("read Dagster's log: %w", err)
+	}
+	w.rest.Sessions = openSessions(w.sessions, s.instances())
+	if err := s.collectRest(ctx, w); err != nil {
+		return nil, err
+	}
+	return w, w.save(s.Dir)
+}
+
+// readHistory puts the lines that many processes have written in the order of their times.
+func readHistory(path string) ([]audit.ClientEvent, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var events []audit.ClientEvent
+	opener := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
+	for e, err := range audit.ReadClient(opener)(context.Background()) {
+		if err != nil {
+			return nil, err
+		}
+		events = append(events, e)
+	}
+	slices.SortStableFunc(events, func(a, b audit.ClientEvent) int { return a.At.Compare(b.At) })
+	for i := range events {
+		events[i].I = int64(i + 1)
+	}
+	return events, nil
+}
+
+// save writes what was collected beside the logs, so that it can be judged again.
+func (w *witnesses) save(dir string) error {
+	return errors.Join(
+		writeLines(filepath.Join(dir, "audit.jsonl"), w.audit), writeLines(filepath.Join(dir, "tasks.jsonl"), w.tasks),
+		writeLines(filepath.Join(dir, "sessions.jsonl"), w.sessions), writeLines(filepath.Join(dir, "dagster.jsonl"), w.dagster),
+	)
+}
+
+func writeLines[T any](path string, all []T) error {
+	var text bytes.Buffer
+	lines := json.NewEncoder(&text)
+	for _, one := range all {
+		if err := lines.Encode(one); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(path, text.Bytes(), 0o644)
+}
+
+// effects is the effect log.
+func (c *Config) effects() audit.Source[audit.Effect] {
+	return audit.ReadEffects(func() (io.ReadCloser, error) { return os.Open(c.effectLog()) })
+}
+
+const (
+	selectAudit = `SELECT id, at, task_id, fence, run_id, verb, actor, from_state, to_state, refused, detail FROM stepfleet.audit ORDER BY id`
+	selectTasks = `SELECT id, run_id, step_key, attempt, kind, state, fence, coalesce(session_id, 0), cancel_requested,
+		submitted_at, started_at, ended_at, coalesce(result->>'event', ''),
+		coalesce(result->'error'->>'code', ''), coalesce((result->>'exit_code')::int, 0)
+		FROM stepfleet.task LEFT JOIN stepfleet.outcome ON task_id = id ORDER BY id`
+	selectSessions = `SELECT id, worker, instance, state, started_at, renewed_at, end_reason FROM stepfleet.session ORDER BY id`
+	selectFailures = `SELECT run_id, left(concat_ws(': ', step_key, dagster_event_type,
+		event::json #>> '{dagster_event,event_specific_data,error,message}',
+		event::json #>> '{dagster_event,event_specific_data,error,cause,message}',
+		event::json #>> '{dagster_event,event_specific_data,first_step_failure_event,message}',
+		event::json #>> '{dagster_event,message}'), 1500) FROM event_logs
+		WHERE dagster_event_type IN ('STEP_FAILURE', 'PIPELINE_FAILURE') ORDER BY id`
+	selectHeld = `SELECT format('task %s by session %s', task_id, session_id) FROM stepfleet.held`
+	selectLog  = `SELECT id, run_id, dagster_event_type, coalesce(step_key, ''), timestamp AT TIME ZONE 'UTC' FROM event_logs
+		WHERE dagster_event_type IS NOT NULL ORDER BY id`
+)
+
+func (s *stack) collectLedger(ctx context.Context, w *witnesses) error {
+	conn, err := pgx.Connect(ctx, s.net.endpoints().Database.OwnerURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if w.audit, err = read(ctx, conn, selectAudit, func(row pgx.CollectableRow) (a stepfleet.AuditRow, err error) {
+		err = row.Scan(&a.ID, &a.At, &a.TaskID, &a.Fence, &a.RunID, &a.Verb, &a.Actor, &a.From, &a.To, &a.Refused, &a.Detail)
+		return a, err
+	}); err != nil {
+		return err
+	}
+	if w.tasks, err = read(ctx, conn, selectTasks, w.task); err != nil {
+		return err
+	}
+	if w.sessions, err = read(ctx, conn, selectSessions, func(row pgx.CollectableRow) (r stepfleet.Session, err error) {
+		err = row.Scan(&r.ID, &r.Worker, &r.Instance, &r.State, &r.StartedAt, &r.RenewedAt, &r.EndReason)
+		return r, err
+	}); err != nil {
+		return err
+	}
+	w.rest.Held, err = read(ctx, conn, selectHeld, pgx.RowTo[string])
+	return err
+}
+
+// task reads a task's row, and notes the run whose step's process was killed.
+func (w *witnesses) task(row pgx.CollectableRow) (t audit.Task, err error) {
+	var started, ended *time.Time
+	var code string
+	var exit int
+	err = row.Scan(&t.ID, &t.RunID, &t.StepKey, &t.Attempt, &t.Kind, &t.State, &t.Fence, &t.Session, &t.Cancelled,
+		&t.SubmittedAt, &started, &ended, &t.Event, &code, &exit)
+	if started != nil {
+		t.StartedAt = *started
+	}
+	if ended != nil {
+		t.EndedAt = *ended
+	}
+	if code == "process_died" && exit == -int(syscall.SIGKILL) {
+		w.hurt[t.RunID] = true
+	}
+	return t, err
+}
+
+func read[T any](ctx context.Context, conn *pgx.Conn, query string, to pgx.RowToFunc[T]) ([]T, error) {
+	rows, err := conn.Query(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, to)
+}
+
+func (s *stack) collectLog(ctx context.Context, w *witnesses) error {
+	conn, err := pgx.Connect(ctx, plainURL(s.net.endpoints().Database.DagsterURL))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	w.dagster, err = read(ctx, conn, selectLog, func(row pgx.CollectableRow) (e audit.DagsterEvent, err error) {
+		err = row.Scan(&e.ID, &e.RunID, &e.Type, &e.StepKey, &e.At)
+		return e, err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = read(ctx, conn, selectFailures, func(row pgx.CollectableRow) (none struct{}, err error) {
+		var run, what string
+		err = row.Scan(&run, &what)
+		w.failures[run] = append(w.failures[run], what)
+		return none, err
+	})
+	return err
+}
+
+// collectRest looks what is left in the queues. What is left of processes is known when the stack is
+// stopped.
+func (s *stack) collectRest(ctx context.Context, w *witnesses) error {
+	listed, err := s.queues.ListQueues(ctx, &sqs.ListQueuesInput{})
+	if err != nil {
+		return fmt.Errorf("list the queues: %w", err)
+	}
+	for _, url := range listed.QueueUrls {
+		got, err := s.queues.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{
+			QueueUrl:       aws.String(url),
+			AttributeNames: []types.QueueAttributeName{types.QueueAttributeNameApproximateNumberOfMessages, types.QueueAttributeNameApproximateNumberOfMessagesNotVisible},
+		})
+		if err != nil {
+			return fmt.Errorf("ask %s what it holds: %w", url, err)
+		}
+		for _, text := range got.Attributes {
+			var n int
+			if err := json.Unmarshal([]byte(text), &n); err != nil {
+				return fmt.Errorf("%s holds %q messages: %w", url, text, err)
+			}
+			w.rest.Bells += n
+		}
+	}
+	return nil
+}
+
+// openTasks counts the tasks that have not ended.
+func (s *stack) openTasks(ctx context.Context) (n int, err error) {
+	conn, err := pgx.Connect(ctx, s.net.endpoints().Database.OwnerURL)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = conn.QueryRow(ctx, `SELECT count(*) FROM stepfleet.task WHERE ended_at IS NULL`).Scan(&n)
+	return n, err
+}
+
+// plainURL is a database's address without the name of a Python driver.
+func plainURL(dsn string) string {
+	_, rest, _ := strings.Cut(dsn, "://")
+	return "postgres://" + rest
+}
