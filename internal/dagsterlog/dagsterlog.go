@@ -34,7 +34,7 @@ SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)) FILTER (
         WHERE backend_xid IS NOT NULL OR state = 'active' AND query ~* '^\s*(insert|with|update)'), 0)::float8,
     coalesce(bool_or(query = '<insufficient privilege>'), false)
 FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()`
+WHERE datname = current_database() AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()`
 
 // endings finds the ends of the steps' attempts, by the index on the run.
 const endings = `

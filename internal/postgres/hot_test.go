@@ -150,6 +150,10 @@ func TestPlansOfHotStatements(t *testing.T) {
 		"release": explain(t, pool, postgres.SQL.Release, 1, ids, fences, "x"),
 		"held":    explain(t, pool, postgres.SQL.Held, 1),
 		"runs":    explain(t, pool, postgres.SQL.RunTasks, "run1", []string{"run"}),
+		"orphans": explain(t, pool, postgres.SQL.Orphans, 0, 500),
+		"decide": explain(t, pool, postgres.SQL.Decide, ids, fences, []bool{false, false, false}, []string{"sweep", "sweep", "sweep"},
+			[]string{"lost", "lost", "lost"}, []string{"", "", ""}, []*string{nil, nil, nil}),
+		"poison": explain(t, pool, postgres.SQL.Poison, "backlog", [][]byte{make([]byte, 16)}, []int32{3}, 3),
 	}
 	for name, plan := range plans {
 		for _, table := range []string{"task", "ready"} {
