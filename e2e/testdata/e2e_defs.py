@@ -19,6 +19,7 @@ from dagster import (
     DynamicOut,
     DynamicOutput,
     ExpectationResult,
+    HookContext,
     In,
     InitResourceContext,
     JobDefinition,
@@ -31,6 +32,7 @@ from dagster import (
     RetryRequested,
     job,
     op,
+    success_hook,
 )
 from dagster_stepfleet import stepfleet_executor
 from dagster_stepfleet.storage import storages
@@ -51,6 +53,7 @@ class Behaviour(Config):
     seconds: float = 0.0  # sleep
     release: str = ""  # wait for this file
     thread_seconds: float = 0.0  # leave a thread that sleeps
+    hook_release: str = ""  # the success hook of job one_hooked waits for this file
 
 
 def behave(context: OpExecutionContext, config: Behaviour) -> None:
@@ -244,6 +247,17 @@ def limited_beside_others() -> None:
     after([work.alias("work_0")()])
 
 
+@success_hook
+def waits(context: HookContext) -> None:
+    """Keeps the step's process after its STEP_SUCCESS is in Dagster's log."""
+    await_file(context.op_config["hook_release"])
+
+
+@job(hooks={waits})
+def one_hooked() -> None:
+    work.alias("work_0")()
+
+
 def parallel(name: str, definition: OpDefinition, count: int) -> JobDefinition:
     """A job of independent ops NAME_0, NAME_1, ..."""
 
@@ -287,6 +301,7 @@ defs = Definitions(
         connections,
         one_guarded,
         one_guarded_retried,
+        one_hooked,
         parallel("one", work, 1),
         parallel("two", work, 2),
         parallel("one_retried", retried, 1),
