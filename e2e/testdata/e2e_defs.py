@@ -53,6 +53,7 @@ class Behaviour(Config):
     seconds: float = 0.0  # sleep
     release: str = ""  # wait for this file
     thread_seconds: float = 0.0  # leave a thread that sleeps
+    hook_release: str = ""  # the success hook of job one_hooked waits for this file
 
 
 def behave(context: OpExecutionContext, config: Behaviour) -> None:
@@ -257,6 +258,17 @@ def limited_beside_others() -> None:
     after([work.alias("work_0")()])
 
 
+@success_hook
+def waits(context: HookContext) -> None:
+    """Keeps the step's process after its STEP_SUCCESS is in Dagster's log."""
+    await_file(context.op_config["hook_release"])
+
+
+@job(hooks={waits})
+def one_hooked() -> None:
+    work.alias("work_0")()
+
+
 def parallel(name: str, definition: OpDefinition, count: int) -> JobDefinition:
     """A job of independent ops NAME_0, NAME_1, ..."""
 
@@ -301,6 +313,7 @@ defs = Definitions(
         killed_in_a_hook,
         one_guarded,
         one_guarded_retried,
+        one_hooked,
         parallel("one", work, 1),
         parallel("two", work, 2),
         parallel("one_retried", retried, 1),
