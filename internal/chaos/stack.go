@@ -28,8 +28,6 @@ const (
 	runSlots     = 3 // of run workers, in each worker
 	maxRuns      = workers * runSlots
 	restartAfter = 200 * time.Millisecond
-	// unproven is the first worker, by index, whose deaths are not reported: the run lease ends them.
-	unproven = 2
 )
 
 // dagsterYAML lets a run outlive more lost run workers than Dagster does by itself: how often one is
@@ -82,7 +80,7 @@ func startStack(ctx context.Context, c Config) (*stack, error) {
 		Servers: servers, Workers: workers, MaxRuns: maxRuns, DagsterYAML: yaml, Executable: c.Executable,
 		Queues:       []devstack.Queue{{Name: "default", Slots: slots}, {Name: "runs", Slots: runSlots}},
 		RestartAfter: restartAfter, Environment: s.environment,
-		ProofOfDeath:  func(worker string) bool { return worker < workerName(unproven) },
+		ProofOfDeath:  proven,
 		StartPostgres: stackdb.Starter(s.Log),
 		Migrate: func(ctx context.Context, url string) error {
 			_, err := postgres.Migrate(ctx, url, postgres.Options{Logger: c.Log, AppName: "stepfleet chaos"})
@@ -103,6 +101,9 @@ func startStack(ctx context.Context, c Config) (*stack, error) {
 	})
 	return s, nil
 }
+
+// proven says of every other worker that its deaths are reported; those of the others the run lease ends.
+func proven(worker string) bool { return worker == workerName(0) || worker == workerName(2) }
 
 func (s *stack) stop() error { return errors.Join(s.dev.Stop(), s.net.Close()) }
 

@@ -66,11 +66,12 @@ type traits struct {
 	weight int  // of the draw of what is more than the least; 0 for a heavy one
 }
 
-// about has the traits of every kind. Workers are killed, restarted and have their clocks moved in
-// one turn, so that no worker, and no run on it, is hit twice before each has been once.
+// about has the traits of every kind. Workers are paused, restarted and have their clocks moved in
+// one turn, and are killed in another, so that no run loses its run worker again and again, and kills
+// meet workers with and without proof of death.
 var about = map[Kind]traits{
 	KillServer:    {group: "server", weight: 1},
-	KillWorker:    {group: "worker", heavy: true},
+	KillWorker:    {group: "kill-worker", heavy: true},
 	KillTemplate:  {group: "template", heavy: true},
 	KillChild:     {group: "child", weight: 2},
 	KillRunWorker: {group: "run-worker", heavy: true},

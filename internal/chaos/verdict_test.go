@@ -1,0 +1,82 @@
+package chaos
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stepfleet/stepfleet/internal/audit"
+	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
+)
+
+// ended returns the outcome of a history with two runs that failed: one that began, and one that
+// Dagster's webserver could not enqueue.
+func ended() outcome {
+	return outcome{
+		witnesses: &witnesses{
+			hurt: map[string]bool{},
+			dagster: []audit.DagsterEvent{
+				{ID: 1, RunID: "began", Type: "PIPELINE_ENQUEUED"},
+				{ID: 2, RunID: "began", Type: "PIPELINE_FAILURE"},
+				{ID: 3, RunID: "refused", Type: "ENGINE_EVENT"},
+				{ID: 4, RunID: "refused", Type: "PIPELINE_FAILURE"},
+			},
+			failures: map[string][]string{"began": {"why"}},
+		},
+		runs: []runRecord{{ID: "began", Job: "wide", Status: "FAILURE"}, {ID: "refused", Job: "wide", Status: "FAILURE"}},
+	}
+}
+
+func verdict(t *testing.T, o outcome) *Report {
+	t.Helper()
+	c := Config{Dir: t.TempDir(), Duration: time.Minute, Lifetimes: Lifetimes, Partition: time.Minute}
+	if err := writeLines(c.effectLog(), []audit.Effect{}); err != nil {
+		t.Fatal(err)
+	}
+	r := &Report{Config: reported(c)}
+	if err := r.judge(t.Context(), c, o); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func problems(r *Report, kind string) (what []string) {
+	for _, p := range r.Problems {
+		if p.Kind == kind {
+			what = append(what, p.What)
+		}
+	}
+	return what
+}
+
+func TestARunMustSucceedUnlessItWasNeverLaunched(t *testing.T) {
+	r := verdict(t, ended())
+	found := strings.Join(problems(r, "R1"), "\n")
+	if r.Verdict != audit.Fail || !strings.Contains(found, "began") || strings.Contains(found, "refused") {
+		t.Errorf("%s: %s, want the run that began", r.Verdict, found)
+	}
+	if r.Counts.FailedLaunches != 1 || len(r.Runs[0].Failures) != 1 {
+		t.Errorf("%+v, want one launch that failed, and why the run did", r.Counts)
+	}
+	o := ended()
+	o.hurt["began"] = true
+	if found := problems(verdict(t, o), "R1"); len(found) > 0 {
+		t.Errorf("%q, but a step's process was killed", found)
+	}
+}
+
+func TestAPartitionThatMeetsNoStepProvesNothing(t *testing.T) {
+	if found := problems(verdict(t, ended()), "vacuous"); len(found) == 0 {
+		t.Error("no step ran through the partition, and it passed")
+	}
+}
+
+func TestOnlyFaultsThatLandedCount(t *testing.T) {
+	r := &Report{}
+	landed := &Injected{Fault: schedule.Fault{Kind: schedule.LinkCut}, Target: "worker-PG/worker-1", Landed: time.Unix(1, 0)}
+	missed := &Injected{Fault: schedule.Fault{Kind: schedule.LinkCut}, Missed: "no victim"}
+	r.countFaults([]*Injected{landed, missed})
+	if r.Counts.Faults != 1 || r.Counts.MissedFaults != 1 || r.Links["worker-PG cut"] != 1 {
+		t.Errorf("%+v %v", r.Counts, r.Links)
+	}
+}
