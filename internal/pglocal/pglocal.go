@@ -12,9 +12,7 @@ package pglocal
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -346,9 +344,7 @@ func (s *Server) dsn(user, password, database string) string {
 // passwordOf makes a user's password out of the superuser's, so that it is the same at every start and
 // only that one is kept.
 func (s *Server) passwordOf(login string) string {
-	sum := hmac.New(sha256.New, []byte(s.password))
-	sum.Write([]byte(login))
-	return hex.EncodeToString(sum.Sum(nil)[:24])
+	return hex.EncodeToString(keyed([]byte(s.password), login)[:24])
 }
 
 // CreateDatabase makes the database unless it is there.

@@ -2,6 +2,11 @@ package pglocal
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"strings"
 
@@ -25,8 +30,12 @@ func (s *Server) CreateLogin(ctx context.Context, login, group string) error {
 		return err
 	}
 	user := pgx.Identifier{login}.Sanitize()
-	// The password is hex; statements that define roles take no parameters.
-	if _, err := conn.Exec(ctx, "ALTER ROLE "+user+" LOGIN PASSWORD '"+s.passwordOf(login)+"'"); err != nil {
+	known, err := verifier(s.passwordOf(login))
+	if err != nil {
+		return fmt.Errorf("create user %s: %w", login, err)
+	}
+	// Statements that define roles take no parameters, and a verifier has nothing to quote.
+	if _, err := conn.Exec(ctx, "ALTER ROLE "+user+" LOGIN PASSWORD '"+known+"'"); err != nil {
 		return fmt.Errorf("create user %s: %w", login, err)
 	}
 	if group == "" {
@@ -36,6 +45,29 @@ func (s *Server) CreateLogin(ctx context.Context, login, group string) error {
 		return fmt.Errorf("make user %s a member of %s: %w", login, group, err)
 	}
 	return nil
+}
+
+// verifier is what PostgreSQL keeps of a password (RFC 5803). The password itself must not be in a
+// statement: the server logs those that fail, or that it dies over.
+func verifier(password string) (string, error) {
+	const iterations = 4096 // as PostgreSQL itself
+	salt := make([]byte, 16)
+	if _, err := rand.Read(salt); err != nil {
+		return "", err
+	}
+	salted, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		return "", err
+	}
+	stored := sha256.Sum256(keyed(salted, "Client Key"))
+	text := base64.StdEncoding.EncodeToString
+	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", iterations, text(salt), text(stored[:]), text(keyed(salted, "Server Key"))), nil
+}
+
+func keyed(key []byte, text string) []byte {
+	sum := hmac.New(sha256.New, key)
+	sum.Write([]byte(text))
+	return sum.Sum(nil)
 }
 
 func ensureRole(ctx context.Context, conn *pgx.Conn, name string) error {
