@@ -92,7 +92,7 @@ var calls = []struct {
 		_, err := l.Sweep(t.Context(), time.Minute, 1)
 		return err
 	}},
-	{"decide", []string{postgres.ServerRole}, func(t *testing.T, l *postgres.Ledger) error {
+	{"decide", []string{postgres.ServerRole, postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
 		return second(l.Decide(t.Context(), []stepfleet.Decision{{Ref: stepfleet.Ref{TaskID: 1, Fence: 1}}}))
 	}},
 	{"take duty", []string{postgres.ServerRole}, func(t *testing.T, l *postgres.Ledger) error {
