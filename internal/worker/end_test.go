@@ -114,6 +114,29 @@ func TestAnAbandonWhoseAnswerIsLostIsSaidAgain(t *testing.T) {
 	})
 }
 
+// The ledger has revoked the task and nobody has heard: with the old fence its end would be refused for
+// ever, under a session that lives.
+func TestARevokeWhoseAnswerIsLostIsSaidAgain(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		p := b.running("a")
+		lost := 0
+		b.failAfter(func(op string) error {
+			if op == "revoke" && lost < 3 {
+				lost++
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		})
+		stop()
+		<-p.done
+		b.expect("a", stepfleet.StateLost)
+		if lost != 3 {
+			t.Errorf("%d answers were lost", lost)
+		}
+	})
+}
+
 func TestADrainAbandonsAStepThatDoesNotComeToItsEnd(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		stop := b.start()

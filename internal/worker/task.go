@@ -21,8 +21,9 @@ type task struct {
 
 	missing int // renewals in a row that did not list it; guarded by life.mu
 
-	owner   sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
-	settled bool       // whatever was to be said of its end has been said; guarded by owner
+	owner      sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
+	settled    bool       // whatever was to be said of its end has been said; guarded by owner
+	unanswered string     // why it was revoked, while the ledger has not said by which fence; guarded by owner
 
 	mu        sync.Mutex
 	phases    map[stepfleet.Phase]float64
@@ -299,6 +300,7 @@ func (t *task) revoke(reason string) {
 func (t *task) settle(exit stepfleet.Exit) {
 	t.owner.Lock()
 	defer t.owner.Unlock()
+	t.learnFence()
 	t.mu.Lock()
 	started, ref := !t.startedAt.IsZero(), t.job.Ref
 	t.mu.Unlock()

@@ -101,20 +101,41 @@ func (t *task) timeoutText() string {
 	return fmt.Sprintf("the attempt ran over its timeout of %s (stepfleet/timeout) and was ended", t.timeout())
 }
 
-// raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does
-// not answer, the gates of this worker refuse the process all the same, and the old fence settles.
+// raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does not
+// answer, the gates of this worker refuse the process all the same, and settle asks again which fence
+// is the task's.
 func (t *task) raiseFence(reason string) {
 	ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
 	defer cancel()
+	if err := t.revokeAs(ctx, reason); err != nil {
+		t.log.Warn("revoke", "err", err)
+		t.unanswered = reason
+	}
+}
+
+// revokeAs makes the next fence the task's, which is idempotent.
+func (t *task) revokeAs(ctx context.Context, reason string) error {
 	t.mu.Lock()
 	ref := t.job.Ref
 	t.mu.Unlock()
 	fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
 	if err != nil {
-		t.log.Warn("revoke", "err", err)
-		return
+		return err
 	}
 	t.mu.Lock()
 	t.job.Fence = fence
 	t.mu.Unlock()
+	return nil
+}
+
+// learnFence asks for the fence of a revoked task until the ledger answers. A refusal is left for the
+// settlement, which is refused too.
+func (t *task) learnFence() {
+	if t.unanswered == "" {
+		return
+	}
+	err := retry(t.l.over, t.log, "revoke", func(ctx context.Context) error { return t.revokeAs(ctx, t.unanswered) })
+	if err == nil {
+		t.unanswered = ""
+	}
 }
