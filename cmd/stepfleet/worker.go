@@ -106,6 +106,9 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
+	if err := lifetimes.ValidateStatements(c.statementTimeout(lifetimes)); err != nil {
+		return fmt.Errorf("--statement-timeout: %w", err)
+	}
 	spec, err := c.spec()
 	if err != nil {
 		return err
