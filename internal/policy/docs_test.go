@@ -41,10 +41,7 @@ func proofs(t *testing.T) map[string]bool {
 		}
 	}
 	walk(t, func(path string) {
-		pattern := map[bool]*regexp.Regexp{true: goTest}[strings.HasSuffix(path, "_test.go")]
-		if name := filepath.Base(path); strings.HasPrefix(name, "test_") && strings.HasSuffix(name, ".py") {
-			pattern = pythonTest
-		}
+		pattern := testsIn(filepath.Base(path))
 		if pattern == nil {
 			return
 		}
@@ -57,6 +54,17 @@ func proofs(t *testing.T) map[string]bool {
 		}
 	})
 	return known
+}
+
+// testsIn finds the tests of a file by its name; nil where there are none.
+func testsIn(file string) *regexp.Regexp {
+	switch {
+	case strings.HasSuffix(file, "_test.go"):
+		return goTest
+	case strings.HasPrefix(file, "test_") && strings.HasSuffix(file, ".py"):
+		return pythonTest
+	}
+	return nil
 }
 
 // subtests are the names of examples and of subtests, anywhere.
