@@ -27,6 +27,11 @@ TASK = (
     " VALUES (1, 7, 'running', 1, 0, 0, 0, 0, '', :hash, 'r', 's', 'default', 'step', '', '', '')"
     " RETURNING id"
 )
+SESSION = (
+    "INSERT INTO stepfleet.session (id, worker, instance, host, pid, version, slots)"
+    " OVERRIDING SYSTEM VALUE VALUES (7, 'w', 'i', 'h', 1, '', '{}')"
+)
+DIE = "UPDATE stepfleet.session SET state = 'dead', ended_at = now(), end_reason = 'silent'"
 LOSE = "UPDATE stepfleet.task SET fence = fence + 1, state = 'lost', ended_at = now()"
 TAKE = "SELECT id FROM stepfleet.task WHERE state = 'running' FOR NO KEY UPDATE SKIP LOCKED"
 
@@ -40,6 +45,7 @@ def ledger(behind):
             up = re.split(r"-- \+goose (?:Up|Down)\n", file.read_text())[1]
             cursor = behind.connection.cursor()
             cursor.execute(up)
+        behind.exec_driver_sql(SESSION)
         yield behind
     finally:
         behind.exec_driver_sql("DROP SCHEMA stepfleet CASCADE")
@@ -85,6 +91,14 @@ def test_one_whose_task_was_taken_writes_nothing_and_leaves(instance, ledger, ma
     with pytest.raises(Refused):
         instance.event_log_storage.store_event_batch([materialization(run, 3)])
     assert sum(said(instance, run).values()) == 1
+
+
+def test_one_whose_session_is_dead_writes_nothing_and_leaves(instance, ledger):
+    run = create_run(instance, "chain")
+    ledger.exec_driver_sql(DIE)
+    with pytest.raises(Refused):
+        instance.event_log_storage.store_event(entry(run, "late"))
+    assert said(instance, run) == {}
 
 
 def test_an_asset_event_is_whole(instance, proxy, behind):
