@@ -230,23 +230,30 @@ func (d *dagster) events(t *testing.T, run string) []event {
 	for {
 		var data struct {
 			LogsForRun struct {
-				Events  []event
-				Cursor  string
-				HasMore bool
+				Typename string `json:"__typename"`
+				Message  string
+				Events   []event
+				Cursor   string
+				HasMore  bool
 			}
 		}
 		variables := map[string]any{"run": run}
 		if cursor != "" {
 			variables["cursor"] = cursor
 		}
-		err := d.ask(`query($run: ID!, $cursor: String) { logsForRun(runId: $run, afterCursor: $cursor, limit: 1000) { __typename
+		ask := func() error {
+			return d.ask(`query($run: ID!, $cursor: String) { logsForRun(runId: $run, afterCursor: $cursor, limit: 1000) { __typename
   ... on EventConnection { cursor hasMore events { __typename
     ... on MessageEvent { eventType stepKey message timestamp }
     ... on ErrorEvent { error { message causes { message } } }
-    ... on LogsCapturedEvent { fileKey stepKeys } } } } }`, variables, &data)
-		if err != nil {
-			t.Fatalf("event log of run %s: %v", run, err)
+    ... on LogsCapturedEvent { fileKey stepKeys } } }
+  ... on PythonError { message } } }`, variables, &data)
 		}
+		// The webserver tries a connection that PostgreSQL's restart has cut, and answers with its error.
+		await(t, healthyTimeout, "the event log of run "+run, func() (bool, string) {
+			err := ask()
+			return err == nil && data.LogsForRun.Typename == "EventConnection", fmt.Sprint(err, data.LogsForRun.Message)
+		})
 		events = append(events, data.LogsForRun.Events...)
 		if !data.LogsForRun.HasMore {
 			return events

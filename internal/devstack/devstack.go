@@ -145,6 +145,11 @@ type stages struct {
 
 // Run starts the stack, stays up until ctx ends, and stops it.
 func Run(ctx context.Context, config Config) error {
+	for _, name := range dropped { // some of the children do not get an environment of their own
+		if err := os.Unsetenv(name); err != nil {
+			return err
+		}
+	}
 	stack, err := Start(ctx, config)
 	if err != nil {
 		return err
