@@ -12,18 +12,22 @@ import (
 )
 
 // orphans lists running tasks without an owner. Only of those does it read the task: of everything
-// that is held, the session's state and the mark of an abandoned task say enough.
+// that is held, the session's state and the mark of an abandoned task say enough. The OFFSET keeps the
+// planner to that order: it takes a state that is rare for a reason to read the whole table.
 const orphans = `
 SELECT t.id, t.fence, t.run_id, t.step_key, t.attempt, t.kind, t.cancel_requested,
     (SELECT min(o.attempt) FROM stepfleet.task o WHERE o.run_id = t.run_id AND o.step_hash = t.step_hash),
     extract(epoch FROM clock_timestamp() - coalesce(h.abandoned_at, s.ended_at))::float8,
     'session ' || s.id || CASE WHEN h.abandoned_at IS NULL THEN ' is dead: ' || s.end_reason ELSE ' has abandoned it' END, s.worker
 FROM stepfleet.held h
-JOIN stepfleet.session s ON s.id = h.session_id
-JOIN stepfleet.task t ON t.id = h.task_id AND t.session_id IS NOT DISTINCT FROM
-    CASE WHEN h.abandoned_at IS NULL THEN h.session_id END
-WHERE (s.state = 'dead' OR h.abandoned_at IS NOT NULL) AND t.state = 'running' AND t.id > $1
-ORDER BY t.id LIMIT $2`
+JOIN stepfleet.session s ON s.id = h.session_id AND (s.state = 'dead' OR h.abandoned_at IS NOT NULL)
+CROSS JOIN LATERAL (
+    SELECT * FROM stepfleet.task t WHERE t.id = h.task_id AND t.state = 'running'
+        AND t.session_id IS NOT DISTINCT FROM CASE WHEN h.abandoned_at IS NULL THEN h.session_id END
+    OFFSET 0
+) t
+WHERE h.task_id > $1
+ORDER BY h.task_id LIMIT $2`
 
 // decide ends orphans.
 //
