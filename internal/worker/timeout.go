@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
@@ -57,8 +56,6 @@ func (t *task) endLingering(proc stepfleet.Process) {
 	}
 }
 
-func (t *task) timeout() time.Duration { return time.Duration(t.job.TimeoutSeconds) * time.Second }
-
 // timeOut refuses the process everything, takes the task from it, and only then ends it: Dagster
 // would turn the SIGTERM into an ending event of its own. The task's own goroutine then settles it
 // as failed. An attempt that has been granted its ending event has ended in time, whatever its
@@ -89,16 +86,7 @@ func (t *task) refuseLate() bool {
 		return false
 	default:
 	}
-	if t.ending || t.cancelled || t.revoked != nil {
-		return false
-	}
-	t.late = true
-	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, t.timeoutText())
-	return true
-}
-
-func (t *task) timeoutText() string {
-	return fmt.Sprintf("the attempt ran over its timeout of %s (stepfleet/timeout) and was ended", t.timeout())
+	return t.RefuseLate()
 }
 
 // raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does
@@ -107,7 +95,7 @@ func (t *task) raiseFence(reason string) {
 	ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
 	defer cancel()
 	t.mu.Lock()
-	ref := t.job.Ref
+	ref := t.Ref()
 	t.mu.Unlock()
 	fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
 	if err != nil {
@@ -115,6 +103,6 @@ func (t *task) raiseFence(reason string) {
 		return
 	}
 	t.mu.Lock()
-	t.job.Fence = fence
+	t.Raised(fence)
 	t.mu.Unlock()
 }
