@@ -113,7 +113,7 @@ func (t *task) revoke(reason string) {
 		return
 	}
 	if t.Revoke(reason) {
-		t.raiseFence(reason)
+		_ = t.raiseFence(reason)
 	}
 	t.kill()
 }
@@ -125,14 +125,14 @@ func (t *task) timeOut() {
 	if t.child.reported || t.child.p.dead || !t.RefuseLate() {
 		return
 	}
-	t.raiseFence("timeout")
+	_ = t.raiseFence("timeout")
 	t.l.p.spawn(t.terminate)
 }
 
-func (t *task) raiseFence(reason string) {
-	if fence, err := t.l.x.led.Revoke(context.Background(), t.l.id, t.Ref(), reason); err == nil {
-		t.Raised(fence)
-	}
+func (t *task) raiseFence(reason string) error {
+	fence, err := t.l.x.led.Revoke(context.Background(), t.l.id, t.Ref(), reason)
+	t.Raised(fence, err)
+	return err
 }
 
 // settle makes the moves that the product's Attempt asks for.
@@ -140,9 +140,9 @@ func (t *task) settle(exit stepfleet.Exit) {
 	t.own()
 	defer t.disown()
 	t.settled = true
-	ctx, x, id, ref := context.Background(), t.l.x, t.l.id, t.Ref()
+	ctx, x, id := context.Background(), t.l.x, t.l.id
 	for {
-		move := t.Next(exit)
+		move, ref := t.Next(exit), t.Ref()
 		var err error
 		switch move {
 		case worker.Leave:
@@ -151,6 +151,8 @@ func (t *task) settle(exit stepfleet.Exit) {
 			err = x.retry(t.l, func() error { return x.led.release(ctx, id, ref, "ended before its start") })
 		case worker.RecordStart:
 			err = t.recordStart()
+		case worker.Raise:
+			err = x.retry(t.l, func() error { return t.raiseFence("its process is gone") })
 		case worker.Abandon:
 			err = x.retry(t.l, func() error { return x.led.abandon(ctx, id, ref, "granted its ending event") })
 		case worker.Settle:

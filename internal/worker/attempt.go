@@ -25,6 +25,7 @@ type Attempt struct {
 	refused   error     // why the start was refused
 	unbegun   bool      // the process was gone before it could be told of its start
 	spoken    bool      // an event was granted: others may know that the process has been there
+	unsure    bool      // the fence was to be raised, and no answer came: it may be
 	left      bool      // nothing is left to tell the ledger
 }
 
@@ -36,8 +37,12 @@ func NewAttempt(job stepfleet.Job) Attempt {
 // Ref is the task with the fence that its owner has by now.
 func (a *Attempt) Ref() stepfleet.Ref { return a.job.Ref }
 
-// Raised says that the owner has raised its fence.
-func (a *Attempt) Raised(fence stepfleet.Fence) { a.job.Fence = fence }
+// Raised says what became of raising the fence.
+func (a *Attempt) Raised(fence stepfleet.Fence, err error) {
+	if a.unsure = err != nil; err == nil {
+		a.job.Fence = fence
+	}
+}
 
 // Started says that the start is recorded.
 func (a *Attempt) Started(at time.Time) { a.startedAt = at }
@@ -126,6 +131,7 @@ const (
 	Leave       Move = iota // nothing: the ledger has ended it, or given it to somebody, or knows
 	GiveBack                // release the lease: nothing has happened
 	RecordStart             // record the start, to settle the attempt then
+	Raise                   // raise the fence again, to learn which one it has
 	Abandon                 // have the server decide how it ended
 	Settle                  // say how it ended
 )
@@ -139,6 +145,8 @@ func (a *Attempt) Next(exit stepfleet.Exit) Move {
 	switch {
 	case a.left:
 		return Leave
+	case a.IsStarted() && a.unsure:
+		return Raise
 	case (a.IsStarted() || a.unbegun) && a.isUndecided(exit):
 		return Abandon
 	case a.IsStarted() || a.unbegun:
@@ -158,7 +166,7 @@ func (a *Attempt) Answered(move Move, err error) {
 	switch {
 	case move == GiveBack && errors.Is(err, stepfleet.ErrFenced):
 		a.unbegun = true
-	case move == RecordStart && err == nil:
+	case (move == RecordStart || move == Raise) && err == nil:
 	default:
 		a.left = true
 	}

@@ -265,11 +265,11 @@ func (t *task) settle(exit stepfleet.Exit) {
 	t.owner.Lock()
 	defer t.owner.Unlock()
 	t.mu.Lock()
-	started, ref := t.IsStarted(), t.job.Ref
+	started := t.IsStarted()
 	t.mu.Unlock()
 	t.settled = true
 	for first := true; ; first = false {
-		move := t.next(exit)
+		move, ref := t.next(exit)
 		var err error
 		switch move {
 		case Leave:
@@ -283,6 +283,8 @@ func (t *task) settle(exit stepfleet.Exit) {
 			if err = t.recordStart(t.l.over); err != nil {
 				t.log.Info("start refused", "err", err)
 			}
+		case Raise:
+			err = retry(t.l.over, t.log, "revoke", func(ctx context.Context) error { return t.raise(ctx, "its process is gone") })
 		case Abandon:
 			err = t.abandon(ref, exit)
 		case Settle:
@@ -294,10 +296,10 @@ func (t *task) settle(exit stepfleet.Exit) {
 	}
 }
 
-func (t *task) next(exit stepfleet.Exit) Move {
+func (t *task) next(exit stepfleet.Exit) (Move, stepfleet.Ref) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.Next(exit)
+	return t.Next(exit), t.Ref()
 }
 
 // report says how the attempt ended.

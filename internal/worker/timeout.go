@@ -90,19 +90,23 @@ func (t *task) refuseLate() bool {
 }
 
 // raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does
-// not answer, the gates of this worker refuse the process all the same, and the old fence settles.
+// not answer, the gates of this worker refuse the process all the same, and the settlement begins with
+// the question which fence the task has.
 func (t *task) raiseFence(reason string) {
 	ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
 	defer cancel()
+	if err := t.raise(ctx, reason); err != nil {
+		t.log.Warn("revoke", "err", err)
+	}
+}
+
+func (t *task) raise(ctx context.Context, reason string) error {
 	t.mu.Lock()
 	ref := t.Ref()
 	t.mu.Unlock()
 	fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
-	if err != nil {
-		t.log.Warn("revoke", "err", err)
-		return
-	}
 	t.mu.Lock()
-	t.Raised(fence)
-	t.mu.Unlock()
+	defer t.mu.Unlock()
+	t.Raised(fence, err)
+	return err
 }
