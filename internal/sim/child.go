@@ -20,6 +20,8 @@ type child struct {
 	ended    bool // the worker was told that the end is stored
 	reported bool
 	status   int
+	began    bool
+	died     time.Time
 	news     signal
 }
 
@@ -28,7 +30,11 @@ const stepStart = "STEP_START"
 func newChild(t *task) *child {
 	x := t.l.x
 	c := &child{s: x.s, t: t, p: x.s.world.process(fmt.Sprintf("%s/task-%d", x.name, t.job.TaskID)), status: -9}
-	c.p.onDeath = func() { x.children = slices.DeleteFunc(x.children, func(other *child) bool { return other == c }) }
+	x.s.born = append(x.s.born, c)
+	c.p.onDeath = func() {
+		c.died = x.s.world.time()
+		x.children = slices.DeleteFunc(x.children, func(other *child) bool { return other == c })
+	}
 	x.children = append(x.children, c)
 	c.p.spawn(c.run)
 	return c
@@ -61,16 +67,23 @@ func (c *child) run() {
 		c.leave(1)
 	}
 	c.s.log.append(key, stepStart)
+	c.began = true
 	c.effect(audit.EffectBegin)
 	if limit := time.Duration(c.t.job.TimeoutSeconds) * time.Second; limit > 0 {
 		c.watch(limit)
 	}
-	w.sleep(w.between(10*time.Millisecond, 4*time.Second))
-	if w.chance(0.05) {
+	takes := w.between(10*time.Millisecond, 4*time.Second)
+	if !c.s.healed && w.chance(0.15) {
+		takes = w.between(0, 2*lifetimes.RunLease)
+	}
+	w.sleep(takes)
+	if w.chance(0.03) {
 		c.leave(pick(w, -11, 3)) // in user code
 	}
-	event := pick(w, stepfleet.EventSuccess, stepfleet.EventSuccess, stepfleet.EventSuccess, stepfleet.EventSuccess,
-		stepfleet.EventSuccess, stepfleet.EventFailure, stepfleet.EventRetry)
+	event := stepfleet.EventSuccess
+	if w.chance(0.2) {
+		event = pick(w, stepfleet.EventFailure, stepfleet.EventRetry)
+	}
 	if event == stepfleet.EventRetry && key.Attempt >= maxAttempt {
 		event = stepfleet.EventFailure
 	}

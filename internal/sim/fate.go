@@ -80,14 +80,22 @@ func (s *simulation) remark(f fate, err error) string {
 	return fmt.Sprintf("%s: %v", remarks[f], err)
 }
 
-// nemesis makes faults until the world is healed.
+// nemesis makes faults until the world is healed. Each history has some kinds of them and not the others,
+// and its own pace: where everything fails at once, one fault hides another.
 func (s *simulation) nemesis() {
 	w := s.world
-	gap := w.between(300*time.Millisecond, 3*time.Second) // some histories are calm, some are not
-	for w.sleep(w.between(gap/2, 2*gap)); !s.healed; w.sleep(w.between(gap/2, 2*gap)) {
-		pick(w, s.killWorker, s.stopWorker, s.cutWorker, s.drainWorker, s.killChild, s.killChild, s.stopChild,
-			s.killServer, s.stopServer, s.failover, s.jumpServer, s.loseLog, s.bells.purge,
-			s.killExecutor, s.takeOver, s.cancel)()
+	var kinds []func()
+	for _, kind := range []func(){
+		s.killWorker, s.stopWorker, s.cutWorker, s.drainWorker, s.killChild, s.stopChild, s.killServer, s.stopServer,
+		s.failover, s.jumpServer, s.loseLog, s.bells.purge, s.killExecutor, s.takeOver, s.cancel,
+	} {
+		if w.chance(0.4) {
+			kinds = append(kinds, kind)
+		}
+	}
+	gap := w.between(300*time.Millisecond, 5*time.Second)
+	for w.sleep(w.between(gap/2, 2*gap)); !s.healed && len(kinds) > 0; w.sleep(w.between(gap/2, 2*gap)) {
+		pick(w, kinds...)()
 	}
 }
 
@@ -99,25 +107,30 @@ func (s *simulation) ttls() time.Duration {
 	return s.world.between(lifetimes.SessionTTL/2, 3*lifetimes.SessionTTL)
 }
 
-func (s *simulation) killWorker() { pick(s.world, s.workers...).harm("kill").p.kill() }
+func (s *simulation) killWorker() { pick(s.world, s.workers...).p.kill() }
 
 func (s *simulation) stopWorker() {
 	x, d := pick(s.world, s.workers...), s.ttls()
 	s.world.say(x.p, "is stopped for %s", d)
-	x.harm("stop").p.stop(d)
+	x.harm()
+	x.p.stop(d)
 }
 
 func (s *simulation) cutWorker() {
 	x, d := pick(s.world, s.workers...), s.ttls()
+	if s.world.chance(0.2) {
+		d = s.world.between(lifetimes.RunLease, 2*lifetimes.RunLease)
+	}
 	s.world.say(x.p, "is cut from the ledger for %s", d)
-	x.harm("cut").p.cut = s.world.now + d
+	x.harm()
+	x.p.cut = s.world.now + d
 }
 
-func (s *simulation) drainWorker() { pick(s.world, s.workers...).harm("drain").drain() }
+func (s *simulation) drainWorker() { pick(s.world, s.workers...).drain() }
 
 func (s *simulation) killChild() {
 	if x := pick(s.world, s.workers...); len(x.children) > 0 {
-		x.harm("child")
+		x.harm()
 		pick(s.world, x.children...).p.kill()
 	}
 }
@@ -192,7 +205,7 @@ func (s *simulation) executing() *executor {
 }
 
 func (s *simulation) cancel() {
-	if r := pick(s.world, s.runs...); s.world.chance(0.3) {
-		r.cancel()
+	if s.world.chance(0.3) {
+		pick(s.world, s.runs...).cancel()
 	}
 }

@@ -63,9 +63,13 @@ func (s *simulation) judge() (Verdict, error) {
 	}
 	v.Counts = report.Counts
 	for _, one := range report.Violations {
+		if one.Invariant == zombie {
+			continue
+		}
 		v.Problems = append(v.Problems, fmt.Sprintf("%s %s: %s (%s)", one.Invariant, one.Key, one.What, one.Sentence))
 	}
-	v.Problems = append(v.Problems, s.lostForNothing(views)...)
+	v.Problems = append(v.Problems, s.takenForNothing(views, page.Rows, sessions)...)
+	v.Problems = append(v.Problems, s.zombies(page.Rows)...)
 	for _, r := range s.runs {
 		if !r.ended {
 			v.Problems = append(v.Problems, r.id+" has not ended")
@@ -83,19 +87,50 @@ func (s *simulation) dagsterRuns() audit.Source[audit.Run] {
 	return audit.Slice(runs...)
 }
 
-// lostForNothing finds attempts that were lost although nothing had happened to their worker, and the
-// ledger was never away for so long that a worker had to stop.
-func (s *simulation) lostForNothing(views []stepfleet.View) (found []string) {
+// takenForNothing finds attempts and leases that were taken from workers to which nothing had happened,
+// where the ledger was never away for so long that a worker had to stop.
+func (s *simulation) takenForNothing(
+	views []stepfleet.View, rows []stepfleet.AuditRow, sessions []stepfleet.Session,
+) (found []string) {
 	if s.outages > lifetimes.RunLease-3*lifetimes.Margin {
 		return nil
 	}
-	harmed := map[string]bool{}
-	for _, x := range s.workers {
-		harmed[x.name] = x.harmed
-	}
+	unharmed := func(id stepfleet.SessionID) bool { return s.lives[id] != nil && !s.lives[id].harmed }
 	for _, v := range views {
-		if v.State == stepfleet.StateLost && !harmed[v.Worker] {
-			found = append(found, fmt.Sprintf("L1 %s: it was lost, and nothing had happened to %s: %s", v.Key, v.Worker, v.Reason))
+		if v.State == stepfleet.StateLost && unharmed(v.Session) {
+			found = append(found, fmt.Sprintf("L1 %s: it was lost, and nothing had happened to session %d of %s: %s", v.Key, v.Session, v.Worker, v.Reason))
+		}
+	}
+	for _, one := range sessions {
+		suspected := fmt.Sprintf("session %d is suspect", one.ID)
+		for _, row := range rows {
+			if unharmed(one.ID) && row.Verb == stepfleet.VerbSweep && row.Detail == suspected {
+				found = append(found, fmt.Sprintf("L2 task %d: %s, and nothing had happened to it", row.TaskID, row.Detail))
+			}
+		}
+	}
+	return found
+}
+
+// zombie is the invariant of the checker that user code is not at work long after its fence is gone. It goes by
+// what user code writes, and cannot know that a worker was stopped: zombies here goes by the processes.
+const zombie = "I6"
+
+// zombies finds processes that had begun user code and were there long after their fence was gone, less the time
+// that its worker was stopped.
+func (s *simulation) zombies(rows []stepfleet.AuditRow) (found []string) {
+	allowed := lifetimes.SessionTTL + lifetimes.Margin
+	for _, c := range s.born {
+		for _, row := range rows {
+			if !c.began || row.TaskID != c.t.job.TaskID || row.Refused != "" || row.Fence <= c.t.job.Fence && !row.To.Terminal() {
+				continue
+			}
+			if c.died.IsZero() {
+				found = append(found, fmt.Sprintf("I6 %s: its process never ended", c.t.job.Key))
+			} else if over := c.died.Sub(row.At) - c.t.l.p.stopped(row.At, c.died); over > allowed {
+				found = append(found, fmt.Sprintf("I6 %s: its process ended %s after its fence was gone", c.t.job.Key, over))
+			}
+			break
 		}
 	}
 	return found

@@ -171,14 +171,15 @@ func (o *port) Revoke(ctx context.Context, id stepfleet.SessionID, ref stepfleet
 }
 
 func (o *port) Beat(ctx context.Context, server string) (time.Time, error) {
-	return call(o, "beat", lifetimes.Renew, func() (time.Time, error) { return o.Ledger.Beat(ctx, server) })
+	at, err := call(o, "beat", lifetimes.Renew, func() (time.Time, error) { return o.Ledger.Beat(ctx, server) })
+	if o.s.cfg.Mutant == BrokenStreak && err != nil {
+		return o.s.world.time(), nil
+	}
+	return at, err
 }
 
 func (o *port) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
 	return call(o, "expire", callLimit, func() ([]stepfleet.Session, error) {
-		if o.s.cfg.Mutant == ExpireAtOnce {
-			unbroken = forever
-		}
 		changed, err := o.Ledger.ExpireSessions(ctx, unbroken)
 		if o.s.cfg.Mutant == SweepSuspects {
 			for _, one := range changed {

@@ -41,7 +41,7 @@ type Mutant string
 // The mutants.
 const (
 	SweepSuspects      Mutant = "sweep-suspects"       // a session that missed its TTL is taken for dead
-	ExpireAtOnce       Mutant = "expire-at-once"       // the sweep does not ask how long its own beats went through
+	BrokenStreak       Mutant = "broken-streak"        // a beat that failed does not end the sweep's streak
 	SettleWithoutFence Mutant = "settle-without-fence" // whoever settles is taken for the owner
 	NoSelfFence        Mutant = "no-self-fence"        // a worker goes on beyond its run lease
 	NoStart            Mutant = "no-start"             // user code begins although its start was refused
@@ -52,7 +52,7 @@ const (
 
 // Mutants are all of them.
 var Mutants = []Mutant{
-	SweepSuspects, ExpireAtOnce, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, AckEarly,
+	SweepSuspects, BrokenStreak, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, AckEarly,
 }
 
 // The deadlines are short, so that a history sees all of them pass.
@@ -85,6 +85,8 @@ type simulation struct {
 	servers    []*server
 	workers    []*fleetWorker
 	runs       []*run
+	born       []*child // all that there were
+	lives      map[stepfleet.SessionID]*life
 	healed     bool
 	healedAt   time.Duration
 	effects    []audit.Effect
@@ -95,7 +97,7 @@ type simulation struct {
 func newSimulation(cfg Config) *simulation {
 	w := newWorld(cfg.Seed)
 	w.tell = cfg.Tell
-	s := &simulation{cfg: cfg, world: w, ledger: memory.NewLedger(), network: w.process("network")}
+	s := &simulation{cfg: cfg, world: w, ledger: memory.NewLedger(), network: w.process("network"), lives: map[stepfleet.SessionID]*life{}}
 	s.ledger.Now = w.time
 	s.bells = &bells{s: s}
 	s.log = &dagster{s: s, underway: map[stepfleet.Key]int{}}
@@ -108,7 +110,7 @@ func newSimulation(cfg Config) *simulation {
 	for i := range 2 + w.rng.IntN(2) {
 		r := &run{s: s, id: fmt.Sprintf("run-%d", i+1)}
 		for step := range 2 + w.rng.IntN(3) {
-			r.steps = append(r.steps, "step"[:3+step%2]+fmt.Sprint(step))
+			r.steps = append(r.steps, fmt.Sprintf("step_%d", step))
 		}
 		s.runs = append(s.runs, r)
 	}
@@ -129,7 +131,7 @@ func (s *simulation) play() {
 	}
 	s.network.spawn(s.nemesis)
 	never := func() bool { return false }
-	w.run(w.between(10*time.Second, 30*time.Second), never)
+	w.run(w.between(10*time.Second, 40*time.Second), never)
 	s.heal()
 	w.run(w.now+endsWithin, s.over)
 	w.run(w.now+afterwards, never)

@@ -22,7 +22,11 @@ type task struct {
 
 func (t *task) run() {
 	w := t.l.w
-	w.sleep(w.between(5*time.Millisecond, 300*time.Millisecond)) // a process is found
+	found := w.between(5*time.Millisecond, 300*time.Millisecond)
+	if !t.l.x.s.healed && w.chance(0.1) {
+		found = w.between(0, 2*lifetimes.StartWithin) // a template loads
+	}
+	w.sleep(found)
 	if !t.l.x.s.healed && w.chance(0.01) {
 		_ = t.l.x.retry(t.l, func() error {
 			return t.l.x.led.release(context.Background(), t.l.id, t.Ref(), "no process")

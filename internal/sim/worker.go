@@ -22,20 +22,20 @@ type fleetWorker struct {
 	children []*child
 	leaving  bool
 	leave    signal
-	harmed   bool // it was killed, stopped, cut off or asked to stop at some time
-	lives    int
+	now      *life // its session, if it has one
+	starts   int
 }
 
 // boot starts the worker's next process.
 func (x *fleetWorker) boot() {
 	w := x.s.world
-	x.lives++
+	x.starts++
 	x.p = w.process(x.name)
 	x.p.fragile = true
 	x.p.offset, x.p.drift = w.between(-time.Hour, time.Hour), (w.rng.Float64()-0.5)*0.06
 	x.led = &port{x.s.ledger, x.s, x.p}
 	x.leaving = false
-	instance := fmt.Sprintf("%s/%d", x.name, x.lives)
+	instance := fmt.Sprintf("%s/%d", x.name, x.starts)
 	x.cfg = worker.Config{
 		Spec: stepfleet.SessionSpec{
 			Worker: x.name, Instance: instance, Slots: map[string]int{queue: 2},
@@ -50,7 +50,8 @@ func (x *fleetWorker) boot() {
 // died takes the children along, maybe proves the death, and starts anew.
 func (x *fleetWorker) died(instance string) {
 	w := x.s.world
-	x.harmed = true
+	x.harm()
+	x.now = nil
 	for _, c := range slices.Clone(x.children) {
 		c.p.kill()
 	}
@@ -66,11 +67,17 @@ func (x *fleetWorker) died(instance string) {
 	w.after(w.between(100*time.Millisecond, 3*time.Second), x.boot)
 }
 
-func (x *fleetWorker) harm(string) *fleetWorker { x.harmed = true; return x }
+// harm notes that the session cannot be blamed for what happens to it.
+func (x *fleetWorker) harm() {
+	if x.now != nil {
+		x.now.harmed = true
+	}
+}
 
 // drain is SIGTERM.
 func (x *fleetWorker) drain() {
 	x.s.world.say(x.p, "is asked to stop")
+	x.harm()
 	x.leaving = true
 	x.leave.send()
 }
@@ -93,7 +100,10 @@ func (x *fleetWorker) run() {
 			x: x, w: w, p: x.p, id: session.ID, renewed: sent, tasks: map[stepfleet.TaskID]*task{},
 			free: x.cfg.Spec.Slots[queue], look: worker.NewLook(),
 		}
+		x.now = l
+		x.s.lives[session.ID] = l
 		l.run()
+		x.now = nil
 	}
 	x.p.kill() // it exits
 }
@@ -126,6 +136,7 @@ type life struct {
 	w        *world
 	p        *process
 	id       stepfleet.SessionID
+	harmed   bool // it was killed, stopped, cut off or asked to stop, or a child of it was killed
 	renewed  time.Time
 	renewal  signal
 	over     bool

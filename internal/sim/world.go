@@ -96,6 +96,7 @@ type process struct {
 	dead    bool
 	gone    signal // sent when it dies
 	resumes time.Duration
+	stops   []stop
 	cut     time.Duration // no link to the ledger until then
 	offset  time.Duration
 	drift   float64
@@ -111,7 +112,21 @@ func (p *process) clock() time.Time {
 }
 
 // stop is SIGSTOP, with a SIGCONT after d.
-func (p *process) stop(d time.Duration) { p.resumes = max(p.resumes, p.w.now+d) }
+func (p *process) stop(d time.Duration) {
+	p.stops = append(p.stops, stop{p.w.now, p.w.now + d})
+	p.resumes = max(p.resumes, p.w.now+d)
+}
+
+type stop struct{ from, until time.Duration }
+
+// stopped is for how long at most the process was stopped in that time.
+func (p *process) stopped(from, until time.Time) (sum time.Duration) {
+	for _, one := range p.stops {
+		begin, end := max(one.from, from.Sub(epoch)), min(one.until, until.Sub(epoch))
+		sum += max(0, end-begin)
+	}
+	return sum
+}
 
 // kill is SIGKILL. A thread that kills its own process does not return from it.
 func (p *process) kill() {
