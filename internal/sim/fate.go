@@ -123,7 +123,7 @@ func (s *simulation) cutWorker() {
 	}
 	s.world.say(x.p, "is cut from the ledger for %s", d)
 	x.harm()
-	x.p.cut = s.world.now + d
+	x.p.cut = max(x.p.cut, s.world.now+d)
 }
 
 func (s *simulation) drainWorker() { pick(s.world, s.workers...).drain() }
@@ -163,15 +163,15 @@ func (s *simulation) jumpServer() {
 
 // failover takes the ledger away from everybody.
 func (s *simulation) failover() {
-	d := s.ttls()
-	s.ledgerBack = s.world.now + d
+	d := pick(s.world, s.ttls(), s.world.between(lifetimes.SessionTTL, 2*lifetimes.SessionTTL))
+	s.ledgerBack = max(s.ledgerBack, s.world.now+d)
 	s.outages += d
 	s.world.say(nil, "the ledger is away for %s", d)
 }
 
 func (s *simulation) loseLog() {
 	d := s.ttls()
-	s.log.back = s.world.now + d
+	s.log.back = max(s.log.back, s.world.now+d)
 	s.world.say(nil, "Dagster's log is away for %s", d)
 }
 

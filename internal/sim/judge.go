@@ -68,7 +68,8 @@ func (s *simulation) judge() (Verdict, error) {
 		}
 		v.Problems = append(v.Problems, fmt.Sprintf("%s %s: %s (%s)", one.Invariant, one.Key, one.What, one.Sentence))
 	}
-	v.Problems = append(v.Problems, s.takenForNothing(views, page.Rows, sessions)...)
+	v.Problems = append(v.Problems, s.lostForNothing(views)...)
+	v.Problems = append(v.Problems, s.wronged...)
 	v.Problems = append(v.Problems, s.zombies(page.Rows)...)
 	for _, r := range s.runs {
 		if !r.ended {
@@ -87,26 +88,28 @@ func (s *simulation) dagsterRuns() audit.Source[audit.Run] {
 	return audit.Slice(runs...)
 }
 
-// takenForNothing finds attempts and leases that were taken from workers to which nothing had happened,
-// where the ledger was never away for so long that a worker had to stop.
-func (s *simulation) takenForNothing(
-	views []stepfleet.View, rows []stepfleet.AuditRow, sessions []stepfleet.Session,
-) (found []string) {
-	if s.outages > lifetimes.RunLease-3*lifetimes.Margin {
-		return nil
-	}
-	unharmed := func(id stepfleet.SessionID) bool { return s.lives[id] != nil && !s.lives[id].harmed }
-	for _, v := range views {
-		if v.State == stepfleet.StateLost && unharmed(v.Session) {
-			found = append(found, fmt.Sprintf("L1 %s: it was lost, and nothing had happened to session %d of %s: %s", v.Key, v.Session, v.Worker, v.Reason))
+// unharmed says of a session that nothing has happened to it. One may have ended itself where the ledger was
+// away for so long that it had to.
+func (s *simulation) unharmed(id stepfleet.SessionID) bool {
+	l := s.lives[id]
+	long := s.outages > lifetimes.RunLease-3*lifetimes.Margin
+	return l != nil && !l.harmed && !(l.ranOut && long)
+}
+
+// expired notes sessions that a server takes for suspect or dead for nothing.
+func (s *simulation) expired(sessions []stepfleet.Session) {
+	for _, one := range sessions {
+		if s.unharmed(one.ID) {
+			s.wronged = append(s.wronged, fmt.Sprintf("L2 session %d of %s: it was taken for %s, and nothing had happened to it", one.ID, one.Worker, one.State))
 		}
 	}
-	for _, one := range sessions {
-		suspected := fmt.Sprintf("session %d is suspect", one.ID)
-		for _, row := range rows {
-			if unharmed(one.ID) && row.Verb == stepfleet.VerbSweep && row.Detail == suspected {
-				found = append(found, fmt.Sprintf("L2 task %d: %s, and nothing had happened to it", row.TaskID, row.Detail))
-			}
+}
+
+// lostForNothing finds attempts that were lost although nothing had happened to their session.
+func (s *simulation) lostForNothing(views []stepfleet.View) (found []string) {
+	for _, v := range views {
+		if v.State == stepfleet.StateLost && s.unharmed(v.Session) {
+			found = append(found, fmt.Sprintf("L1 %s: it was lost, and nothing had happened to session %d of %s: %s", v.Key, v.Session, v.Worker, v.Reason))
 		}
 	}
 	return found

@@ -15,6 +15,8 @@ type port struct {
 	*memory.Ledger
 	s *simulation
 	p *process
+
+	beats int // of the mutant that counts them
 }
 
 // callLimit bounds a call, as the roles' own timeouts do.
@@ -172,8 +174,9 @@ func (o *port) Revoke(ctx context.Context, id stepfleet.SessionID, ref stepfleet
 
 func (o *port) Beat(ctx context.Context, server string) (time.Time, error) {
 	at, err := call(o, "beat", lifetimes.Renew, func() (time.Time, error) { return o.Ledger.Beat(ctx, server) })
-	if o.s.cfg.Mutant == BrokenStreak && err != nil {
-		return o.s.world.time(), nil
+	if o.s.cfg.Mutant == CountedBeats {
+		o.beats++
+		return epoch.Add(time.Duration(o.beats) * sweepTurn), nil
 	}
 	return at, err
 }
@@ -181,6 +184,7 @@ func (o *port) Beat(ctx context.Context, server string) (time.Time, error) {
 func (o *port) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
 	return call(o, "expire", callLimit, func() ([]stepfleet.Session, error) {
 		changed, err := o.Ledger.ExpireSessions(ctx, unbroken)
+		o.s.expired(changed)
 		if o.s.cfg.Mutant == SweepSuspects {
 			for _, one := range changed {
 				if _, err := o.Ledger.DeclareDead(ctx, one.Instance, "suspect"); err != nil {

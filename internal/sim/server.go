@@ -34,7 +34,7 @@ func (x *server) boot() {
 	role, err := dispatch.New(dispatch.Config{
 		Name: x.name, URL: x.name, Queues: []string{queue}, Lifetimes: lifetimes,
 		EventLog: logPort{x.s.log, p}, Dagster: logPort{x.s.log, p}, Now: p.clock, Logger: slog.New(slog.DiscardHandler),
-	}, &port{x.s.ledger, x.s, p}, nil)
+	}, &port{Ledger: x.s.ledger, s: x.s, p: p}, nil)
 	if err != nil {
 		panic(err)
 	}

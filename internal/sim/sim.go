@@ -41,7 +41,7 @@ type Mutant string
 // The mutants.
 const (
 	SweepSuspects      Mutant = "sweep-suspects"       // a session that missed its TTL is taken for dead
-	BrokenStreak       Mutant = "broken-streak"        // a beat that failed does not end the sweep's streak
+	CountedBeats       Mutant = "counted-beats"        // the sweep counts its beats, whether or when they went through
 	SettleWithoutFence Mutant = "settle-without-fence" // whoever settles is taken for the owner
 	NoSelfFence        Mutant = "no-self-fence"        // a worker goes on beyond its run lease
 	NoStart            Mutant = "no-start"             // user code begins although its start was refused
@@ -52,7 +52,7 @@ const (
 
 // Mutants are all of them.
 var Mutants = []Mutant{
-	SweepSuspects, BrokenStreak, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, AckEarly,
+	SweepSuspects, CountedBeats, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, AckEarly,
 }
 
 // The deadlines are short, so that a history sees all of them pass.
@@ -87,6 +87,7 @@ type simulation struct {
 	runs       []*run
 	born       []*child // all that there were
 	lives      map[stepfleet.SessionID]*life
+	wronged    []string // sessions that were taken for gone without a reason
 	healed     bool
 	healedAt   time.Duration
 	effects    []audit.Effect

@@ -23,7 +23,7 @@ type task struct {
 func (t *task) run() {
 	w := t.l.w
 	found := w.between(5*time.Millisecond, 300*time.Millisecond)
-	if !t.l.x.s.healed && w.chance(0.1) {
+	if !t.l.x.s.healed && w.chance(0.2) {
 		found = w.between(0, 2*lifetimes.StartWithin) // a template loads
 	}
 	w.sleep(found)

@@ -33,7 +33,7 @@ func (x *fleetWorker) boot() {
 	x.p = w.process(x.name)
 	x.p.fragile = true
 	x.p.offset, x.p.drift = w.between(-time.Hour, time.Hour), (w.rng.Float64()-0.5)*0.06
-	x.led = &port{x.s.ledger, x.s, x.p}
+	x.led = &port{Ledger: x.s.ledger, s: x.s, p: x.p}
 	x.leaving = false
 	instance := fmt.Sprintf("%s/%d", x.name, x.starts)
 	x.cfg = worker.Config{
@@ -137,6 +137,7 @@ type life struct {
 	p        *process
 	id       stepfleet.SessionID
 	harmed   bool // it was killed, stopped, cut off or asked to stop, or a child of it was killed
+	ranOut   bool // it ended itself before its run lease was over
 	renewed  time.Time
 	renewal  signal
 	over     bool
@@ -181,6 +182,7 @@ func (l *life) keepSession() {
 		now := l.p.clock()
 		if l.x.cfg.LeaseOver(l.age()) && l.x.s.cfg.Mutant != NoSelfFence {
 			l.w.say(l.p, "its run lease runs out")
+			l.ranOut = true
 			l.killAll()
 			l.end()
 			return
