@@ -24,6 +24,7 @@ func (v Verdict) Failed() bool { return len(v.Problems) > 0 }
 // Run makes one history and judges it.
 func Run(cfg Config) (Verdict, error) {
 	s := newSimulation(cfg)
+	defer s.world.end()
 	s.play()
 	return s.judge()
 }

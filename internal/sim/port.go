@@ -22,6 +22,9 @@ type port struct {
 // callLimit bounds a call, as the roles' own timeouts do.
 const callLimit = 3 * time.Second
 
+// arrived is the context of a call that has arrived: it is carried out whether or not its caller still waits.
+var arrived = context.Background()
+
 // critical are the calls at which processes die most.
 var critical = map[string]bool{
 	"register": true, "claim": true, "start": true, "settle": true, "release": true, "revoke": true, "abandon": true,
@@ -92,48 +95,48 @@ func do(o *port, op string, f func() error) error {
 	return err
 }
 
-func (o *port) TakeEpoch(ctx context.Context, run, executor, url string) (stepfleet.Epoch, error) {
-	return call(o, "epoch", callLimit, func() (stepfleet.Epoch, error) { return o.Ledger.TakeEpoch(ctx, run, executor, url) })
+func (o *port) TakeEpoch(_ context.Context, run, executor, url string) (stepfleet.Epoch, error) {
+	return call(o, "epoch", callLimit, func() (stepfleet.Epoch, error) { return o.Ledger.TakeEpoch(arrived, run, executor, url) })
 }
 
-func (o *port) Submit(ctx context.Context, b stepfleet.Batch) ([]stepfleet.Receipt, error) {
-	return call(o, "submit", callLimit, func() ([]stepfleet.Receipt, error) { return o.Ledger.Submit(ctx, b) })
+func (o *port) Submit(_ context.Context, b stepfleet.Batch) ([]stepfleet.Receipt, error) {
+	return call(o, "submit", callLimit, func() ([]stepfleet.Receipt, error) { return o.Ledger.Submit(arrived, b) })
 }
 
-func (o *port) Cancel(ctx context.Context, run string, e stepfleet.Epoch, keys []stepfleet.Key, why string) ([]stepfleet.Change, error) {
-	return call(o, "cancel", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.Cancel(ctx, run, e, keys, why) })
+func (o *port) Cancel(_ context.Context, run string, e stepfleet.Epoch, keys []stepfleet.Key, why string) ([]stepfleet.Change, error) {
+	return call(o, "cancel", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.Cancel(arrived, run, e, keys, why) })
 }
 
-func (o *port) CloseRun(ctx context.Context, run string, e stepfleet.Epoch, why string) ([]stepfleet.Change, error) {
-	return call(o, "close", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.CloseRun(ctx, run, e, why) })
+func (o *port) CloseRun(_ context.Context, run string, e stepfleet.Epoch, why string) ([]stepfleet.Change, error) {
+	return call(o, "close", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.CloseRun(arrived, run, e, why) })
 }
 
-func (o *port) Adjudicate(ctx context.Context, run string, e stepfleet.Epoch, keys []stepfleet.Key) ([]stepfleet.Ruling, error) {
-	return call(o, "adjudicate", callLimit, func() ([]stepfleet.Ruling, error) { return o.Ledger.Adjudicate(ctx, run, e, keys) })
+func (o *port) Adjudicate(_ context.Context, run string, e stepfleet.Epoch, keys []stepfleet.Key) ([]stepfleet.Ruling, error) {
+	return call(o, "adjudicate", callLimit, func() ([]stepfleet.Ruling, error) { return o.Ledger.Adjudicate(arrived, run, e, keys) })
 }
 
-func (o *port) Register(ctx context.Context, spec stepfleet.SessionSpec) (stepfleet.Session, error) {
-	return call(o, "register", callLimit, func() (stepfleet.Session, error) { return o.Ledger.Register(ctx, spec) })
+func (o *port) Register(_ context.Context, spec stepfleet.SessionSpec) (stepfleet.Session, error) {
+	return call(o, "register", callLimit, func() (stepfleet.Session, error) { return o.Ledger.Register(arrived, spec) })
 }
 
-func (o *port) renew(ctx context.Context, id stepfleet.SessionID, limit time.Duration) (stepfleet.Renewal, error) {
-	return call(o, "renew", limit, func() (stepfleet.Renewal, error) { return o.Ledger.Renew(ctx, id) })
+func (o *port) renew(_ context.Context, id stepfleet.SessionID, limit time.Duration) (stepfleet.Renewal, error) {
+	return call(o, "renew", limit, func() (stepfleet.Renewal, error) { return o.Ledger.Renew(arrived, id) })
 }
 
-func (o *port) Held(ctx context.Context, id stepfleet.SessionID) ([]stepfleet.Held, error) {
-	return call(o, "held", callLimit, func() ([]stepfleet.Held, error) { return o.Ledger.Held(ctx, id) })
+func (o *port) Held(_ context.Context, id stepfleet.SessionID) ([]stepfleet.Held, error) {
+	return call(o, "held", callLimit, func() ([]stepfleet.Held, error) { return o.Ledger.Held(arrived, id) })
 }
 
-func (o *port) SetDraining(ctx context.Context, id stepfleet.SessionID) error {
-	return do(o, "drain", func() error { return o.Ledger.SetDraining(ctx, id) })
+func (o *port) SetDraining(_ context.Context, id stepfleet.SessionID) error {
+	return do(o, "drain", func() error { return o.Ledger.SetDraining(arrived, id) })
 }
 
-func (o *port) EndSession(ctx context.Context, id stepfleet.SessionID, why string) error {
-	return do(o, "end", func() error { return o.Ledger.EndSession(ctx, id, why) })
+func (o *port) EndSession(_ context.Context, id stepfleet.SessionID, why string) error {
+	return do(o, "end", func() error { return o.Ledger.EndSession(arrived, id, why) })
 }
 
-func (o *port) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {
-	return call(o, "claim", lifetimes.Renew, func() (stepfleet.Claimed, error) { return o.Ledger.Claim(ctx, req) })
+func (o *port) Claim(_ context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {
+	return call(o, "claim", lifetimes.Renew, func() (stepfleet.Claimed, error) { return o.Ledger.Claim(arrived, req) })
 }
 
 // one makes a call for one task of a call that takes many.
@@ -147,33 +150,33 @@ func one(o *port, op string, f func() ([]error, error)) error {
 	})
 }
 
-func (o *port) start(ctx context.Context, id stepfleet.SessionID, ref stepfleet.Ref) error {
-	return one(o, "start", func() ([]error, error) { return o.Ledger.Start(ctx, id, []stepfleet.Ref{ref}) })
+func (o *port) start(_ context.Context, id stepfleet.SessionID, ref stepfleet.Ref) error {
+	return one(o, "start", func() ([]error, error) { return o.Ledger.Start(arrived, id, []stepfleet.Ref{ref}) })
 }
 
-func (o *port) settle(ctx context.Context, id stepfleet.SessionID, end stepfleet.Settlement) error {
+func (o *port) settle(_ context.Context, id stepfleet.SessionID, end stepfleet.Settlement) error {
 	return one(o, "settle", func() ([]error, error) {
 		if o.s.cfg.Mutant == SettleWithoutFence {
 			id, end.Ref = o.s.ownerNow(end.Ref, id)
 		}
-		return o.Ledger.Settle(ctx, id, []stepfleet.Settlement{end})
+		return o.Ledger.Settle(arrived, id, []stepfleet.Settlement{end})
 	})
 }
 
-func (o *port) release(ctx context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) error {
-	return one(o, "release", func() ([]error, error) { return o.Ledger.Release(ctx, id, []stepfleet.Ref{ref}, why) })
+func (o *port) release(_ context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) error {
+	return one(o, "release", func() ([]error, error) { return o.Ledger.Release(arrived, id, []stepfleet.Ref{ref}, why) })
 }
 
-func (o *port) abandon(ctx context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) error {
-	return one(o, "abandon", func() ([]error, error) { return o.Ledger.Abandon(ctx, id, []stepfleet.Ref{ref}, why) })
+func (o *port) abandon(_ context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) error {
+	return one(o, "abandon", func() ([]error, error) { return o.Ledger.Abandon(arrived, id, []stepfleet.Ref{ref}, why) })
 }
 
-func (o *port) Revoke(ctx context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) (stepfleet.Fence, error) {
-	return call(o, "revoke", callLimit, func() (stepfleet.Fence, error) { return o.Ledger.Revoke(ctx, id, ref, why) })
+func (o *port) Revoke(_ context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) (stepfleet.Fence, error) {
+	return call(o, "revoke", callLimit, func() (stepfleet.Fence, error) { return o.Ledger.Revoke(arrived, id, ref, why) })
 }
 
-func (o *port) Beat(ctx context.Context, server string) (time.Time, error) {
-	at, err := call(o, "beat", lifetimes.Renew, func() (time.Time, error) { return o.Ledger.Beat(ctx, server) })
+func (o *port) Beat(_ context.Context, server string) (time.Time, error) {
+	at, err := call(o, "beat", lifetimes.Renew, func() (time.Time, error) { return o.Ledger.Beat(arrived, server) })
 	if o.s.cfg.Mutant == CountedBeats {
 		o.beats++
 		return epoch.Add(time.Duration(o.beats) * sweepTurn), nil
@@ -181,13 +184,13 @@ func (o *port) Beat(ctx context.Context, server string) (time.Time, error) {
 	return at, err
 }
 
-func (o *port) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
+func (o *port) ExpireSessions(_ context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
 	return call(o, "expire", callLimit, func() ([]stepfleet.Session, error) {
-		changed, err := o.Ledger.ExpireSessions(ctx, unbroken)
+		changed, err := o.Ledger.ExpireSessions(arrived, unbroken)
 		o.s.expired(changed)
 		if o.s.cfg.Mutant == SweepSuspects {
 			for _, one := range changed {
-				if _, err := o.Ledger.DeclareDead(ctx, one.Instance, "suspect"); err != nil {
+				if _, err := o.Ledger.DeclareDead(arrived, one.Instance, "suspect"); err != nil {
 					return nil, err
 				}
 			}
@@ -196,38 +199,38 @@ func (o *port) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]st
 	})
 }
 
-func (o *port) DeclareDead(ctx context.Context, instance, why string) ([]stepfleet.Session, error) {
-	return call(o, "proof", callLimit, func() ([]stepfleet.Session, error) { return o.Ledger.DeclareDead(ctx, instance, why) })
+func (o *port) DeclareDead(_ context.Context, instance, why string) ([]stepfleet.Session, error) {
+	return call(o, "proof", callLimit, func() ([]stepfleet.Session, error) { return o.Ledger.DeclareDead(arrived, instance, why) })
 }
 
-func (o *port) Sweep(ctx context.Context, within time.Duration, max int) ([]stepfleet.Change, error) {
-	return call(o, "sweep", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.Sweep(ctx, within, max) })
+func (o *port) Sweep(_ context.Context, within time.Duration, max int) ([]stepfleet.Change, error) {
+	return call(o, "sweep", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.Sweep(arrived, within, max) })
 }
 
-func (o *port) Orphans(ctx context.Context, after stepfleet.TaskID, max int) ([]stepfleet.Orphan, error) {
-	return call(o, "orphans", callLimit, func() ([]stepfleet.Orphan, error) { return o.Ledger.Orphans(ctx, after, max) })
+func (o *port) Orphans(_ context.Context, after stepfleet.TaskID, max int) ([]stepfleet.Orphan, error) {
+	return call(o, "orphans", callLimit, func() ([]stepfleet.Orphan, error) { return o.Ledger.Orphans(arrived, after, max) })
 }
 
-func (o *port) Decide(ctx context.Context, decisions []stepfleet.Decision) ([]stepfleet.Change, error) {
-	return call(o, "decide", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.Decide(ctx, decisions) })
+func (o *port) Decide(_ context.Context, decisions []stepfleet.Decision) ([]stepfleet.Change, error) {
+	return call(o, "decide", callLimit, func() ([]stepfleet.Change, error) { return o.Ledger.Decide(arrived, decisions) })
 }
 
-func (o *port) TakeDuty(ctx context.Context, duty, server string, hold time.Duration) (bool, error) {
-	return call(o, "duty", callLimit, func() (bool, error) { return o.Ledger.TakeDuty(ctx, duty, server, hold) })
+func (o *port) TakeDuty(_ context.Context, duty, server string, hold time.Duration) (bool, error) {
+	return call(o, "duty", callLimit, func() (bool, error) { return o.Ledger.TakeDuty(arrived, duty, server, hold) })
 }
 
-func (o *port) OpenRuns(ctx context.Context, after string, max int) ([]stepfleet.OpenRun, error) {
-	return call(o, "open runs", callLimit, func() ([]stepfleet.OpenRun, error) { return o.Ledger.OpenRuns(ctx, after, max) })
+func (o *port) OpenRuns(_ context.Context, after string, max int) ([]stepfleet.OpenRun, error) {
+	return call(o, "open runs", callLimit, func() ([]stepfleet.OpenRun, error) { return o.Ledger.OpenRuns(arrived, after, max) })
 }
 
-func (o *port) Lanes(ctx context.Context) ([]stepfleet.Lane, error) {
-	return call(o, "lanes", callLimit, func() ([]stepfleet.Lane, error) { return o.Ledger.Lanes(ctx) })
+func (o *port) Lanes(_ context.Context) ([]stepfleet.Lane, error) {
+	return call(o, "lanes", callLimit, func() ([]stepfleet.Lane, error) { return o.Ledger.Lanes(arrived) })
 }
 
-func (o *port) RunTasks(ctx context.Context, run string, kinds ...stepfleet.Kind) ([]stepfleet.View, error) {
-	return call(o, "run tasks", callLimit, func() ([]stepfleet.View, error) { return o.Ledger.RunTasks(ctx, run, kinds...) })
+func (o *port) RunTasks(_ context.Context, run string, kinds ...stepfleet.Kind) ([]stepfleet.View, error) {
+	return call(o, "run tasks", callLimit, func() ([]stepfleet.View, error) { return o.Ledger.RunTasks(arrived, run, kinds...) })
 }
 
-func (o *port) Tasks(ctx context.Context, ids []stepfleet.TaskID) ([]stepfleet.View, error) {
-	return call(o, "tasks", callLimit, func() ([]stepfleet.View, error) { return o.Ledger.Tasks(ctx, ids) })
+func (o *port) Tasks(_ context.Context, ids []stepfleet.TaskID) ([]stepfleet.View, error) {
+	return call(o, "tasks", callLimit, func() ([]stepfleet.View, error) { return o.Ledger.Tasks(arrived, ids) })
 }

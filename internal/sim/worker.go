@@ -23,6 +23,7 @@ type fleetWorker struct {
 	leaving  bool
 	leave    signal
 	now      *life // its session, if it has one
+	harms    int   // what has happened to it
 	starts   int
 }
 
@@ -69,6 +70,7 @@ func (x *fleetWorker) died(instance string) {
 
 // harm notes that the session cannot be blamed for what happens to it.
 func (x *fleetWorker) harm() {
+	x.harms++
 	if x.now != nil {
 		x.now.harmed = true
 	}
@@ -87,6 +89,7 @@ func (x *fleetWorker) run() {
 	for !x.leaving {
 		var session stepfleet.Session
 		var sent time.Time
+		before := x.harms
 		err := x.retry(nil, func() (err error) {
 			sent = x.p.clock()
 			session, err = x.led.Register(context.Background(), x.cfg.Spec)
@@ -98,7 +101,7 @@ func (x *fleetWorker) run() {
 		w.say(x.p, "session %d begins", session.ID)
 		l := &life{
 			x: x, w: w, p: x.p, id: session.ID, renewed: sent, tasks: map[stepfleet.TaskID]*task{},
-			free: x.cfg.Spec.Slots[queue], look: worker.NewLook(),
+			free: x.cfg.Spec.Slots[queue], look: worker.NewLook(), harmed: x.harms > before,
 		}
 		x.now = l
 		x.s.lives[session.ID] = l

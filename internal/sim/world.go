@@ -22,6 +22,7 @@ type world struct {
 	agenda  agenda
 	number  int64
 	current *thread
+	all     []*process
 	tell    func(line string) // nil: nobody listens
 }
 
@@ -104,7 +105,20 @@ type process struct {
 	onDeath func()
 }
 
-func (w *world) process(name string) *process { return &process{w: w, name: name} }
+func (w *world) process(name string) *process {
+	p := &process{w: w, name: name}
+	w.all = append(w.all, p)
+	return p
+}
+
+// end leaves nothing of the world: a thread that waits for ever would stay in memory.
+func (w *world) end() {
+	w.tell = nil
+	for _, p := range w.all {
+		p.onDeath = nil
+		p.kill()
+	}
+}
 
 // clock is what the process's own clock shows.
 func (p *process) clock() time.Time {
