@@ -37,7 +37,9 @@ type Config struct {
 	// Dagster is asked which open runs have ended, and told the end of cancelled runs that nobody
 	// else is left to end; nil leaves both to executors, launchers and Dagster's own monitoring.
 	Dagster stepfleet.Orchestrator
-	Logger  *slog.Logger
+	// Now is the server's clock; nil means time.Now.
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 // Intervals of the server's loops. They bound how late something lost is made good, and what an
@@ -80,6 +82,9 @@ func New(cfg Config, ledger stepfleet.Ledger, bells stepfleet.Ringer) (*Server, 
 		cfg.MaxPayloadBytes = stepfleet.MaxPayloadBytes
 	case cfg.MaxPayloadBytes < 0 || cfg.MaxPayloadBytes > stepfleet.MaxPayloadBytes:
 		return nil, fmt.Errorf("--max-payload %d: use at most %d, which the ledger takes", cfg.MaxPayloadBytes, stepfleet.MaxPayloadBytes)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	return &Server{
 		cfg:      cfg,

@@ -22,7 +22,7 @@ const (
 func (s *Server) reconcile(ctx context.Context) error {
 	failed := false
 	for pause(ctx, reconcileEvery) {
-		err := s.reconcileOnce(ctx)
+		err := s.ReconcileTurn(ctx)
 		failed = s.tellOutage(ctx, failed, err, "compare open runs with Dagster", "open runs are compared with Dagster again")
 	}
 	return ctx.Err()
@@ -41,7 +41,8 @@ func (s *Server) tellOutage(ctx context.Context, failedBefore bool, err error, w
 	return err != nil
 }
 
-func (s *Server) reconcileOnce(ctx context.Context) error {
+// ReconcileTurn is one comparison of all open runs.
+func (s *Server) ReconcileTurn(ctx context.Context) error {
 	if mine, err := s.onDuty(ctx, dutyReconcile); err != nil || !mine {
 		return err
 	}

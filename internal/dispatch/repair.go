@@ -41,7 +41,7 @@ func (s *Server) onDuty(ctx context.Context, duty string) (bool, error) {
 // worker does not know. Dagster's log has the last word: an attempt whose end it shows takes that
 // outcome, and only one of which it shows, and can show, nothing is lost.
 func (s *Server) repair(ctx context.Context) error {
-	var log logOutage
+	var log LogOutage
 	failed := false
 	for every := repairEvery; ; {
 		select {
@@ -50,7 +50,7 @@ func (s *Server) repair(ctx context.Context) error {
 		case <-time.After(every):
 		case <-s.orphaned: // some are there for certain
 		}
-		waiting, err := s.repairOnce(ctx, &log)
+		waiting, err := s.RepairTurn(ctx, &log)
 		failed = s.tellOutage(ctx, failed, err, "decide how tasks ended that nobody owns", "tasks that nobody owns are decided again")
 		if every = repairEvery; waiting && !failed {
 			every = repairSoon
@@ -58,8 +58,8 @@ func (s *Server) repair(ctx context.Context) error {
 	}
 }
 
-// repairOnce decides what can be decided, and says whether some wait for writes under way.
-func (s *Server) repairOnce(ctx context.Context, log *logOutage) (waiting bool, err error) {
+// RepairTurn decides what can be decided, and says whether some wait for writes under way.
+func (s *Server) RepairTurn(ctx context.Context, log *LogOutage) (waiting bool, err error) {
 	for after := stepfleet.TaskID(0); ; {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		page, err := s.ledger.Orphans(call, after, sweepMax)
@@ -100,7 +100,7 @@ func (s *Server) decide(ctx context.Context, decisions []stepfleet.Decision) err
 }
 
 // judge asks the log about the steps among the orphans. A run worker is no step of the log's.
-func (s *Server) judge(ctx context.Context, page []stepfleet.Orphan, log *logOutage) (out []stepfleet.Decision, waiting bool, err error) {
+func (s *Server) judge(ctx context.Context, page []stepfleet.Orphan, log *LogOutage) (out []stepfleet.Decision, waiting bool, err error) {
 	var steps []stepfleet.Orphan
 	for _, o := range page {
 		if o.Kind == stepfleet.KindStep && s.cfg.EventLog != nil {
@@ -115,10 +115,10 @@ func (s *Server) judge(ctx context.Context, page []stepfleet.Orphan, log *logOut
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	endings, err := s.cfg.EventLog.Endings(call, steps)
 	cancel()
-	log.note(err)
+	log.note(err, s.cfg.Now())
 	if err != nil {
 		for _, o := range steps {
-			if log.over(o, s.cfg.EventLogPatience) {
+			if log.over(o, s.cfg.EventLogPatience, s.cfg.Now()) {
 				out = append(out, o.Decide("", o.Reason+"; whether Dagster's log has the attempt's end is not known: it could not be asked"))
 			}
 		}
@@ -139,19 +139,19 @@ func (s *Server) judge(ctx context.Context, page []stepfleet.Orphan, log *logOut
 	return out, waiting, nil
 }
 
-// logOutage is since when the log could not be asked.
-type logOutage struct{ began time.Time }
+// LogOutage is since when the log could not be asked.
+type LogOutage struct{ began time.Time }
 
-func (l *logOutage) note(err error) {
+func (l *LogOutage) note(err error, now time.Time) {
 	switch {
 	case err == nil:
-		*l = logOutage{}
+		*l = LogOutage{}
 	case l.began.IsZero():
-		l.began = time.Now()
+		l.began = now
 	}
 }
 
 // over says whether the orphan has waited for the log long enough; without a limit it never has.
-func (l *logOutage) over(o stepfleet.Orphan, patience time.Duration) bool {
-	return patience > 0 && o.Gone >= patience && time.Since(l.began) >= patience
+func (l *LogOutage) over(o stepfleet.Orphan, patience time.Duration, now time.Time) bool {
+	return patience > 0 && o.Gone >= patience && now.Sub(l.began) >= patience
 }

@@ -126,22 +126,35 @@ func (r *ringer) ring(ctx context.Context, queue string, n int) error {
 // may have been lost, or answered by a worker that died.
 func (s *Server) rering(ctx context.Context) error {
 	for {
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		lanes, err := s.ledger.Lanes(call)
-		cancel()
-		if err != nil && ctx.Err() == nil {
+		if err := s.ReringTurn(ctx); err != nil && ctx.Err() == nil {
 			s.log.Debug("look at the lanes", "err", err)
-		}
-		for _, lane := range lanes {
-			s.bells.setSlots(lane.Queue, lane.Slots)
-			if lane.OldestAge >= reringEvery {
-				s.bells.want(lane.Queue, min(lane.Ready, lane.Slots-lane.Leased-lane.Running))
-			}
 		}
 		if !pause(ctx, reringEvery) {
 			return ctx.Err()
 		}
 	}
+}
+
+// ReringTurn is one look at the lanes.
+func (s *Server) ReringTurn(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	lanes, err := s.ledger.Lanes(ctx)
+	for _, lane := range lanes {
+		s.bells.setSlots(lane.Queue, lane.Slots)
+		if lane.OldestAge >= reringEvery {
+			s.bells.want(lane.Queue, min(lane.Ready, lane.Slots-lane.Leased-lane.Running))
+		}
+	}
+	return err
+}
+
+// TakeBells returns how many bells the queue is owed now, as its ringer takes them.
+func (s *Server) TakeBells(queue string) int {
+	if lane := s.bells.lanes[queue]; lane != nil {
+		return lane.take()
+	}
+	return 0
 }
 
 // pause waits for d and reports whether ctx is still on.

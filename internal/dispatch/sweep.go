@@ -17,17 +17,9 @@ const callTimeout = 10 * time.Second
 // the sweeper that came back first must not kill the fleet. Sessions that are dead already, by
 // proof or by their own word, are swept at every tick.
 func (s *Server) sweep(ctx context.Context) error {
-	var beats streak
+	var beats Streak
 	for {
-		at, err := s.beat(ctx)
-		unbroken := beats.note(at, err == nil, s.cfg.Lifetimes.SessionTTL/2)
-		if err == nil && unbroken > 0 {
-			err = s.expire(ctx, unbroken)
-		}
-		if err == nil {
-			err = s.sweepOnce(ctx)
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := s.SweepTurn(ctx, &beats); err != nil && ctx.Err() == nil {
 			s.log.Warn("sweep", "err", err)
 		}
 		if !pause(ctx, sweepEvery) {
@@ -36,15 +28,28 @@ func (s *Server) sweep(ctx context.Context) error {
 	}
 }
 
-// streak is a row of beats without a failure or a gap, by the time that the ledger gave them: a step
+// SweepTurn is one turn of the sweep.
+func (s *Server) SweepTurn(ctx context.Context, beats *Streak) error {
+	at, err := s.beat(ctx)
+	unbroken := beats.note(at, err == nil, s.cfg.Lifetimes.SessionTTL/2)
+	if err == nil && unbroken > 0 {
+		err = s.expire(ctx, unbroken)
+	}
+	if err == nil {
+		err = s.sweepOnce(ctx)
+	}
+	return err
+}
+
+// Streak is a row of beats without a failure or a gap, by the time that the ledger gave them: a step
 // of this machine's clock neither makes one longer nor ends it. A gap without a beat that failed
 // comes from a sweep that hung through an outage, or from a sweeper that was stopped.
-type streak struct{ began, last time.Time }
+type Streak struct{ began, last time.Time }
 
 // note takes a beat and returns how long the streak is that it ends, 0 for one that failed.
-func (k *streak) note(at time.Time, ok bool, maxGap time.Duration) time.Duration {
+func (k *Streak) note(at time.Time, ok bool, maxGap time.Duration) time.Duration {
 	if !ok {
-		*k = streak{}
+		*k = Streak{}
 		return 0
 	}
 	if gap := at.Sub(k.last); k.began.IsZero() || gap > maxGap || gap < 0 {

@@ -18,13 +18,15 @@ import (
 	"github.com/stepfleet/stepfleet"
 )
 
-// Ledger is the ledger in memory: a mutex and maps. Its clock is time.Now, so inside a
-// testing/synctest bubble it is the bubble's.
+// Ledger is the ledger in memory: a mutex and maps. Without a clock of its own it keeps time.Now's,
+// so inside a testing/synctest bubble it is the bubble's.
 type Ledger struct {
 	// Fail is called before each method with its name; an error is returned instead of doing
 	// anything, wrapped in ErrUnavailable. FailAfter is called after the method has done its
 	// work: an error loses the answer. Set them before use.
 	Fail, FailAfter func(op string) error
+	// Now is the ledger's clock; nil means time.Now. Set it before use.
+	Now func() time.Time
 
 	mu       sync.Mutex
 	runs     map[string]*run
@@ -112,6 +114,15 @@ func (l *Ledger) enter(ctx context.Context, op string) (leave func(*error), err 
 	}, nil
 }
 
+func (l *Ledger) now() time.Time {
+	if l.Now != nil {
+		return l.Now()
+	}
+	return time.Now()
+}
+
+func (l *Ledger) since(t time.Time) time.Duration { return l.now().Sub(t) }
+
 func lost(op string, err error) error {
 	if errors.Is(err, stepfleet.ErrUnavailable) {
 		return fmt.Errorf("%s: %w", op, err)
@@ -156,7 +167,7 @@ func (l *Ledger) move(t *task, verb stepfleet.Verb, to stepfleet.State, actor, d
 	}
 	t.State = to
 	if to.Terminal() {
-		t.EndedAt = time.Now()
+		t.EndedAt = l.now()
 	}
 	if to == stepfleet.StateQueued {
 		t.Session, t.Worker, t.ClaimedAt = 0, "", time.Time{}
@@ -168,7 +179,7 @@ func (l *Ledger) move(t *task, verb stepfleet.Verb, to stepfleet.State, actor, d
 }
 
 func (l *Ledger) note(row stepfleet.AuditRow) {
-	row.ID, row.At = int64(len(l.audit)+1), time.Now()
+	row.ID, row.At = int64(len(l.audit)+1), l.now()
 	l.audit = append(l.audit, row)
 }
 
@@ -278,7 +289,7 @@ func (l *Ledger) insert(r *run, in stepfleet.Task, actor string) stepfleet.Recei
 		return stepfleet.Receipt{TaskID: t.ID, Key: t.Key, State: t.State, Known: true}
 	}
 	in.IdempotencyKey = in.Key.IdempotencyKey()
-	t := &task{View: stepfleet.View{ID: stepfleet.TaskID(len(l.tasks) + 1), Task: in, SubmittedAt: time.Now()}, releasedFence: -1}
+	t := &task{View: stepfleet.View{ID: stepfleet.TaskID(len(l.tasks) + 1), Task: in, SubmittedAt: l.now()}, releasedFence: -1}
 	t.turn = 1 + max(l.turns[lane{in.Queue, in.Priority}], r.lastTurn)
 	r.lastTurn = t.turn
 	l.tasks = append(l.tasks, t)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/stepfleet/stepfleet"
 )
@@ -22,7 +21,7 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (s st
 	if spec.Slots = maps.Clone(spec.Slots); spec.Slots == nil {
 		spec.Slots = map[string]int{}
 	}
-	now := time.Now()
+	now := l.now()
 	s = stepfleet.Session{
 		ID: stepfleet.SessionID(len(l.sessions) + 1), SessionSpec: spec, State: stepfleet.SessionAlive, StartedAt: now, RenewedAt: now,
 	}
@@ -42,7 +41,7 @@ func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID) (r stepfleet
 		return r, fmt.Errorf("renew session %d: %w", id, stepfleet.ErrSessionDead)
 	}
 	r = stepfleet.Renewal{Was: s.State, Held: l.held(id)}
-	s.State, s.RenewedAt = stepfleet.SessionAlive, time.Now()
+	s.State, s.RenewedAt = stepfleet.SessionAlive, l.now()
 	return r, nil
 }
 
@@ -89,13 +88,13 @@ func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason 
 	}
 	defer leave(&err)
 	if s := l.session(id); s != nil && s.State != stepfleet.SessionDead {
-		s.die(reason)
+		l.die(s, reason)
 	}
 	return nil
 }
 
-func (s *session) die(reason string) {
-	s.State, s.EndReason, s.endedAt = stepfleet.SessionDead, reason, time.Now()
+func (l *Ledger) die(s *session, reason string) {
+	s.State, s.EndReason, s.endedAt = stepfleet.SessionDead, reason, l.now()
 }
 
 // mayWork says why a session may not claim or start.
@@ -128,7 +127,7 @@ func (l *Ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (out ste
 	}
 	out = stepfleet.Claimed{Payloads: map[stepfleet.Digest][]byte{}, More: len(waiting) > take}
 	for _, t := range waiting[:take] {
-		t.Session, t.Worker, t.ClaimedAt = req.Session, l.session(req.Session).Worker, time.Now()
+		t.Session, t.Worker, t.ClaimedAt = req.Session, l.session(req.Session).Worker, l.now()
 		l.move(t, stepfleet.VerbClaim, stepfleet.StateLeased, actor(req.Session), req.ID)
 		at := lane{t.Queue, t.Priority}
 		l.turns[at] = max(l.turns[at], t.turn)
@@ -197,7 +196,7 @@ func (l *Ledger) start(id stepfleet.SessionID, ref stepfleet.Ref) error {
 	case l.run(t.RunID).over(t.Kind):
 		return refuse(stepfleet.ErrRunClosed)
 	}
-	t.StartedAt = time.Now()
+	t.StartedAt = l.now()
 	l.move(t, stepfleet.VerbStart, stepfleet.StateRunning, actor(id), "")
 	return nil
 }
@@ -297,7 +296,7 @@ func (l *Ledger) Abandon(ctx context.Context, id stepfleet.SessionID, refs []ste
 
 func (l *Ledger) abandon(id stepfleet.SessionID, ref stepfleet.Ref, reason string) error {
 	if t := l.owned(id, ref, stepfleet.StateRunning); t != nil {
-		t.abandonedBy, t.abandonedAt = id, time.Now()
+		t.abandonedBy, t.abandonedAt = id, l.now()
 		l.move(t, stepfleet.VerbAbandon, stepfleet.StateRunning, actor(id), reason)
 		t.Session, t.Worker = 0, ""
 		return nil

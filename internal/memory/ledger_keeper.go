@@ -19,7 +19,7 @@ func (l *Ledger) Beat(ctx context.Context, server string) (at time.Time, err err
 		return at, err
 	}
 	defer leave(&err)
-	l.beats[server] = time.Now()
+	l.beats[server] = l.now()
 	return l.beats[server], nil
 }
 
@@ -31,12 +31,12 @@ func (l *Ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) (ou
 	}
 	defer leave(&err)
 	for _, s := range l.sessions {
-		silent := time.Since(s.RenewedAt)
+		silent := l.since(s.RenewedAt)
 		switch {
 		case s.State == stepfleet.SessionDead, s.SessionTTL > unbroken:
 			continue
 		case silent >= s.RunLease:
-			s.die(fmt.Sprintf("no renewal for %.0f s", math.Round(silent.Seconds())))
+			l.die(s, fmt.Sprintf("no renewal for %.0f s", math.Round(silent.Seconds())))
 		case s.State == stepfleet.SessionAlive && silent >= s.SessionTTL:
 			s.State = stepfleet.SessionSuspect
 		default:
@@ -62,7 +62,7 @@ func (l *Ledger) DeclareDead(ctx context.Context, instance, reason string) (out 
 	defer leave(&err)
 	for _, s := range l.sessions {
 		if instance != "" && s.Instance == instance && s.State != stepfleet.SessionDead {
-			s.die(reason)
+			l.die(s, reason)
 			out = append(out, s.copy())
 		}
 	}
@@ -99,7 +99,7 @@ func (l *Ledger) lapsed(t *task, startWithin time.Duration) string {
 		return name + " is dead: " + s.EndReason
 	case s.State == stepfleet.SessionSuspect:
 		return name + " is suspect"
-	case time.Since(t.ClaimedAt) >= startWithin:
+	case l.since(t.ClaimedAt) >= startWithin:
 		return name + " did not start it in time"
 	}
 	return ""
@@ -215,7 +215,7 @@ func (l *Ledger) Lanes(ctx context.Context) (out []stepfleet.Lane, err error) {
 		switch t.State {
 		case stepfleet.StateQueued:
 			at(t.Queue).Ready++
-			at(t.Queue).OldestAge = max(at(t.Queue).OldestAge, time.Since(t.SubmittedAt))
+			at(t.Queue).OldestAge = max(at(t.Queue).OldestAge, l.since(t.SubmittedAt))
 		case stepfleet.StateLeased:
 			at(t.Queue).Leased++
 		case stepfleet.StateRunning:
@@ -244,7 +244,7 @@ func (l *Ledger) Sessions(ctx context.Context, since time.Duration) (out []stepf
 	}
 	defer leave(&err)
 	for _, s := range l.sessions {
-		if s.State != stepfleet.SessionDead || time.Since(s.endedAt) < since {
+		if s.State != stepfleet.SessionDead || l.since(s.endedAt) < since {
 			out = append(out, s.copy())
 		}
 	}

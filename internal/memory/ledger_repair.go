@@ -43,9 +43,9 @@ func (l *Ledger) Orphans(ctx context.Context, after stepfleet.TaskID, max int) (
 			FirstAttempt: t.Attempt, Worker: s.Worker,
 		}
 		if t.Session == 0 {
-			o.Gone, o.Reason = time.Since(t.abandonedAt), fmt.Sprintf("session %d has abandoned it", s.ID)
+			o.Gone, o.Reason = l.since(t.abandonedAt), fmt.Sprintf("session %d has abandoned it", s.ID)
 		} else {
-			o.Gone, o.Reason = time.Since(s.endedAt), fmt.Sprintf("session %d is dead: %s", s.ID, s.EndReason)
+			o.Gone, o.Reason = l.since(s.endedAt), fmt.Sprintf("session %d is dead: %s", s.ID, s.EndReason)
 		}
 		for _, other := range l.tasks {
 			if other.RunID == t.RunID && other.StepKey == t.StepKey {
@@ -91,7 +91,7 @@ func (l *Ledger) TakeDuty(ctx context.Context, name, server string, hold time.Du
 		return false, err
 	}
 	defer leave(&err)
-	d, now := l.duties[name], time.Now()
+	d, now := l.duties[name], l.now()
 	if d.server != "" && d.server != server && d.until.After(now) {
 		return false, nil
 	}

@@ -12,29 +12,25 @@ import (
 	"github.com/stepfleet/stepfleet"
 )
 
-// lane claims for one queue. It looks at the ledger when a bell rings; without one at its start,
-// whenever the last claim left something behind, and every few seconds, so that a lost bell or a
-// queue service that is down costs a delay and nothing else.
+// lane claims for one queue. It looks at the ledger when a bell rings, and without one when its Look says.
 type lane struct {
 	l     *life
 	queue string
 	slots *slots
 
-	lookAt  time.Time     // when to look without a bell
-	every   time.Duration // between such looks
-	bellsUp bool
-	fails   int // launches or claims in a row that failed
+	look  Look
+	fails int // launches or claims in a row that failed
 }
 
 // runLane claims until ctx ends.
 func (l *life) runLane(ctx context.Context, queue string, n int) {
-	ln := &lane{l: l, queue: queue, slots: newSlots(n), every: lookBusy, bellsUp: true}
+	ln := &lane{l: l, queue: queue, slots: newSlots(n), look: NewLook()}
 	for ctx.Err() == nil {
 		free := ln.slots.waitFree(ctx)
 		if free == 0 || !ln.waitHost(ctx) {
 			return
 		}
-		if wait := time.Until(ln.lookAt); wait <= 0 {
+		if wait := time.Until(ln.look.At); wait <= 0 {
 			ln.claim(ctx, free, nil)
 		} else if bells := ln.listen(ctx, free, wait); len(bells) > 0 {
 			ln.claim(ctx, ln.slots.free(), bells)
@@ -75,17 +71,13 @@ func (ln *lane) listen(ctx context.Context, free int, wait time.Duration) []step
 		}
 		return nil
 	case err != nil:
-		if ln.bellsUp {
+		if ln.look.Bells(false, time.Now(), jitter) {
 			ln.l.log.Warn("bells do not come; looking at the ledger meanwhile", "queue", ln.queue, "err", err)
 		}
-		ln.bellsUp = false
-		ln.every = lookBusy
-		ln.lookAt = earlier(ln.lookAt, time.Now().Add(jitter(lookBusy)))
-		pause(ctx, time.Until(ln.lookAt))
+		pause(ctx, time.Until(ln.look.At))
 		return nil
-	case !ln.bellsUp:
+	case ln.look.Bells(true, time.Now(), jitter):
 		ln.l.log.Info("bells come again", "queue", ln.queue)
-		ln.bellsUp = true
 	}
 	return bells
 }
@@ -93,7 +85,7 @@ func (ln *lane) listen(ctx context.Context, free int, wait time.Duration) []step
 // claim takes up to free tasks and runs each. Its bells are answered once the claim is
 // committed, and given back when the claim may have left work that they stand for.
 func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell) {
-	if free == 0 || ln.l.waitOpen(ctx, ln.l.w.cfg.startsFor()) != nil || !ln.hostAvailable() {
+	if free == 0 || ln.l.waitOpen(ctx, ln.l.w.cfg.StartsFor()) != nil || !ln.hostAvailable() {
 		ln.giveBack(bells)
 		return
 	}
@@ -113,33 +105,12 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 	for _, lease := range claimed.Leases {
 		ln.launch(ctx, lease, claimed.Payloads[lease.Payload], asked)
 	}
-	if claimed.More && len(claimed.Leases) == 0 {
-		// Others hold the rows that wait: they may yet give them up.
-		ln.giveBack(bells)
-	} else {
+	if AnswersBells(claimed) {
 		ln.answer(bells)
+	} else {
+		ln.giveBack(bells)
 	}
-	ln.schedule(claimed, free)
-}
-
-// schedule says when to look next without a bell.
-func (ln *lane) schedule(c stepfleet.Claimed, asked int) {
-	switch {
-	case len(c.Leases) == asked || (c.More && len(c.Leases) > 0):
-		ln.every = lookBusy
-		ln.lookAt = time.Now()
-	case c.More:
-		ln.every = lookBusy
-		ln.lookAt = time.Now().Add(jitter(lookBusy / 20))
-	case len(c.Leases) > 0:
-		ln.every = lookBusy
-		ln.lookAt = time.Now().Add(jitter(lookBusy))
-	default:
-		if ln.bellsUp {
-			ln.every = min(2*ln.every, lookIdleMax)
-		}
-		ln.lookAt = time.Now().Add(jitter(ln.every))
-	}
+	ln.look.Claimed(claimed, free, time.Now(), jitter)
 }
 
 func (ln *lane) refused(ctx context.Context, bells []stepfleet.RungBell, err error) {
@@ -203,11 +174,4 @@ func (ln *lane) tell(bells []stepfleet.RungBell, what string, f func(context.Con
 			ln.l.log.Debug(what, "queue", ln.queue, "err", err)
 		}
 	})
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }

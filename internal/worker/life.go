@@ -30,7 +30,7 @@ type life struct {
 	renewed  time.Time     // when the last renewal that came back was sent
 	renewal  chan struct{} // closed at each renewal that comes back
 	tasks    map[stepfleet.TaskID]*task
-	strange  map[stepfleet.TaskID]stepfleet.Fence // leases of ours that we did not know at the last renewal
+	holdings Holdings
 	draining bool
 
 	byBell atomic.Int64 // claims that a bell led to
@@ -52,7 +52,6 @@ func newLife(w *Worker, session stepfleet.SessionID, sent time.Time, notes *note
 		renewed: sent,
 		renewal: make(chan struct{}),
 		tasks:   map[stepfleet.TaskID]*task{},
-		strange: map[stepfleet.TaskID]stepfleet.Fence{},
 	}
 	l.over, l.endLife = context.WithCancelCause(context.Background())
 	l.starts = newBatcher(func(ctx context.Context, refs []stepfleet.Ref) ([]error, error) {
@@ -101,7 +100,7 @@ func (l *life) keepSession() {
 			return
 		}
 		now := l.w.cfg.Now()
-		if age := l.age(now); l.leaseOver(age) {
+		if age := l.age(now); l.w.cfg.LeaseOver(age) {
 			l.log.Error("run lease runs out: killing what runs", "since_renewal", age)
 			l.killAll()
 			l.endLife(errDead)
@@ -163,36 +162,19 @@ func (l *life) renew(now time.Time) error {
 	return nil
 }
 
-// reconcile compares what the ledger says we hold with what we know. A lease that we do not know
-// at two renewals in a row is one whose claim lost its answer (a claim takes less time than lies
-// between two renewals): it is given back. A task that runs here and is not ours at two renewals
-// in a row has another owner: it is killed.
+// reconcile compares what the ledger says we hold with what we know.
 func (l *life) reconcile(held []stepfleet.Held) {
 	l.flag(held)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ours := make(map[stepfleet.TaskID]stepfleet.Fence, len(held))
-	strange := map[stepfleet.TaskID]stepfleet.Fence{}
-	var back []stepfleet.Ref
-	for _, h := range held {
-		ours[h.TaskID] = h.Fence
-		if l.tasks[h.TaskID] != nil || h.State != stepfleet.StateLeased {
-			continue
-		}
-		if l.strange[h.TaskID] == h.Fence {
-			back = append(back, stepfleet.Ref{TaskID: h.TaskID, Fence: h.Fence})
-		} else {
-			strange[h.TaskID] = h.Fence
-		}
-	}
-	l.strange = strange
+	known := make(map[stepfleet.TaskID]*int, len(l.tasks))
 	for id, t := range l.tasks {
-		if _, ok := ours[id]; ok {
-			t.missing = 0
-		} else if t.missing++; t.missing >= 2 {
-			l.log.Error("task has another owner: killing its process", "task_id", id)
-			t.kill()
-		}
+		known[id] = &t.missing
+	}
+	back, foreign := l.holdings.Compare(held, known)
+	for _, id := range foreign {
+		l.log.Error("task has another owner: killing its process", "task_id", id)
+		l.tasks[id].kill()
 	}
 	if len(back) > 0 {
 		l.side.Go(func() { l.release(back, "claim answer lost") })
@@ -234,11 +216,6 @@ func (l *life) age(now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return now.Sub(l.renewed)
-}
-
-// leaseOver says whether what runs must not go on, age after the last renewal.
-func (l *life) leaseOver(age time.Duration) bool {
-	return age >= l.w.cfg.Lifetimes.RunLease-l.w.cfg.Lifetimes.Margin
 }
 
 // waitOpen waits until a renewal has come back that was sent less than the given time ago.
@@ -377,7 +354,7 @@ func (s *status) holdsLeases() bool {
 	s.mu.Lock()
 	l := s.l
 	s.mu.Unlock()
-	return l == nil || !l.leaseOver(l.age(l.w.cfg.Now()))
+	return l == nil || !l.w.cfg.LeaseOver(l.age(l.w.cfg.Now()))
 }
 
 func (s *status) reasons() []string {

@@ -2,12 +2,8 @@ package worker
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
@@ -16,37 +12,24 @@ import (
 // task is one leased task in this worker. It is the gate of its own process.
 type task struct {
 	l   *life
-	job stepfleet.Job
 	log *slog.Logger
 
 	missing int // renewals in a row that did not list it; guarded by life.mu
 
-	owner      sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
-	settled    bool       // whatever was to be said of its end has been said; guarded by owner
-	unanswered string     // why it was revoked, while the ledger has not said by which fence; guarded by owner
+	owner   sync.Mutex // held while the fence changes (revoke) or is used for the last time (settle)
+	settled bool       // whatever was to be said of its end has been said; guarded by owner
 
-	mu        sync.Mutex
-	phases    map[stepfleet.Phase]float64
-	proc      stepfleet.Process
-	killed    bool  // the process must not live
-	revoked   error // why the process is refused everything from now on
-	cancelled bool
-	began     time.Time // when the process was granted its start, on the clock that counts suspend
-	ending    bool      // an ending event was granted: Dagster's log may have it
-	late      bool      // it ran over its timeout
-	leaving   bool      // a run worker that was asked to leave, since another will resume its run
-	startedAt time.Time // zero until the start is recorded
-	refused   error     // why the start was refused
-	unbegun   bool      // the process was gone before it could be told of its start
-	spoken    bool      // an event was granted: others may know that the process has been there
+	mu sync.Mutex
+	Attempt
+	proc  stepfleet.Process
+	began time.Time // when the process was granted its start, on the clock that counts suspend
 }
 
 // newTask is a task that has just been claimed, for which the worker asked at that time.
 func newTask(l *life, job stepfleet.Job, asked time.Time) *task {
-	phases := map[stepfleet.Phase]float64{
-		stepfleet.PhaseBell: unixSeconds(asked), stepfleet.PhaseClaimed: unixSeconds(time.Now()),
-	}
-	return &task{l: l, job: job, phases: phases, log: l.log.With(
+	a := NewAttempt(job)
+	a.phases[stepfleet.PhaseBell], a.phases[stepfleet.PhaseClaimed] = unixSeconds(asked), unixSeconds(time.Now())
+	return &task{l: l, Attempt: a, log: l.log.With(
 		"task_id", job.TaskID, "run_id", job.RunID, "step_key", job.StepKey, "attempt", job.Attempt, "fence", job.Fence)}
 }
 
@@ -64,7 +47,7 @@ func (t *task) run(ctx context.Context) {
 		return
 	}
 	t.follow(proc)
-	for launches := 1; launches < maxLaunches && t.mustStartOver(proc.Exit()); launches++ {
+	for launches := 1; launches < maxLaunches && t.startsOver(proc.Exit()); launches++ {
 		t.log.Warn("the run worker died before it said anything: starting it anew", "status", proc.Exit().Status)
 		pause(ctx, launchPause<<(launches-1))
 		another, err := t.l.w.ports.Host.Launch(ctx, t.job, t)
@@ -100,17 +83,11 @@ const (
 	launchPause = 100 * time.Millisecond
 )
 
-// mustStartOver says that the process of a launch was struck down after its start and before it was
-// granted an event. Its run is STARTING: Dagster resumes only runs that have said RUN_START, and
-// would fail this one in minutes. Nothing of the run has happened, so that starting over repeats
-// nothing. A process that ends by itself would do so again.
-func (t *task) mustStartOver(exit stepfleet.Exit) bool {
+// startsOver says whether a launch is repeated whose process died before it said anything.
+func (t *task) startsOver(exit stepfleet.Exit) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	launch := t.job.Kind == stepfleet.KindRun && t.job.Attempt == 0
-	struck := exit.Result == nil && exit.Status < 0 && !t.startedAt.IsZero()
-	wanted := !t.killed && !t.cancelled && !t.leaving && t.revoked == nil && t.refused == nil
-	return launch && struck && wanted && !t.spoken && t.l.over.Err() == nil
+	return t.mustStartOver(exit) && t.l.over.Err() == nil
 }
 
 func (t *task) adopt(proc stepfleet.Process) {
@@ -132,11 +109,7 @@ func (t *task) Start(ctx context.Context) error {
 	err := t.recordStart(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err == nil && t.revoked != nil {
-		err = t.revoked
-	}
-	if err != nil {
-		t.refused = err
+	if err := t.Begin(err); err != nil {
 		return err
 	}
 	t.began = t.l.w.cfg.Now()
@@ -148,13 +121,13 @@ func (t *task) recordStart(ctx context.Context) error {
 	ctx, cancel := joined(ctx, t.l.over)
 	defer cancel()
 	return retry(ctx, t.log, "start", func(call context.Context) error {
-		if err := t.l.waitOpen(ctx, t.l.w.cfg.startsFor()); err != nil {
+		if err := t.l.waitOpen(ctx, t.l.w.cfg.StartsFor()); err != nil {
 			return err
 		}
 		err := t.l.starts.do(call, t.job.Ref)
 		if err == nil {
 			t.mu.Lock()
-			t.startedAt = time.Now()
+			t.Started(time.Now())
 			t.mu.Unlock()
 		}
 		return err
@@ -166,16 +139,12 @@ func (t *task) recordStart(ctx context.Context) error {
 func (t *task) Event(ctx context.Context, name string) error {
 	ctx, cancel := joined(ctx, t.l.over)
 	defer cancel()
-	if err := t.l.waitOpen(ctx, t.l.w.cfg.grantsFor()); err != nil {
+	if err := t.l.waitOpen(ctx, t.l.w.cfg.GrantsFor()); err != nil {
 		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.revoked == nil {
-		t.spoken = true
-		t.ending = t.ending || t.job.Kind == stepfleet.KindStep && endingEvents[name]
-	}
-	return t.revoked
+	return t.Grant(name)
 }
 
 // requestCancel stops the process as Dagster's own executors do: SIGTERM, SIGINT after a grace, and
@@ -183,10 +152,9 @@ func (t *task) Event(ctx context.Context, name string) error {
 func (t *task) requestCancel() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.cancelled {
+	if !t.Cancel() {
 		return
 	}
-	t.cancelled = true
 	t.log.Info("cancel requested")
 	if t.proc != nil {
 		t.terminate()
@@ -268,10 +236,7 @@ func (t *task) awaitEnd() {
 func (t *task) kill() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.killed = true
-	if t.revoked == nil {
-		t.revoked = stepfleet.ErrFenced
-	}
+	t.Kill()
 	if t.proc != nil {
 		t.proc.Kill()
 	}
@@ -287,10 +252,9 @@ func (t *task) revoke(reason string) {
 		return
 	}
 	t.mu.Lock()
-	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, reason)
-	running := !t.startedAt.IsZero()
+	raise := t.Revoke(reason)
 	t.mu.Unlock()
-	if running {
+	if raise {
 		t.raiseFence(reason)
 	}
 	t.kill()
@@ -300,19 +264,49 @@ func (t *task) revoke(reason string) {
 func (t *task) settle(exit stepfleet.Exit) {
 	t.owner.Lock()
 	defer t.owner.Unlock()
-	t.learnFence()
 	t.mu.Lock()
-	started, ref := !t.startedAt.IsZero(), t.job.Ref
+	started := t.IsStarted()
 	t.mu.Unlock()
 	t.settled = true
-	if !started && !t.resolveStart(ref, exit) {
-		return
+	for first := true; ; first = false {
+		move, ref := t.next(exit)
+		var err error
+		switch move {
+		case Leave:
+			if first {
+				t.log.Info("start refused", "err", t.refused)
+			}
+			return
+		case GiveBack:
+			err = t.giveBack(ref)
+		case RecordStart:
+			if err = t.recordStart(t.l.over); err != nil {
+				t.log.Info("start refused", "err", err)
+			}
+		case Raise:
+			err = retry(t.l.over, t.log, "revoke", func(ctx context.Context) error { return t.raise(ctx, "its process is gone") })
+		case Abandon:
+			err = t.abandon(ref, exit)
+		case Settle:
+			err = t.report(ref, exit, started)
+		}
+		t.mu.Lock()
+		t.Answered(move, err)
+		t.mu.Unlock()
 	}
-	if t.isUndecided(exit) {
-		t.abandon(ref, exit)
-		return
-	}
-	result := t.result(exit)
+}
+
+func (t *task) next(exit stepfleet.Exit) (Move, stepfleet.Ref) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.Next(exit), t.Ref()
+}
+
+// report says how the attempt ended.
+func (t *task) report(ref stepfleet.Ref, exit stepfleet.Exit, started bool) error {
+	t.mu.Lock()
+	result := t.Result(exit, t.l.w.cfg.Spec.Worker, time.Now())
+	t.mu.Unlock()
 	err := retry(t.l.over, t.log, "settle", func(ctx context.Context) error {
 		return t.l.settles.do(ctx, stepfleet.Settlement{Ref: ref, Result: result})
 	})
@@ -327,18 +321,11 @@ func (t *task) settle(exit stepfleet.Exit) {
 	default:
 		t.log.Error("settle refused", "outcome", result.Outcome, "err", err)
 	}
-}
-
-// isUndecided says that the process was granted its ending event and has not told that it is stored:
-// only Dagster's log says whether it is.
-func (t *task) isUndecided(exit stepfleet.Exit) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.ending && (exit.Result == nil || exit.Result.Event == "")
+	return err
 }
 
 // abandon has the server decide how the attempt ended.
-func (t *task) abandon(ref stepfleet.Ref, exit stepfleet.Exit) {
+func (t *task) abandon(ref stepfleet.Ref, exit stepfleet.Exit) error {
 	reason := "it was granted its ending event; " + describeExit(exit.Status)
 	err := retry(t.l.over, t.log, "abandon", func(ctx context.Context) error {
 		errs, err := t.l.w.ports.Claims.Abandon(ctx, t.l.session, []stepfleet.Ref{ref}, reason)
@@ -355,39 +342,11 @@ func (t *task) abandon(ref stepfleet.Ref, exit stepfleet.Exit) {
 	default:
 		t.log.Error("abandon refused", "err", err)
 	}
+	return err
 }
 
-// resolveStart sees to a task whose process is gone and of whose start nothing is known, and says
-// whether there is something to settle. A process that was refused, killed or struck by a signal
-// has consumed nothing: its lease goes back. One that gave up by itself would do so again, so its
-// attempt is started and settled as failed.
-func (t *task) resolveStart(ref stepfleet.Ref, exit stepfleet.Exit) (settle bool) {
-	t.mu.Lock()
-	refused, killed, revoked := t.refused, t.killed, t.revoked
-	t.mu.Unlock()
-	struck := exit.Result == nil && exit.Status < 0 && ref.Fence <= maxStruckFence
-	switch {
-	case refused != nil && revoked == nil && isFinal(refused):
-		t.log.Info("start refused", "err", refused)
-		return false // the ledger has ended it or given it to somebody
-	case refused != nil, killed, struck:
-		return t.giveBack(ref)
-	}
-	if err := t.recordStart(t.l.over); err != nil {
-		t.log.Info("start refused", "err", err)
-		return false
-	}
-	return true
-}
-
-// maxStruckFence bounds how often a task whose process was ended by a signal before its start is
-// given back without a word: the first three owners may, each raising the fence by two.
-const maxStruckFence = 5
-
-// giveBack releases the lease. A lease that is fenced may be one whose start was recorded while its
-// process died: nobody else would ever end that task, so giveBack asks for its settlement, which
-// is refused where the task has another owner.
-func (t *task) giveBack(ref stepfleet.Ref) (settle bool) {
+// giveBack releases the lease.
+func (t *task) giveBack(ref stepfleet.Ref) error {
 	err := retry(t.l.over, t.log, "release", func(ctx context.Context) error {
 		errs, err := t.l.w.ports.Claims.Release(ctx, t.l.session, []stepfleet.Ref{ref}, "ended before its start")
 		if err != nil {
@@ -398,88 +357,10 @@ func (t *task) giveBack(ref stepfleet.Ref) (settle bool) {
 	if err == nil {
 		t.log.Info("given back: its process ended before its start")
 	}
-	if !errors.Is(err, stepfleet.ErrFenced) {
-		return false
-	}
-	t.mu.Lock()
-	t.unbegun = true
-	t.mu.Unlock()
-	return true
-}
-
-// isFinal says that a refused start leaves nothing to give back.
-func isFinal(err error) bool {
-	return errors.Is(err, stepfleet.ErrFenced) || errors.Is(err, stepfleet.ErrCancelled) ||
-		errors.Is(err, stepfleet.ErrRunClosed) || errors.Is(err, stepfleet.ErrSessionDead)
-}
-
-// result is what the ledger is told: the process's own word, or what its end says.
-func (t *task) result(exit stepfleet.Exit) stepfleet.Result {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var r stepfleet.Result
-	if exit.Result != nil {
-		r = *exit.Result
-	} else {
-		r.Outcome = stepfleet.StateFailed
-		r.Error = &stepfleet.Failure{Code: "process_died", Message: describeExit(exit.Status)}
-	}
-	if !r.Outcome.SettlesRunning() {
-		r.Error = &stepfleet.Failure{Code: stepfleet.ErrTaskInvalid.Code, Message: fmt.Sprintf("the step's process reported the outcome %q", r.Outcome)}
-		r.Outcome = stepfleet.StateFailed
-	}
-	r.V, r.Worker, r.ExitCode = stepfleet.TaskVersion, t.l.w.cfg.Spec.Worker, exit.Status
-	if exit.Result != nil {
-		r.ExitCode = 0 // its last word; it is killed then
-	}
-	maps.Copy(t.phases, r.Phases)
-	r.Phases = t.phases
-	if r.Outputs == nil {
-		r.Outputs = []string{}
-	}
-	if r.ExecutionSeconds == 0 && !t.startedAt.IsZero() {
-		r.ExecutionSeconds = time.Since(t.startedAt).Seconds()
-	}
-	switch {
-	case r.Outcome == stepfleet.StateSucceeded:
-		// Dagster's log says STEP_SUCCESS: no flag or drain that came later changes that.
-	case t.cancelled:
-		r.Outcome = stepfleet.StateCancelled
-	case t.late && r.Event == "":
-		r.Outcome = stepfleet.StateFailed
-		r.Error = &stepfleet.Failure{Code: "timeout", Message: t.timeoutText()}
-	case t.leaving:
-		r.Outcome = stepfleet.StateLost
-		r.Error = &stepfleet.Failure{Code: "drained", Message: "its worker was asked to stop; another one can resume the run"}
-	case t.revoked != nil && r.Event == "":
-		r.Outcome = stepfleet.StateLost
-		r.Error = &stepfleet.Failure{Code: "drained", Message: t.revoked.Error()}
-	case exit.HostDied && r.Event == "":
-		r.Outcome = stepfleet.StateLost
-		r.Error = &stepfleet.Failure{Code: "host_died", Message: "the template process that had forked the step's process died; the worker goes on"}
-	case t.unbegun:
-		r.Outcome = stepfleet.StateLost // user code has not run: a new attempt repeats nothing
-	}
-	r.Success = r.Outcome == stepfleet.StateSucceeded
-	if r.Error != nil && len(r.Error.Message) > stepfleet.MaxErrorBytes {
-		r.Error = &stepfleet.Failure{Code: r.Error.Code, Message: r.Error.Message[:stepfleet.MaxErrorBytes]}
-	}
-	return r
+	return err
 }
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
-
-func describeExit(status int) string {
-	if status < 0 {
-		sig := syscall.Signal(-status)
-		text := fmt.Sprintf("the step's process was ended by signal %d (%s) and reported nothing", -status, sig)
-		if sig == syscall.SIGKILL {
-			text += "; the kernel does this when memory runs out"
-		}
-		return text
-	}
-	return fmt.Sprintf("the step's process exited with status %d and reported nothing", status)
-}
 
 // joined is ctx, ended also by other.
 func joined(ctx, other context.Context) (context.Context, context.CancelFunc) {

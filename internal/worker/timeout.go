@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
@@ -57,8 +56,6 @@ func (t *task) endLingering(proc stepfleet.Process) {
 	}
 }
 
-func (t *task) timeout() time.Duration { return time.Duration(t.job.TimeoutSeconds) * time.Second }
-
 // timeOut refuses the process everything, takes the task from it, and only then ends it: Dagster
 // would turn the SIGTERM into an ending event of its own. The task's own goroutine then settles it
 // as failed. An attempt that has been granted its ending event has ended in time, whatever its
@@ -89,53 +86,27 @@ func (t *task) refuseLate() bool {
 		return false
 	default:
 	}
-	if t.ending || t.cancelled || t.revoked != nil {
-		return false
-	}
-	t.late = true
-	t.revoked = fmt.Errorf("%w: %s", stepfleet.ErrFenced, t.timeoutText())
-	return true
+	return t.RefuseLate()
 }
 
-func (t *task) timeoutText() string {
-	return fmt.Sprintf("the attempt ran over its timeout of %s (stepfleet/timeout) and was ended", t.timeout())
-}
-
-// raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does not
-// answer, the gates of this worker refuse the process all the same, and settle asks again which fence
-// is the task's.
+// raiseFence revokes the task in the ledger. It is called with owner held. Where the ledger does
+// not answer, the gates of this worker refuse the process all the same, and the settlement begins with
+// the question which fence the task has.
 func (t *task) raiseFence(reason string) {
 	ctx, cancel := context.WithTimeout(t.l.over, callTimeout)
 	defer cancel()
-	if err := t.revokeAs(ctx, reason); err != nil {
+	if err := t.raise(ctx, reason); err != nil {
 		t.log.Warn("revoke", "err", err)
-		t.unanswered = reason
 	}
 }
 
-// revokeAs makes the next fence the task's, which is idempotent.
-func (t *task) revokeAs(ctx context.Context, reason string) error {
+func (t *task) raise(ctx context.Context, reason string) error {
 	t.mu.Lock()
-	ref := t.job.Ref
+	ref := t.Ref()
 	t.mu.Unlock()
 	fence, err := t.l.w.ports.Claims.Revoke(ctx, t.l.session, ref, reason)
-	if err != nil {
-		return err
-	}
 	t.mu.Lock()
-	t.job.Fence = fence
-	t.mu.Unlock()
-	return nil
-}
-
-// learnFence asks for the fence of a revoked task until the ledger answers. A refusal is left for the
-// settlement, which is refused too.
-func (t *task) learnFence() {
-	if t.unanswered == "" {
-		return
-	}
-	err := retry(t.l.over, t.log, "revoke", func(ctx context.Context) error { return t.revokeAs(ctx, t.unanswered) })
-	if err == nil {
-		t.unanswered = ""
-	}
+	defer t.mu.Unlock()
+	t.Raised(fence, err)
+	return err
 }

@@ -203,3 +203,22 @@ func TestACancelBeforeTheTimeoutStaysACancel(t *testing.T) {
 		b.expect("a", stepfleet.StateCancelled)
 	})
 }
+
+func TestARevokeWhoseAnswerIsLostIsAskedAgainBeforeTheSettlement(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		var revokes atomic.Int32
+		b.failAfter(func(op string) error {
+			if op == "revoke" && revokes.Add(1) == 1 {
+				return errors.New("connection reset")
+			}
+			return nil
+		})
+		b.start()
+		p := b.runningTimed("a", 5)
+		<-p.done
+		b.expect("a", stepfleet.StateFailed)
+		if v := b.view("a"); v.Fence != 2 || v.Result.Error.Code != "timeout" {
+			t.Errorf("fence %d, result %+v", v.Fence, v.Result)
+		}
+	})
+}

@@ -105,7 +105,7 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 			return nil, fmt.Errorf("worker: queue %s has %d slots: give it at least 1", queue, n)
 		}
 	}
-	if grants := cfg.grantsFor(); grants <= cfg.Lifetimes.Renew {
+	if grants := cfg.GrantsFor(); grants <= cfg.Lifetimes.Renew {
 		return nil, fmt.Errorf("worker: a statement timeout of %s leaves no time of the run lease of %s: give a shorter one or a longer lease", cfg.StatementTimeout, cfg.Lifetimes.RunLease)
 	}
 	if cfg.Now == nil {
@@ -115,13 +115,18 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 	return &Worker{cfg: cfg, ports: ports, log: cfg.Logger}, nil
 }
 
-// startsFor is how long after a renewal something may start.
-func (c Config) startsFor() time.Duration { return c.Lifetimes.SessionTTL - c.Lifetimes.Margin }
+// StartsFor is how long after a renewal something may start.
+func (c Config) StartsFor() time.Duration { return c.Lifetimes.SessionTTL - c.Lifetimes.Margin }
 
-// grantsFor is how long after a renewal the write of an event may be granted: the run lease lasts longer
+// GrantsFor is how long after a renewal the write of an event may be granted: the run lease lasts longer
 // than the write by a margin.
-func (c Config) grantsFor() time.Duration {
-	return min(c.startsFor(), c.Lifetimes.RunLease-c.Lifetimes.Margin-c.StatementTimeout)
+func (c Config) GrantsFor() time.Duration {
+	return min(c.StartsFor(), c.Lifetimes.RunLease-c.Lifetimes.Margin-c.StatementTimeout)
+}
+
+// LeaseOver says whether what runs must not go on, age after the last renewal.
+func (c Config) LeaseOver(age time.Duration) bool {
+	return age >= c.Lifetimes.RunLease-c.Lifetimes.Margin
 }
 
 // Run works until ctx ends, then drains: it claims no more, gives back what has not started,
