@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // task is one leased task in this worker. It is the gate of its own process.
@@ -332,7 +333,7 @@ func (t *task) settle(exit stepfleet.Exit) {
 func (t *task) isUndecided(exit stepfleet.Exit) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.ending && (exit.Result == nil || exit.Result.Event == "")
+	return !mutant.AbandonedIsFailed && t.ending && (exit.Result == nil || exit.Result.Event == "")
 }
 
 // abandon has the server decide how the attempt ended.
