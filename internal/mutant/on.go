@@ -2,21 +2,36 @@
 
 package mutant
 
-import "os"
+import (
+	"maps"
+	"os"
+	"slices"
+)
 
 const On = true
 
-var chosen = os.Getenv(Variable)
+var (
+	chosen = os.Getenv(Variable)
+	asked  []string
+)
 
 var (
-	AbandonedIsFailed     = chosen == "abandoned-is-failed"
-	BellBeforeClaim       = chosen == "bell-before-claim"
-	CloseAfterCancel      = chosen == "close-after-cancel"
-	DedupByPlace          = chosen == "dedup-by-place"
-	GrantWithoutLease     = chosen == "grant-without-lease"
-	NoSelfFence           = chosen == "no-self-fence"
-	RepairIgnoresLog      = chosen == "repair-ignores-log"
-	ServersClock          = chosen == "servers-clock"
-	SweepWithoutHeartbeat = chosen == "sweep-without-heartbeat"
-	WallClockLease        = chosen == "wall-clock-lease"
+	AbandonedIsFailed     = is("abandoned-is-failed")
+	BellBeforeClaim       = is("bell-before-claim")
+	CloseAfterCancel      = is("close-after-cancel")
+	DedupByPlace          = is("dedup-by-place")
+	GrantWithoutLease     = is("grant-without-lease")
+	NoSelfFence           = is("no-self-fence")
+	RepairIgnoresLog      = is("repair-ignores-log")
+	ServersClock          = is("servers-clock")
+	SweepWithoutHeartbeat = is("sweep-without-heartbeat")
+	WallClockLease        = is("wall-clock-lease")
 )
+
+func is(name string) bool {
+	asked = append(asked, name)
+	return chosen == name
+}
+
+// Names are the mutants of the Go code.
+func Names() []string { return append(slices.Collect(maps.Keys(changes)), asked...) }
