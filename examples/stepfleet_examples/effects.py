@@ -5,8 +5,8 @@ when it ends, to the file that STEPFLEET_EFFECT_LOG names; verdict.py then says 
 ran twice or not at all. Without the variable nothing is written.
 
 A line is one write(2) to a file opened with O_APPEND, so lines of many processes never mix and a
-kill -9 leaves either a whole line or none. It outlives processes; with STEPFLEET_EFFECT_FSYNC=1 each
-line is forced to the disk, and it outlives the host.
+kill -9 leaves either a whole line or none. It outlives processes; with STEPFLEET_EFFECT_FSYNC=1
+each line is forced to the disk, and it outlives the host.
 """
 
 import json

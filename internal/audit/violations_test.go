@@ -76,7 +76,7 @@ var spoilt = map[string]struct {
 	}},
 	"Dagster's log has an end too many": {by: []string{"I7"}, says: "3 endings of the step", spoil: func(s *story) {
 		e := s.event("r1", "b", "STEP_UP_FOR_RETRY")
-		i := slices.IndexFunc(s.dagster, func(e audit.DagsterEvent) bool { return e.StepKey == "b" && e.Type == e.Type })
+		i := slices.IndexFunc(s.dagster, func(e audit.DagsterEvent) bool { return e.StepKey == "b" })
 		s.dagster = slices.Insert(s.dagster, i, e)
 	}},
 	"Dagster's log has two starts": {by: []string{"I7"}, says: "2 starts of the step and 0 retries", spoil: func(s *story) {

@@ -35,6 +35,7 @@ func (s *Stack) plain(process string) []string { return s.environ(process) }
 // ofDagster is that of Dagster's processes, ofServer that of the server, and ofWorker that of workers,
 // whose step processes write into Dagster's database.
 func (s *Stack) ofDagster(process string) []string { return s.environ(process, s.dagsterStorage()) }
+
 func (s *Stack) ofServer(process string) []string {
 	return s.withLedger(process, s.database().ServerURL)
 }

@@ -224,7 +224,11 @@ func TestAFleetIsCounted(t *testing.T) {
 	if _, err := server.DeclareDead(ctx, "i", "killed"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := server.Sweep(ctx, time.Hour, 10); err != nil {
+	orphans, err := server.Orphans(ctx, 0, 10)
+	if err != nil || len(orphans) != 1 {
+		t.Fatal(orphans, err)
+	}
+	if _, err := server.Decide(ctx, []stepfleet.Decision{orphans[0].Decide("", "the log shows no end")}); err != nil {
 		t.Fatal(err)
 	}
 	want(t, scrape(t, working),

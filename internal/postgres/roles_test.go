@@ -88,9 +88,18 @@ var calls = []struct {
 		_, err := l.DeclareDead(t.Context(), "nobody", "x")
 		return err
 	}},
-	{"sweep", []string{postgres.ServerRole, postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
+	{"sweep", []string{postgres.ServerRole}, func(t *testing.T, l *postgres.Ledger) error {
 		_, err := l.Sweep(t.Context(), time.Minute, 1)
 		return err
+	}},
+	{"decide", []string{postgres.ServerRole, postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
+		return second(l.Decide(t.Context(), []stepfleet.Decision{{Ref: stepfleet.Ref{TaskID: 1, Fence: 1}}}))
+	}},
+	{"take duty", []string{postgres.ServerRole}, func(t *testing.T, l *postgres.Ledger) error {
+		return second(l.TakeDuty(t.Context(), "repair", "s", time.Second))
+	}},
+	{"abandon", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
+		return second(l.Abandon(t.Context(), 999, []stepfleet.Ref{{TaskID: 1, Fence: 1}}, "x"))
 	}},
 	{"register", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
 		_, err := l.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Instance: "i"})
