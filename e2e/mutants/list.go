@@ -34,11 +34,11 @@ var mutants = []seeded{
 	{name: "repair-ignores-log", lacks: "an end that Dagster's log has is the attempt's end", layer: "dispatch", tests: "Repair"},
 	{name: "servers-clock", lacks: "sessions expire by the ledger's clock alone", layer: "dispatch", tests: "LedgersClock"},
 	{name: "sweep-without-heartbeat", lacks: "only a sweeper whose own beats went through expires sessions", layer: "dispatch", tests: "Sweeper"},
-	{name: "no-death-signal", lacks: "children die with the process that forked them", layer: "python", tests: "test_host.py", python: true},
-	{name: "child-reused", lacks: "a process runs one task", layer: "python", tests: "test_host.py", python: true},
-	{name: "no-event-gate", lacks: "each event is granted before it is written", layer: "python", tests: "test_host.py", python: true},
-	{name: "lost-is-retried", lacks: "a lost attempt is retried only where that was asked for", layer: "python", tests: "test_executor.py", python: true},
-	{name: "unread-end-ignored", lacks: "the log is read again before a step is called dead", layer: "python", tests: "test_events.py", python: true},
+	{name: "no-death-signal", lacks: "children die with the process that forked them", layer: "python", tests: "test_host.py::test_children_die_with_the_template", python: true},
+	{name: "child-reused", lacks: "a process runs one task", layer: "python", tests: "test_host.py::test_a_process_runs_one_task", python: true},
+	{name: "no-event-gate", lacks: "each event is granted before it is written", layer: "python", tests: "test_host.py::test_refused_child_ends_without_writing", python: true},
+	{name: "lost-is-retried", lacks: "a lost attempt is retried only where that was asked for", layer: "python", tests: "test_executor.py::test_lost_step_without_budget_fails", python: true},
+	{name: "unread-end-ignored", lacks: "the log is read again before a step is called dead", layer: "python", tests: "test_events.py::test_unseen_ending", python: true},
 }
 
 // ledgers are the tests that hold PostgreSQL's ledger against the rules and against the one in memory.
