@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // Bounds of how tasks end that have lost their owner while they ran.
@@ -103,7 +104,7 @@ func (s *Server) decide(ctx context.Context, decisions []stepfleet.Decision) err
 func (s *Server) judge(ctx context.Context, page []stepfleet.Orphan, log *LogOutage) (out []stepfleet.Decision, waiting bool, err error) {
 	var steps []stepfleet.Orphan
 	for _, o := range page {
-		if o.Kind == stepfleet.KindStep && s.cfg.EventLog != nil {
+		if o.Kind == stepfleet.KindStep && s.cfg.EventLog != nil && !mutant.RepairIgnoresLog {
 			steps = append(steps, o)
 		} else {
 			out = append(out, o.Decide("", o.Reason))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // callTimeout bounds one call of the ledger in a loop: a connection that a failover has cut may
@@ -31,7 +33,13 @@ func (s *Server) sweep(ctx context.Context) error {
 // SweepTurn is one turn of the sweep.
 func (s *Server) SweepTurn(ctx context.Context, beats *Streak) error {
 	at, err := s.beat(ctx)
+	if mutant.ServersClock {
+		at = time.Now()
+	}
 	unbroken := beats.note(at, err == nil, s.cfg.Lifetimes.SessionTTL/2)
+	if mutant.SweepWithoutHeartbeat {
+		unbroken = time.Hour
+	}
 	if err == nil && unbroken > 0 {
 		err = s.expire(ctx, unbroken)
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // openTasks picks a run's open tasks: all, or those of the named keys; of an executor, its steps.
@@ -182,6 +183,20 @@ func (l *Ledger) CloseRun(ctx context.Context, runID string, epoch stepfleet.Epo
 	if err := validRunID(runID); err != nil {
 		return nil, fmt.Errorf("close run: %w", err)
 	}
+	if mutant.CloseAfterCancel {
+		changes, err := l.cancel(ctx, stepfleet.VerbClose, runID, epoch, nil, reason)
+		if err != nil {
+			return nil, err
+		}
+		return changes, l.closeRun(ctx, runID, epoch, reason)
+	}
+	if err := l.closeRun(ctx, runID, epoch, reason); err != nil {
+		return nil, err
+	}
+	return l.cancel(ctx, stepfleet.VerbClose, runID, epoch, nil, reason)
+}
+
+func (l *Ledger) closeRun(ctx context.Context, runID string, epoch stepfleet.Epoch, reason string) error {
 	var verdict string
 	err := l.run(ctx, "close run "+runID, idempotent, func(q *pgx.Batch) {
 		lockSpeaker(q, runID, epoch)
@@ -191,8 +206,5 @@ func (l *Ledger) CloseRun(ctx context.Context, runID string, epoch stepfleet.Epo
 	if err == nil {
 		err = refusal(verdict, "close run %s", runID)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return l.cancel(ctx, stepfleet.VerbClose, runID, epoch, nil, reason)
+	return err
 }

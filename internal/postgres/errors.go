@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // maxTries bounds one method's attempts: PostgreSQL's own requests to try again, and lost
@@ -33,6 +34,11 @@ func (l *Ledger) run(ctx context.Context, op string, again repeatable, queue fun
 	for try := 1; ; try++ {
 		var batch pgx.Batch
 		queue(&batch)
+		if mutant.On {
+			for _, q := range batch.QueuedQueries {
+				q.SQL = mutant.Rewrite(q.SQL)
+			}
+		}
 		err := l.pool.SendBatch(ctx, &batch).Close()
 		if err == nil {
 			return nil

@@ -22,6 +22,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // DefaultPrefix is what the name of every SQS queue of ours starts with.
@@ -174,6 +175,9 @@ func (b *Bells) ringBatch(ctx context.Context, queue, url, body string, n int) e
 		e := types.SendMessageBatchRequestEntry{Id: aws.String(strconv.Itoa(i)), MessageBody: &body}
 		if b.fifo {
 			one := uuid.NewString()
+			if mutant.DedupByPlace {
+				one = strconv.Itoa(i)
+			}
 			e.MessageGroupId, e.MessageDeduplicationId = &one, &one
 		}
 		in.Entries = append(in.Entries, e)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // Attempt is what a worker knows of a task that it has leased, and what it decides by that. It has
@@ -175,7 +176,7 @@ func (a *Attempt) Answered(move Move, err error) {
 // isUndecided says that the process was granted its ending event and has not told that it is stored:
 // only Dagster's log says whether it is.
 func (a *Attempt) isUndecided(exit stepfleet.Exit) bool {
-	return a.ending && (exit.Result == nil || exit.Result.Event == "")
+	return !mutant.AbandonedIsFailed && a.ending && (exit.Result == nil || exit.Result.Event == "")
 }
 
 // maxStruckFence bounds how often a task whose process was ended by a signal before its start is

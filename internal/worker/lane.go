@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // lane claims for one queue. It looks at the ledger when a bell rings, and without one when its Look says.
@@ -88,6 +89,10 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 	if free == 0 || ln.l.waitOpen(ctx, ln.l.w.cfg.StartsFor()) != nil || !ln.hostAvailable() {
 		ln.giveBack(bells)
 		return
+	}
+	if mutant.BellBeforeClaim {
+		ln.answer(bells)
+		bells = nil
 	}
 	req := stepfleet.ClaimRequest{Session: ln.l.session, ID: uuid.NewString(), Queue: ln.queue, Max: free}
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), ln.l.w.cfg.Lifetimes.Renew)

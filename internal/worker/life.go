@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // life is one session: from its registration until it is dead, its lease has run out, or the
@@ -100,7 +101,7 @@ func (l *life) keepSession() {
 			return
 		}
 		now := l.w.cfg.Now()
-		if age := l.age(now); l.w.cfg.LeaseOver(age) {
+		if age := l.age(now); l.w.cfg.LeaseOver(age) && !mutant.NoSelfFence {
 			l.log.Error("run lease runs out: killing what runs", "since_renewal", age)
 			l.killAll()
 			l.endLife(errDead)

@@ -15,10 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
 // Notifier tells a server that tasks have ended.
@@ -108,7 +110,7 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 	if grants := cfg.GrantsFor(); grants <= cfg.Lifetimes.Renew {
 		return nil, fmt.Errorf("worker: a statement timeout of %s leaves no time of the run lease of %s: give a shorter one or a longer lease", cfg.StatementTimeout, cfg.Lifetimes.RunLease)
 	}
-	if cfg.Now == nil {
+	if cfg.Now == nil || mutant.WallClockLease {
 		cfg.Now = time.Now
 	}
 	cfg.Spec.SessionTTL, cfg.Spec.RunLease = cfg.Lifetimes.SessionTTL, cfg.Lifetimes.RunLease
@@ -121,6 +123,9 @@ func (c Config) StartsFor() time.Duration { return c.Lifetimes.SessionTTL - c.Li
 // GrantsFor is how long after a renewal the write of an event may be granted: the run lease lasts longer
 // than the write by a margin.
 func (c Config) GrantsFor() time.Duration {
+	if mutant.GrantWithoutLease {
+		return math.MaxInt64
+	}
 	return min(c.StartsFor(), c.Lifetimes.RunLease-c.Lifetimes.Margin-c.StatementTimeout)
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,6 +40,17 @@ def test_step_succeeds(instance, child):
     assert result["worker"] == "worker-1"
     assert child.asked == ["start", "STEP_OUTPUT", "STEP_SUCCESS"]
     assert wait_dead(child.pid)
+
+
+def test_a_process_runs_one_task(instance, child):
+    """What one step has left in a process is no other step's."""
+    run = create_run(instance, "chain")
+    assert child.run(*step(instance, run, "one"))["success"]
+    task, payload = step(instance, run, "one")
+    with contextlib.suppress(OSError):  # it has gone
+        child.frames.send({"op": "run", "v": 1, "task": task, "payload": payload, "env": {}})
+    with contextlib.suppress(OSError):
+        assert child.frames.receive() is None
 
 
 @pytest.mark.parametrize("refused", ["start", "STEP_OUTPUT", "STEP_SUCCESS"])
