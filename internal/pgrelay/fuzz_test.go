@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -60,6 +61,23 @@ func FuzzGreet(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A client that promises a connection string of a gigabyte must not be given the room for it.
+func TestNoRoomIsMadeForAPromise(t *testing.T) {
+	raw := hello("x", map[string]string{"user": "u"})
+	at := bytes.LastIndexByte(raw, 'p')
+	copy(raw[at+1:], []byte{0x3f, 0xff, 0xff, 0xff})
+	relay := &Relay{used: map[*backend]struct{}{}, log: slog.New(slog.DiscardHandler)}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if who, err := relay.greet(&conversation{said: bytes.NewReader(raw)}); err == nil {
+		t.Errorf("lets in %+v", who)
+	}
+	runtime.ReadMemStats(&after)
+	if room := after.TotalAlloc - before.TotalAlloc; room > 16<<20 {
+		t.Errorf("%d bytes were made room for", room)
+	}
 }
 
 // passwordIn is the password of a connection string that can be read, "" where none can be.

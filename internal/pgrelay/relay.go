@@ -193,9 +193,14 @@ func (l *login) key() string {
 	return fmt.Sprintf("%q %q", l.dsn, l.params) // %q of a map is sorted
 }
 
+// maxLogin bounds the message with the connection string: room is made for what it says to have, before
+// it is there.
+const maxLogin = 64 << 10
+
 // greet reads who connects. It returns nil for a client that only wants a statement cancelled.
 func (r *Relay) greet(client net.Conn) (*login, error) {
 	wire := pgproto3.NewBackend(client, client)
+	wire.SetMaxBodyLen(maxLogin)
 	for {
 		first, err := wire.ReceiveStartupMessage()
 		if err != nil {
