@@ -66,12 +66,16 @@ SEED ?= 1
 chaos: setup ## real Dagster runs under faults for DURATION (5m), by the schedule of SEED (1)
 	@scripts/chaos -duration $(DURATION) -seed $(SEED) $(CHAOS_OPTIONS)
 
+.PHONY: mutants
+mutants: setup ## seed bugs into the product, one at a time, and have the tests find each
+	@scripts/mutants
+
 .PHONY: check
 check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy, pyright
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, model, test-aws, benchmark
+full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, model, mutants, test-aws, benchmark
 	@RACE="$(RACE)" scripts/full
 
 .PHONY: matrix

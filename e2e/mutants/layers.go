@@ -27,7 +27,7 @@ type layer struct {
 }
 
 var (
-	goFailed = regexp.MustCompile(`(?m)^ *--- FAIL: (\S+)`)
+	goFailed = regexp.MustCompile(`(?m)^(?: *--- FAIL: |panic: test timed out after \w+\n\trunning tests:\n\t\t)(\S+)`)
 	pyFailed = regexp.MustCompile(`(?m)^(?:FAILED|ERROR) (\S+)`)
 	verdict  = regexp.MustCompile(`(?m)^(chaos: FAIL.*)$`)
 )
@@ -51,21 +51,21 @@ func newRunner(dir, python string, limit time.Duration) (*runner, error) {
 	if !filepath.IsAbs(python) {
 		python = filepath.Join(root, python) // not resolved: a virtual environment is known by its link
 	}
-	goTests := func(name, pkg, all string) layer {
+	goTests := func(name, pkg, all, timeout string) layer {
 		return layer{name, "internal/" + pkg, func(tests string) []string {
 			if tests == "" {
 				tests = all
 			}
-			return []string{filepath.Join(dir, pkg+".test"), "-test.failfast", "-test.timeout", "4m", "-test.run", tests}
+			return []string{filepath.Join(dir, pkg+".test"), "-test.failfast", "-test.timeout", timeout, "-test.run", tests}
 		}, goFailed}
 	}
 	return &runner{dir: dir, limit: time.Now().Add(limit), controlled: map[string]bool{}, layers: []layer{
-		goTests("sqs", "sqs", "."),
-		goTests("dispatch", "dispatch", "."),
-		goTests("worker", "worker", "."),
-		goTests("conformance", "postgres", ledgers),
-		goTests("postgres", "postgres", "."),
-		goTests("pyhost", "pyhost", "."),
+		goTests("sqs", "sqs", ".", "2m"),
+		goTests("dispatch", "dispatch", ".", "20s"),
+		goTests("worker", "worker", ".", "20s"),
+		goTests("conformance", "postgres", ledgers, "2m"),
+		goTests("postgres", "postgres", ".", "4m"),
+		goTests("pyhost", "pyhost", ".", "4m"),
 		{"python", "python", func(tests string) []string {
 			return []string{
 				filepath.Join(dir, "withpostgres"), "STEPFLEET_TEST_POSTGRES_URL", python, "-m", "pytest", "-q", "-x", filepath.Join("tests", tests),

@@ -150,11 +150,19 @@ func TestWhatAClaimGetsWhileItsSessionExpiresIsSwept(t *testing.T) {
 	i.expect("r", stepfleet.StateQueued, 2)
 }
 
-// A run is closed before its tasks are cancelled: what is submitted meanwhile is refused.
-func TestARunThatIsBeingClosedTakesNoTask(t *testing.T) {
+// A run is closed before its tasks are cancelled: what is submitted or started meanwhile is refused.
+func TestARunThatIsBeingClosedTakesAndStartsNothing(t *testing.T) {
 	i := interleave(t)
-	id := i.queued("r")
-	commit := i.hold("SELECT FROM stepfleet.task WHERE id = $1 FOR NO KEY UPDATE", id)
+	waits := i.queued("r")
+	if _, err := i.Submit(t.Context(), one("r", "b")); err != nil {
+		t.Fatal(err)
+	}
+	s := i.session()
+	got, err := i.Claim(t.Context(), stepfleet.ClaimRequest{Session: s, ID: "c", Queue: stepfleet.DefaultQueue, Max: 5})
+	if err != nil || len(got.Leases) != 2 {
+		t.Fatal(got, err)
+	}
+	commit := i.hold("SELECT FROM stepfleet.task WHERE id = $1 FOR NO KEY UPDATE", waits)
 	closed := make(chan error, 1)
 	go func() {
 		_, err := i.CloseRun(t.Context(), "r", stepfleet.NoExecutor, "ended")
@@ -163,6 +171,15 @@ func TestARunThatIsBeingClosedTakesNoTask(t *testing.T) {
 	i.waiting(1)
 	if _, err := i.Submit(t.Context(), one("r", "late")); !errors.Is(err, stepfleet.ErrRunClosed) {
 		t.Errorf("a submission while the run's tasks are cancelled: %v", err)
+	}
+	for _, lease := range got.Leases {
+		if lease.TaskID == waits {
+			continue
+		}
+		errs, err := i.Start(t.Context(), s, []stepfleet.Ref{lease.Ref})
+		if err != nil || !errors.Is(errs[0], stepfleet.ErrRunClosed) {
+			t.Errorf("a start while the run's tasks are cancelled: %v, %v", errs, err)
+		}
 	}
 	commit()
 	if err := <-closed; err != nil {

@@ -92,7 +92,6 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 	}
 	if mutant.BellBeforeClaim {
 		ln.answer(bells)
-		bells = nil
 	}
 	req := stepfleet.ClaimRequest{Session: ln.l.session, ID: uuid.NewString(), Queue: ln.queue, Max: free}
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), ln.l.w.cfg.Lifetimes.Renew)

@@ -126,6 +126,27 @@ func TestASessionSaysHowManyClaimsBellsLedTo(t *testing.T) {
 	}
 }
 
+// A bell is answered once its claim is committed: until then it stands for work that nobody has.
+func TestABellWhoseClaimFailsRingsAgain(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		time.Sleep(time.Second) // past the look of the start
+		b.fail(func(op string) error {
+			if op == "claim" {
+				return stepfleet.ErrUnavailable
+			}
+			return nil
+		})
+		b.submit(true, "a")
+		time.Sleep(100 * time.Millisecond)
+		stop()
+		bells, err := b.bells.Receive(b.ctx, "default", 1, time.Minute)
+		if err != nil || len(bells) != 1 {
+			t.Errorf("%d bells are left of a claim that failed: %v", len(bells), err)
+		}
+	})
+}
+
 func TestWithoutBellsWorkersLookOften(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.bells.Fail(func(string, string) error { return stepfleet.ErrUnavailable })
