@@ -47,12 +47,13 @@ const (
 	NoStart            Mutant = "no-start"             // user code begins although its start was refused
 	NoEventGate        Mutant = "no-event-gate"        // ending events are written without asking
 	RepairBlind        Mutant = "repair-blind"         // the server decides without Dagster's log
+	OldFence           Mutant = "old-fence"            // a revoke without an answer is taken for not done
 	AckEarly           Mutant = "ack-early"            // a submit without an answer is taken for done
 )
 
 // Mutants are all of them.
 var Mutants = []Mutant{
-	SweepSuspects, CountedBeats, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, AckEarly,
+	SweepSuspects, CountedBeats, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, OldFence, AckEarly,
 }
 
 // The deadlines are short, so that a history sees all of them pass.

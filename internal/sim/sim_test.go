@@ -74,7 +74,7 @@ func TestEverySeedKeepsThePromises(t *testing.T) {
 	}
 }
 
-// TestFoundSeeds plays again what once broke a promise.
+// TestFoundSeeds plays again what once broke a promise, as things are, and with the mistake that it was.
 func TestFoundSeeds(t *testing.T) {
 	file, err := os.Open("testdata/seeds.txt")
 	if err != nil {
@@ -82,11 +82,11 @@ func TestFoundSeeds(t *testing.T) {
 	}
 	defer file.Close()
 	for in := bufio.NewScanner(file); in.Scan(); {
-		number, _, _ := strings.Cut(in.Text(), " ")
-		if number == "" || number == "#" {
+		words := strings.Fields(in.Text())
+		if words[0] == "#" {
 			continue
 		}
-		n, err := strconv.ParseUint(number, 10, 64)
+		n, err := strconv.ParseUint(words[0], 10, 64)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,6 +96,13 @@ func TestFoundSeeds(t *testing.T) {
 		}
 		if v.Failed() {
 			failed(t, v)
+		}
+		mutant := Mutant(words[1])
+		if mutant == "none" {
+			continue
+		}
+		if v, _ := Run(Config{Seed: n, Mutant: mutant}); !v.Failed() {
+			t.Errorf("seed %d does not find %s any more: take another one", n, mutant)
 		}
 	}
 }

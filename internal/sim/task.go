@@ -135,6 +135,9 @@ func (t *task) timeOut() {
 
 func (t *task) raiseFence(reason string) error {
 	fence, err := t.l.x.led.Revoke(context.Background(), t.l.id, t.Ref(), reason)
+	if err != nil && t.l.x.s.cfg.Mutant == OldFence {
+		return err
+	}
 	t.Raised(fence, err)
 	return err
 }
