@@ -129,6 +129,10 @@ func withUsers(instance, path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("--dagster-yaml %s: %w", path, err)
 	}
+	var again map[string]any // what reads as one thing may not read so where it is put, such as a key <<
+	if err := yaml.Unmarshal(merged, &again); err != nil {
+		return "", fmt.Errorf("--dagster-yaml %s does not fit into the stack's own: %w", path, err)
+	}
 	return fmt.Sprintf("# Written by stepfleet dev at every start, with %s; changes are lost.\n%s", path, merged), nil
 }
 
