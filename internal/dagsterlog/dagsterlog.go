@@ -56,7 +56,8 @@ var driver = regexp.MustCompile(`^(postgres(?:ql)?)\+\w+://`)
 func Open(ctx context.Context, dsn string) (*Log, error) {
 	cfg, err := pgxpool.ParseConfig(driver.ReplaceAllString(dsn, "$1://"))
 	if err != nil {
-		return nil, fmt.Errorf("open Dagster's event log: %w", err) // pgx keeps the password out of it
+		// Why it cannot be read may hold what is meant for a password.
+		return nil, errors.New("open Dagster's event log: the connection string cannot be read: want postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
 	}
 	cfg.MaxConns = maxConns
 	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe

@@ -132,7 +132,7 @@ func (r *Relay) expire(before time.Time) {
 func connect(ctx context.Context, who *login) (*backend, error) {
 	cfg, err := pgconn.ParseConfig(who.dsn)
 	if err != nil {
-		return nil, fmt.Errorf("the connection string: %w", err)
+		return nil, errors.New("the connection string of Dagster's storage cannot be read") // why may hold a password
 	}
 	cfg.RuntimeParams = map[string]string{}
 	for name, value := range who.params {

@@ -36,7 +36,7 @@ type Report struct {
 func Migrate(ctx context.Context, dsn string, opts Options) (Report, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
-		return Report{}, fmt.Errorf("migrate ledger: %w", err)
+		return Report{}, fmt.Errorf("migrate ledger: %w", errDSN)
 	}
 	adjust(cfg, dsn, opts)
 	db := stdlib.OpenDB(*cfg)

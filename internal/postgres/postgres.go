@@ -20,6 +20,7 @@ package postgres
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -80,7 +81,7 @@ func Open(ctx context.Context, dsn string, opts Options) (*Ledger, error) {
 	}
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err) // pgx keeps the password out of it
+		return nil, fmt.Errorf("open ledger: %w", errDSN)
 	}
 	cfg.MaxConns = int32(opts.MaxConns)
 	adjust(cfg.ConnConfig, dsn, opts)
@@ -90,6 +91,11 @@ func Open(ctx context.Context, dsn string, opts Options) (*Ledger, error) {
 	}
 	return &Ledger{pool: pool, opts: opts, log: opts.Logger}, nil
 }
+
+// errDSN keeps to itself why a connection string cannot be read: pgx leaves out what it takes for the
+// password, and what makes the string hard to read may be that.
+var errDSN = errors.New("the connection string cannot be read: want postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=..., " +
+	"with other characters than letters and digits percent-encoded (a space as %20), or keywords such as host=HOST password=PASSWORD")
 
 // adjust sets what stepfleet wants of a connection and the DSN does not say. Unnamed statements
 // work behind any pooler.
