@@ -41,8 +41,8 @@ def decoded(value):
 
 
 def kebab(op):
-    """SendMessageBatch is send-message-batch."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", op).lower()
+    """SendMessageBatch is send-message-batch, AssumeRoleWithSAML assume-role-with-saml."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", op).lower()
 
 
 def answer(call):
