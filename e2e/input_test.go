@@ -76,7 +76,7 @@ func TestWrongFlagsAndSettingsAreRefusedWithWhatToDo(t *testing.T) {
 			"database address that is none", "server --listen 127.0.0.1:0",
 			[]string{"STEPFLEET_DATABASE_URL=postgres://stepfleet:hunter2@host:port/db"},
 			1,
-			[]string{"STEPFLEET_DATABASE_URL: open ledger: cannot parse", "invalid port"},
+			[]string{"STEPFLEET_DATABASE_URL: open ledger: the connection string cannot be read", "postgres://USER:PASSWORD@HOST:PORT/DATABASE"},
 		},
 		{
 			"migrate without PostgreSQL", "migrate",

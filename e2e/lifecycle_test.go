@@ -156,9 +156,9 @@ func testPostgreSQLIsKilled(t *testing.T, d *dev) {
 	}
 	awaitProbe(t, d.server.url+"/readyz", http.StatusOK, "")
 	awaitProbe(t, d.workerURL(t)+"/readyz", http.StatusOK, "")
-	if now := d.pid(t, "postgres"); now == postmaster {
-		t.Errorf("dev.json still names the killed PostgreSQL, process %d", now)
-	}
+	await(t, healthyTimeout, "dev.json to name another PostgreSQL than the killed one", func() (bool, string) {
+		return d.pid(t, "postgres") != postmaster, "it still does"
+	})
 
 	d.dagster.awaitEnd(t, inputTimeout, run, dagsterapi.RunSuccess)
 	tasks := d.server.tasks(t, run)
