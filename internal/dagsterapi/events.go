@@ -22,6 +22,26 @@ const eventsQuery = `query($run: ID!, $cursor: String) { logsForRun(runId: $run,
 // Events returns the run's event log, oldest first; nothing of a run that Dagster does not know.
 func (c *Client) Events(ctx context.Context, runID string) ([]Event, error) {
 	var events []Event
+	err := c.eachEvent(ctx, runID, func(e loggedEvent) error {
+		millis, err := strconv.ParseFloat(e.Timestamp, 64)
+		if err != nil {
+			return fmt.Errorf("timestamp %q: %w", e.Timestamp, err)
+		}
+		events = append(events, Event{e.StepKey, e.EventType, time.UnixMicro(int64(millis * 1000))})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the event log of run %s: %w", runID, err)
+	}
+	return events, nil
+}
+
+// loggedEvent is a row as Dagster's API has it; the timestamp is in milliseconds.
+type loggedEvent struct{ EventType, StepKey, Timestamp string }
+
+// eachEvent reads the run's event log page by page, oldest first, and hands each row on; none of a run
+// that Dagster does not know: it was deleted.
+func (c *Client) eachEvent(ctx context.Context, runID string, take func(loggedEvent) error) error {
 	variables := map[string]any{"run": runID}
 	for {
 		var data struct {
@@ -29,27 +49,25 @@ func (c *Client) Events(ctx context.Context, runID string) ([]Event, error) {
 				typed
 				Cursor  string
 				HasMore bool
-				Events  []struct{ EventType, StepKey, Timestamp string }
+				Events  []loggedEvent
 			} `json:"logsForRun"`
 		}
 		if err := c.call(ctx, eventsQuery, variables, &data); err != nil {
-			return nil, fmt.Errorf("read the event log of run %s: %w", runID, err)
+			return err
 		}
 		if data.Logs.Typename == "RunNotFoundError" {
-			return nil, nil
+			return nil
 		}
 		if err := data.Logs.want("EventConnection"); err != nil {
-			return nil, fmt.Errorf("read the event log of run %s: %w", runID, err)
+			return err
 		}
 		for _, e := range data.Logs.Events {
-			millis, err := strconv.ParseFloat(e.Timestamp, 64)
-			if err != nil {
-				return nil, fmt.Errorf("event log of run %s: timestamp %q: %w", runID, e.Timestamp, err)
+			if err := take(e); err != nil {
+				return err
 			}
-			events = append(events, Event{e.StepKey, e.EventType, time.UnixMicro(int64(millis * 1000))})
 		}
 		if !data.Logs.HasMore {
-			return events, nil
+			return nil
 		}
 		variables["cursor"] = data.Logs.Cursor
 	}

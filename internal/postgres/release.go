@@ -43,16 +43,21 @@ SELECT verdict FROM judged ORDER BY ord`
 
 // Release implements stepfleet.Claims.
 func (l *Ledger) Release(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
+	return l.giveUp(ctx, "release", release, session, refs, reason)
+}
+
+// giveUp runs a statement by which a session lets go of tasks, once they are locked.
+func (l *Ledger) giveUp(ctx context.Context, verb, statement string, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
 	ids, fences := split(refs)
 	var verdicts []string
-	err := l.run(ctx, fmt.Sprintf("release %d tasks of session %d", len(refs), session), idempotent, func(q *pgx.Batch) {
+	err := l.run(ctx, fmt.Sprintf("%s %d tasks of session %d", verb, len(refs), session), idempotent, func(q *pgx.Batch) {
 		q.Queue(lockTasks, ids)
-		q.Queue(release, session, ids, fences, clean(reason)).Query(scanVerdicts(&verdicts))
+		q.Queue(statement, session, ids, fences, clean(reason)).Query(scanVerdicts(&verdicts))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return perTask("release", refs, verdicts), nil
+	return perTask(verb, refs, verdicts), nil
 }
 
 // abandon leaves running tasks to the server. The tasks are locked. The session's held rows stay,
@@ -89,16 +94,7 @@ SELECT verdict FROM judged ORDER BY ord`
 
 // Abandon implements stepfleet.Claims.
 func (l *Ledger) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
-	ids, fences := split(refs)
-	var verdicts []string
-	err := l.run(ctx, fmt.Sprintf("abandon %d tasks of session %d", len(refs), session), idempotent, func(q *pgx.Batch) {
-		q.Queue(lockTasks, ids)
-		q.Queue(abandon, session, ids, fences, clean(reason)).Query(scanVerdicts(&verdicts))
-	})
-	if err != nil {
-		return nil, err
-	}
-	return perTask("abandon", refs, verdicts), nil
+	return l.giveUp(ctx, "abandon", abandon, session, refs, reason)
 }
 
 // revoke raises the fence under the owner's own process. The task is locked.
