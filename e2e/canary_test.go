@@ -17,6 +17,7 @@ import (
 
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/pglocal"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // secrets are those of a stack, by what they are.
@@ -124,19 +125,19 @@ func (s *stack) checkProcesses(t *testing.T, known secrets) {
 	state := s.state()
 	needs := map[int]string{state.PIDs["server"]: "server's password", state.PIDs["worker-1"]: "worker's password"}
 	seen := 0
-	for _, p := range descendants(s.cmd.Process.Pid) {
-		if found := known.in([]byte(p.command)); len(found) > 0 {
-			t.Errorf("the argument list of process %d has the %v: %s", p.pid, found, p.command)
+	for _, p := range proctable.Descendants(s.cmd.Process.Pid) {
+		if found := known.in([]byte(p.Command)); len(found) > 0 {
+			t.Errorf("the argument list of process %d has the %v: %s", p.PID, found, p.Command)
 		}
-		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
 		if err != nil {
 			continue // it has just ended
 		}
 		seen++
 		for _, name := range known.in(environ) {
-			dagsters := name == "Dagster's password" && (p.pid == state.PIDs["worker-1"] || strings.Contains(p.command, "python"))
-			if needs[p.pid] != name && !dagsters {
-				t.Errorf("process %d has the %s in its environment, and needs it not: %s", p.pid, name, p.command)
+			dagsters := name == "Dagster's password" && (p.PID == state.PIDs["worker-1"] || strings.Contains(p.Command, "python"))
+			if needs[p.PID] != name && !dagsters {
+				t.Errorf("process %d has the %s in its environment, and needs it not: %s", p.PID, name, p.Command)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // A shared machine is given three times what is promised.
@@ -83,8 +84,8 @@ var unmonitoredStack = sharedBy{options: stackOptions{
 }}
 
 func TestACancelEndsARunWhoseRunWorkerIsFrozen(t *testing.T) {
-	testBereft(t, runKillGrace+concludeWithin, func(worker process, terminate func()) {
-		if err := syscall.Kill(worker.pid, syscall.SIGSTOP); err != nil {
+	testBereft(t, runKillGrace+concludeWithin, func(worker proctable.Process, terminate func()) {
+		if err := syscall.Kill(worker.PID, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		terminate()
@@ -92,13 +93,13 @@ func TestACancelEndsARunWhoseRunWorkerIsFrozen(t *testing.T) {
 }
 
 func TestACancelEndsARunWhoseRunWorkerIsKilledOverIt(t *testing.T) {
-	testBereft(t, concludeWithin, func(worker process, terminate func()) {
+	testBereft(t, concludeWithin, func(worker proctable.Process, terminate func()) {
 		// It cannot begin to write RUN_CANCELED before it is killed.
-		if err := syscall.Kill(worker.pid, syscall.SIGSTOP); err != nil {
+		if err := syscall.Kill(worker.PID, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		terminate()
-		if err := syscall.Kill(worker.pid, syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(worker.PID, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -106,7 +107,7 @@ func TestACancelEndsARunWhoseRunWorkerIsKilledOverIt(t *testing.T) {
 
 // testBereft cancels a run, with steps that run and steps that wait, in a way that leaves it
 // without a run worker that could end it.
-func testBereft(t *testing.T, within time.Duration, cancel func(worker process, terminate func())) {
+func testBereft(t *testing.T, within time.Duration, cancel func(worker proctable.Process, terminate func())) {
 	s := unmonitoredStack.use(t)
 	file, _ := release(t)
 	run := s.dagster.launch(t, "eight_then_after", config{
@@ -145,11 +146,11 @@ func testBereft(t *testing.T, within time.Duration, cancel func(worker process, 
 }
 
 // awaitSteps waits until n steps of the run have begun and returns their processes.
-func (s *stack) awaitSteps(t *testing.T, n int, run string) []process {
+func (s *stack) awaitSteps(t *testing.T, n int, run string) []proctable.Process {
 	t.Helper()
-	var steps []process
+	var steps []proctable.Process
 	for key, e := range s.awaitBegins(t, runTimeout, n, run) {
-		p, ok := readProcess(e.PID)
+		p, ok := proctable.Read(e.PID)
 		if !ok {
 			t.Fatalf("step %s has no process %d", key, e.PID)
 		}

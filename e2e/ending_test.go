@@ -12,6 +12,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // Dagster's log has the step's success when the hook begins, and the ledger must not say otherwise.
@@ -119,11 +120,11 @@ func TestASecondSIGTERMStopsAWorkerAtOnce(t *testing.T) {
 	s := defaultLauncher(t)
 	run, victim, give := s.oneWaiting(t)
 	pid := s.pid(t, victim)
-	worker, ok := readProcess(pid)
+	worker, ok := proctable.Read(pid)
 	if !ok {
 		t.Fatalf("%s is not there", victim)
 	}
-	all := append(descendants(pid), worker)
+	all := append(proctable.Descendants(pid), worker)
 	s.signal(t, victim, syscall.SIGTERM)
 	var draining stepfleet.Session
 	await(t, healthyTimeout, victim+" to drain", func() (bool, string) {

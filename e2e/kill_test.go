@@ -12,6 +12,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 const (
@@ -47,7 +48,7 @@ func TestKilledWorkersStepsRunElsewhere(t *testing.T) {
 	leased := s.leaseWithoutStart(t, leasing, victim, other)
 
 	worker := s.pid(t, victim)
-	children := descendants(worker)
+	children := proctable.Descendants(worker)
 	killed := time.Now()
 	if err := syscall.Kill(worker, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -120,9 +121,9 @@ func (s *stack) leaseWithoutStart(t *testing.T, run, victim, other string) views
 	}
 	worker := s.pid(t, victim)
 	template := templateOf(t, worker)
-	for _, p := range descendants(worker) {
-		if p.parent == template && !busy[p.pid] {
-			_ = syscall.Kill(p.pid, syscall.SIGSTOP)
+	for _, p := range proctable.Descendants(worker) {
+		if p.Parent == template && !busy[p.PID] {
+			_ = syscall.Kill(p.PID, syscall.SIGSTOP)
 		}
 	}
 	thaw := s.freeze(t, other)
@@ -139,9 +140,9 @@ func (s *stack) leaseWithoutStart(t *testing.T, run, victim, other string) views
 // templateOf returns the process that forks the worker's step processes.
 func templateOf(t *testing.T, worker int) int {
 	t.Helper()
-	for _, p := range descendants(worker) {
-		if p.parent == worker && strings.Contains(p.command, "dagster_stepfleet.host template") {
-			return p.pid
+	for _, p := range proctable.Descendants(worker) {
+		if p.Parent == worker && strings.Contains(p.Command, "dagster_stepfleet.host template") {
+			return p.PID
 		}
 	}
 	t.Fatalf("worker process %d has no template", worker)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 const (
@@ -41,7 +42,7 @@ func TestTheRunWorkerIsATaskWithSlotsOfItsOwn(t *testing.T) {
 	if w.RetryBudget.LostStepRetries != 3 {
 		t.Errorf("the run worker may be followed by %d, want the 3 of max_resume_run_attempts", w.RetryBudget.LostStepRetries)
 	}
-	if p := s.runWorker(t, run); p.alive() {
+	if p := s.runWorker(t, run); p.Alive() {
 		t.Errorf("the run worker %+v lives on after its run", p)
 	}
 	s.server.checkAudit(t, run)
@@ -140,15 +141,15 @@ func TestARunGoesOnWithANewRunWorkerWhenItsOwnIsKilled(t *testing.T) {
 	file, give := release(t)
 	run := s.dagster.launch(t, "chain", config{ops: map[string]any{"step_1": behaviour{"release": file}}})
 	begun := s.awaitBegins(t, runTimeout, 2, run)[stepfleet.Key{RunID: run, StepKey: "step_1"}]
-	step, _ := readProcess(begun.PID)
+	step, _ := proctable.Read(begun.PID)
 	killed := time.Now()
-	if err := syscall.Kill(s.runWorker(t, run).pid, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(s.runWorker(t, run).PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	s.awaitRunWorker(t, run, 0, stepfleet.StateFailed)
 	s.awaitRunWorker(t, run, 1, stepfleet.StateRunning)
 	t.Logf("the run had a new run worker %.1f s after the kill", time.Since(killed).Seconds())
-	if !step.alive() {
+	if !step.Alive() {
 		t.Error("the run's step was stopped with its run worker")
 	}
 	give()
@@ -239,20 +240,20 @@ func (s *stack) awaitRunWorker(t *testing.T, run string, attempt int, want stepf
 var runWorkerPID = regexp.MustCompile(`^Started process for (?:run|resuming job) \(pid: (\d+)\)`)
 
 // runWorker returns the process of the run's latest run worker, gone or not.
-func (s *stack) runWorker(t *testing.T, run string) process {
+func (s *stack) runWorker(t *testing.T, run string) proctable.Process {
 	t.Helper()
-	var found process
+	var found proctable.Process
 	for _, e := range s.dagster.events(t, run) {
 		if match := runWorkerPID.FindStringSubmatch(e.Message); match != nil {
 			pid, _ := strconv.Atoi(match[1]) // digits
-			p, ok := readProcess(pid)
+			p, ok := proctable.Read(pid)
 			if !ok {
-				p = process{pid: pid}
+				p = proctable.Process{PID: pid}
 			}
 			found = p
 		}
 	}
-	if found.pid == 0 {
+	if found.PID == 0 {
 		t.Fatalf("the event log of run %s names no process of a run worker", run)
 	}
 	return found

@@ -17,6 +17,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 	"github.com/stepfleet/stepfleet/internal/supervise"
 	"github.com/stepfleet/stepfleet/internal/testenv"
 )
@@ -113,8 +114,8 @@ func testProbesOfEveryProcess(t *testing.T, d *dev) {
 func testPostgreSQLHangs(t *testing.T, d *dev) {
 	postmaster := d.pid(t, "postgres")
 	all := []int{postmaster}
-	for _, p := range descendants(postmaster) {
-		all = append(all, p.pid)
+	for _, p := range proctable.Descendants(postmaster) {
+		all = append(all, p.PID)
 	}
 	each := func(signal syscall.Signal) {
 		for _, pid := range all {
@@ -352,7 +353,7 @@ func (d *dev) kill(t *testing.T) {
 type traces struct {
 	id        string
 	lock      string
-	processes []process
+	processes []proctable.Process
 	addresses []string
 }
 
@@ -361,12 +362,12 @@ func (d *dev) traces(t *testing.T) traces {
 	state := d.state()
 	trace := traces{id: state.ID, lock: filepath.Join(d.dir, "dev", "lock")}
 	pids := append(supervise.Marked(state.ID), state.PIDs["warden"])
-	for _, p := range descendants(d.program.cmd.Process.Pid) {
-		pids = append(pids, p.pid)
+	for _, p := range proctable.Descendants(d.program.cmd.Process.Pid) {
+		pids = append(pids, p.PID)
 	}
 	slices.Sort(pids)
 	for _, pid := range slices.Compact(pids) {
-		if p, ok := readProcess(pid); ok {
+		if p, ok := proctable.Read(pid); ok {
 			trace.processes = append(trace.processes, p)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // slotsOfSmall is what the two workers of the shared stack have for the queue small.
@@ -147,7 +148,7 @@ func TestAStepOverItsTimeoutFailsWithThatReason(t *testing.T) {
 			}
 			s.wantOneEnding(t, run, "STEP_FAILURE", "ran over its timeout of 1s")
 			for key, begin := range s.begins(t, run) {
-				if _, there := readProcess(begin.PID); there {
+				if _, there := proctable.Read(begin.PID); there {
 					t.Errorf("process %d of %s is still there", begin.PID, key)
 				}
 			}
@@ -182,7 +183,7 @@ func TestAThreadThatOutlivesItsStepIsEnded(t *testing.T) {
 				t.Errorf("the task is %s with %+v, want succeeded", task.State, task.Result)
 			}
 			for key, begin := range s.begins(t, run) {
-				if _, there := readProcess(begin.PID); there {
+				if _, there := proctable.Read(begin.PID); there {
 					t.Errorf("process %d of %s is still there", begin.PID, key)
 				}
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // closedPromise is the time for Dagster's run monitoring to notice (5 s here), the server's
@@ -23,8 +24,8 @@ const (
 func TestADeadRunWorkersStepsAreStopped(t *testing.T) {
 	s := defaultLauncher(t)
 	before := map[int]bool{}
-	for _, p := range descendants(s.pid(t, "code-1")) {
-		before[p.pid] = true
+	for _, p := range proctable.Descendants(s.pid(t, "code-1")) {
+		before[p.PID] = true
 	}
 	file, _ := release(t)
 	run := s.dagster.launch(t, "eight_then_after", config{
@@ -34,8 +35,8 @@ func TestADeadRunWorkersStepsAreStopped(t *testing.T) {
 	steps := s.awaitSteps(t, 4, run)
 	killed := time.Now()
 	workers := 0
-	for _, p := range descendants(s.pid(t, "code-1")) {
-		if !before[p.pid] && syscall.Kill(p.pid, syscall.SIGKILL) == nil {
+	for _, p := range proctable.Descendants(s.pid(t, "code-1")) {
+		if !before[p.PID] && syscall.Kill(p.PID, syscall.SIGKILL) == nil {
 			workers++
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // retryDelay is longer than it takes to kill a run worker in a retry's delay and to resume the run.
@@ -170,10 +171,10 @@ func TestARunIsTakenOnFromEveryStage(t *testing.T) {
 
 	thawDaemon := s.freeze(t, "daemon")
 	killed := time.Now()
-	var dead []process
+	var dead []proctable.Process
 	for _, r := range runs {
 		p := s.runWorker(t, r.ID)
-		if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
 			t.Fatalf("%s: kill the run worker: %v", r.name, err)
 		}
 		dead = append(dead, p)
@@ -283,7 +284,7 @@ func untilUnseenEnd(n int, step string) func(*testing.T, *stagedRun) {
 	return func(t *testing.T, r *stagedRun) {
 		t.Helper()
 		untilBegun(n)(t, r)
-		if err := syscall.Kill(r.s.runWorker(t, r.ID).pid, syscall.SIGSTOP); err != nil {
+		if err := syscall.Kill(r.s.runWorker(t, r.ID).PID, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		r.give()
@@ -299,7 +300,7 @@ func untilUnseenResourceFailure(t *testing.T, r *stagedRun) {
 		tries, err := os.ReadFile(r.file + ".tries")
 		return len(tries) == 1, fmt.Sprint(err)
 	})
-	if err := syscall.Kill(r.s.runWorker(t, r.ID).pid, syscall.SIGSTOP); err != nil {
+	if err := syscall.Kill(r.s.runWorker(t, r.ID).PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	r.give()
@@ -321,7 +322,7 @@ func adoptsWhatRuns(t *testing.T, r *stagedRun) {
 	if len(running) != 1 {
 		t.Fatalf("ledger: %s, want one running", r.s.server.tasks(t, r.ID))
 	}
-	if p, ok := readProcess(r.s.begins(t, r.ID)[running[0].Key].PID); !ok || !p.alive() {
+	if p, ok := proctable.Read(r.s.begins(t, r.ID)[running[0].Key].PID); !ok || !p.Alive() {
 		t.Errorf("the process of %s is gone", running[0].Key)
 	}
 }
@@ -463,7 +464,7 @@ func TestARunWorkerThatIsKilledBeforeItsStartIsStartedElsewhere(t *testing.T) {
 	run := s.dagster.launch(t, "chain", config{})
 	s.awaitRunWorker(t, run, 0, stepfleet.StateLeased)
 	for _, p := range idle {
-		_ = syscall.Kill(p.pid, syscall.SIGKILL) // an idle one may have been replaced
+		_ = syscall.Kill(p.PID, syscall.SIGKILL) // an idle one may have been replaced
 	}
 	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
 	s.checkEachStepOnce(t, run, 4)
@@ -479,7 +480,7 @@ func TestARunWorkerThatIsKilledBeforeItsFirstEventIsStartedAnew(t *testing.T) {
 	run, held := s.launchHeld(t, "chain", "Started process for run")
 	s.awaitRunWorker(t, run, 0, stepfleet.StateRunning)
 	for _, p := range s.idleProcesses(t) { // and the run worker, which has told nobody its number
-		_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		_ = syscall.Kill(p.PID, syscall.SIGKILL)
 	}
 	held.drop(t)
 	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
@@ -495,7 +496,7 @@ func TestARunIsCanceledWhileItsStepsAreLeased(t *testing.T) {
 	s := shared(t)
 	run, held := s.launchHeld(t, "three", "Starting execution with step handler")
 	worker := s.runWorker(t, run)
-	stopped := slices.DeleteFunc(s.idleProcesses(t), func(p process) bool { return p.pid == worker.pid })
+	stopped := slices.DeleteFunc(s.idleProcesses(t), func(p proctable.Process) bool { return p.PID == worker.PID })
 	goOn := stopAll(t, append(stopped, s.templates(t)...)) // a template would fork others
 	held.release(t)
 	await(t, runTimeout, "leases", func() (bool, string) {
@@ -528,9 +529,9 @@ func TestARunIsCanceledWhileAStepWaitsForItsRetry(t *testing.T) {
 
 // checkNothingIsLeft checks that a run that was canceled has no process and no open task, and that
 // so many of its tasks were cancelled.
-func (s *stack) checkNothingIsLeft(t *testing.T, run string, worker process, cancelled int) views {
+func (s *stack) checkNothingIsLeft(t *testing.T, run string, worker proctable.Process, cancelled int) views {
 	t.Helper()
-	awaitGone(t, cancelWithin, time.Now(), []process{worker})
+	awaitGone(t, cancelWithin, time.Now(), []proctable.Process{worker})
 	tasks := awaitAllEnded(t, s, run)
 	if len(tasks.in(stepfleet.StateCancelled)) != cancelled {
 		t.Errorf("ledger: %s, want %d cancelled", tasks, cancelled)
@@ -545,11 +546,11 @@ func (s *stack) checkNothingIsLeft(t *testing.T, run string, worker process, can
 }
 
 // templates returns the processes that fork the workers' others.
-func (s *stack) templates(t *testing.T) []process {
+func (s *stack) templates(t *testing.T) []proctable.Process {
 	t.Helper()
-	var all []process
+	var all []proctable.Process
 	for i := range s.options.workers {
-		p, ok := readProcess(templateOf(t, s.pid(t, "worker-"+strconv.Itoa(i+1))))
+		p, ok := proctable.Read(templateOf(t, s.pid(t, "worker-"+strconv.Itoa(i+1))))
 		if !ok {
 			t.Fatal("a template is gone")
 		}
@@ -559,22 +560,22 @@ func (s *stack) templates(t *testing.T) []process {
 }
 
 // idleProcesses returns what the templates have forked: while no run goes on, all wait for tasks.
-func (s *stack) idleProcesses(t *testing.T) []process {
+func (s *stack) idleProcesses(t *testing.T) []proctable.Process {
 	t.Helper()
-	var idle []process
+	var idle []proctable.Process
 	for _, template := range s.templates(t) {
-		idle = append(idle, slices.DeleteFunc(descendants(template.pid), func(p process) bool { return p.parent != template.pid })...)
+		idle = append(idle, slices.DeleteFunc(proctable.Descendants(template.PID), func(p proctable.Process) bool { return p.Parent != template.PID })...)
 	}
 	return idle
 }
 
 // stopAll stops the processes until the returned function is called, or the test ends.
-func stopAll(t *testing.T, all []process) (goOn func()) {
+func stopAll(t *testing.T, all []proctable.Process) (goOn func()) {
 	t.Helper()
 	each := func(sig syscall.Signal) {
 		for _, p := range all {
-			if p.alive() {
-				_ = syscall.Kill(p.pid, sig)
+			if p.Alive() {
+				_ = syscall.Kill(p.PID, sig)
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stepfleet/stepfleet/internal/proctable"
 	"github.com/stepfleet/stepfleet/internal/supervise"
 )
 
@@ -55,9 +56,9 @@ func TestNothingOutlivesAKilledTestProcess(t *testing.T) {
 		return s.state().Ready, "not ready"
 	})
 	state := s.state()
-	var all []process
+	var all []proctable.Process
 	for _, pid := range append(supervise.Marked(state.ID), state.PIDs["dev"], state.PIDs["warden"]) {
-		if p, ok := readProcess(pid); ok {
+		if p, ok := proctable.Read(pid); ok {
 			all = append(all, p)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
 	"github.com/stepfleet/stepfleet/internal/devstack"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 func TestATailReadsWholeLinesOnce(t *testing.T) {
@@ -87,25 +88,25 @@ func TestAPauseIsSeenInTheProcessTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	p, ok := readProcess(cmd.Process.Pid)
+	p, ok := proctable.Read(cmd.Process.Pid)
 	if !ok {
 		t.Fatal("no such process")
 	}
 	n := newNemesis(&stack{}, nil)
 	i := &Injected{Fault: schedule.Fault{Kind: schedule.PauseServer, Hold: 50 * time.Millisecond}}
 	seen := make(chan bool, 1)
-	go func() { seen <- within(time.Second, p.stopped) }()
-	if err := n.pause(t.Context(), i, []process{p}); err != nil || !i.Ok() {
+	go func() { seen <- within(time.Second, p.Stopped) }()
+	if err := n.pause(t.Context(), i, []proctable.Process{p}); err != nil || !i.Ok() {
 		t.Errorf("%v, %+v", err, i)
 	}
-	if !<-seen || p.stopped() || i.Healed.Sub(i.Landed) < i.Hold {
+	if !<-seen || p.Stopped() || i.Healed.Sub(i.Landed) < i.Hold {
 		t.Errorf("it did not stand still and go on: %+v", i)
 	}
-	if err := p.signal(syscall.SIGKILL); err != nil {
+	if err := p.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if err := n.pause(t.Context(), &Injected{}, []process{p}); err == nil {
+	if err := n.pause(t.Context(), &Injected{}, []proctable.Process{p}); err == nil {
 		t.Error("a pause of a process that is gone has landed")
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // jobs of the load in the order in which they are launched, again and again.
@@ -62,7 +63,7 @@ type effect struct {
 	PID     int     `json:"pid"`
 	Worker  string  `json:"worker"`
 	At      float64 `json:"at"`
-	process process
+	process proctable.Process
 }
 
 // opened is a line that an executor writes when it opens its run.
@@ -208,14 +209,14 @@ func (l *load) busy() []effect {
 		key := fmt.Sprintf("%s %d", e.Key, e.PID)
 		if e.Event != "begin" {
 			delete(l.open, key)
-		} else if p, ok := readProcess(e.PID); ok {
+		} else if p, ok := proctable.Read(e.PID); ok {
 			e.process = p
 			l.open[key] = e
 		}
 	}
 	var busy []effect
 	for key, e := range l.open {
-		if !e.process.alive() {
+		if !e.process.Alive() {
 			delete(l.open, key)
 			continue
 		}
@@ -231,7 +232,7 @@ func (l *load) works(worker string) bool {
 }
 
 // runWorker returns the run worker of the run that hits says was hit least.
-func (l *load) runWorker(hits func(run string) int) (run string, found process, ok bool) {
+func (l *load) runWorker(hits func(run string) int) (run string, found proctable.Process, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lines, err := l.opened.more()
@@ -244,8 +245,8 @@ func (l *load) runWorker(hits func(run string) int) (run string, found process, 
 	least := 0
 	for id, pid := range l.workers {
 		record := l.runs[id]
-		p, lives := readProcess(pid)
-		if record == nil || record.Status.Ended() || !lives || !p.alive() {
+		p, lives := proctable.Read(pid)
+		if record == nil || record.Status.Ended() || !lives || !p.Alive() {
 			continue
 		}
 		if n := hits(id); !ok || n < least || n == least && id < run {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // againTimeout bounds how long the supervisor takes to have a process again after it died.
@@ -31,16 +32,16 @@ func serviceOf(i *Injected) string {
 }
 
 // service takes a supervised process that runs; give it back with give(name).
-func (n *nemesis) service(i *Injected, name string) (process, error) {
+func (n *nemesis) service(i *Injected, name string) (proctable.Process, error) {
 	if !n.take(name) {
-		return process{}, errNoVictim
+		return proctable.Process{}, errNoVictim
 	}
-	p, ok := readProcess(n.pid(name))
-	if !ok || !p.alive() {
+	p, ok := proctable.Read(n.pid(name))
+	if !ok || !p.Alive() {
 		n.give(name)
-		return process{}, errNoVictim
+		return proctable.Process{}, errNoVictim
 	}
-	i.Target, i.PID = name, p.pid
+	i.Target, i.PID = name, p.PID
 	return p, nil
 }
 
@@ -63,16 +64,16 @@ func (n *nemesis) killService(i *Injected) error {
 }
 
 // end sends the signal and waits for the process's end, and for the one that follows it.
-func (n *nemesis) end(i *Injected, p process, name string, sig syscall.Signal, wait time.Duration) error {
-	if err := p.signal(sig); err != nil {
+func (n *nemesis) end(i *Injected, p proctable.Process, name string, sig syscall.Signal, wait time.Duration) error {
+	if err := p.Signal(sig); err != nil {
 		return errNoVictim
 	}
 	at := time.Now()
-	if !within(wait, func() bool { return !p.alive() }) {
-		return fmt.Errorf("%s, process %d, lives on %s after %s", name, p.pid, wait, sig)
+	if !within(wait, func() bool { return !p.Alive() }) {
+		return fmt.Errorf("%s, process %d, lives on %s after %s", name, p.PID, wait, sig)
 	}
 	i.Landed = at
-	if !within(againTimeout, func() bool { pid := n.pid(name); return pid != 0 && pid != p.pid }) {
+	if !within(againTimeout, func() bool { pid := n.pid(name); return pid != 0 && pid != p.PID }) {
 		return fmt.Errorf("%s is not started again %s after its end", name, againTimeout)
 	}
 	i.Healed = time.Now()
@@ -87,28 +88,28 @@ func (n *nemesis) pauseService(ctx context.Context, i *Injected) error {
 		return err
 	}
 	defer n.give(name)
-	victims := []process{p}
+	victims := []proctable.Process{p}
 	if i.Kind == schedule.PauseHost {
-		victims = append(victims, descendants(p.pid)...)
+		victims = append(victims, proctable.Descendants(p.PID)...)
 	}
 	return n.pause(ctx, i, victims)
 }
 
 // pause stops the processes and lets them go on. The first of them says whether it landed.
-func (n *nemesis) pause(ctx context.Context, i *Injected, victims []process) error {
+func (n *nemesis) pause(ctx context.Context, i *Injected, victims []proctable.Process) error {
 	defer func() {
 		for _, p := range victims {
-			_ = p.signal(syscall.SIGCONT)
+			_ = p.Signal(syscall.SIGCONT)
 		}
 		i.Healed = time.Now()
 	}()
 	for _, p := range victims {
-		if err := p.signal(syscall.SIGSTOP); err != nil && p == victims[0] {
+		if err := p.Signal(syscall.SIGSTOP); err != nil && p == victims[0] {
 			return errNoVictim
 		}
 	}
 	at := time.Now()
-	if !within(landWait, victims[0].stopped) {
+	if !within(landWait, victims[0].Stopped) {
 		return errNoVictim
 	}
 	i.Landed = at
@@ -118,19 +119,19 @@ func (n *nemesis) pause(ctx context.Context, i *Injected, victims []process) err
 
 // below returns a process below a worker: its template, a child that is in user code, or the run
 // worker of the run that has been hit least.
-func (n *nemesis) below(i *Injected) (process, string, error) {
+func (n *nemesis) below(i *Injected) (proctable.Process, string, error) {
 	switch i.Kind {
 	case schedule.KillTemplate, schedule.PauseTemplate:
 		name := workerName(i.Victim % workers)
 		p, ok := templateOf(n.pid(name))
 		if !ok {
-			return process{}, "", errNoVictim
+			return proctable.Process{}, "", errNoVictim
 		}
 		return p, "template of " + name, nil
 	case schedule.KillChild, schedule.PauseChild:
 		busy := n.load.busy()
 		if len(busy) == 0 {
-			return process{}, "", errNoVictim
+			return proctable.Process{}, "", errNoVictim
 		}
 		e := busy[i.Victim%len(busy)]
 		i.Run = e.RunID
@@ -138,7 +139,7 @@ func (n *nemesis) below(i *Injected) (process, string, error) {
 	default:
 		run, p, ok := n.load.runWorker(n.hits)
 		if !ok {
-			return process{}, "", errNoVictim
+			return proctable.Process{}, "", errNoVictim
 		}
 		i.Run = run
 		return p, "run worker of " + run, nil
@@ -153,25 +154,25 @@ func (n *nemesis) hits(run string) int {
 }
 
 // takeBelow takes such a process; give it back with give.
-func (n *nemesis) takeBelow(i *Injected) (process, string, error) {
+func (n *nemesis) takeBelow(i *Injected) (proctable.Process, string, error) {
 	p, target, err := n.below(i)
 	if err != nil {
-		return process{}, "", err
+		return proctable.Process{}, "", err
 	}
-	key := fmt.Sprint("pid ", p.pid)
+	key := fmt.Sprint("pid ", p.PID)
 	if !n.take(key) {
-		return process{}, "", errNoVictim
+		return proctable.Process{}, "", errNoVictim
 	}
-	if !p.alive() {
+	if !p.Alive() {
 		n.give(key)
-		return process{}, "", errNoVictim
+		return proctable.Process{}, "", errNoVictim
 	}
 	if i.Run != "" && i.Kind == schedule.KillRunWorker {
 		n.mu.Lock()
 		n.hit[i.Run]++
 		n.mu.Unlock()
 	}
-	i.Target, i.PID = target, p.pid
+	i.Target, i.PID = target, p.PID
 	return p, key, nil
 }
 
@@ -181,12 +182,12 @@ func (n *nemesis) killBelow(i *Injected) error {
 		return err
 	}
 	defer n.give(key)
-	if err := p.signal(syscall.SIGKILL); err != nil {
+	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return errNoVictim
 	}
 	at := time.Now()
-	if !within(landWait, func() bool { return !p.alive() }) {
-		return fmt.Errorf("process %d lives on after SIGKILL", p.pid)
+	if !within(landWait, func() bool { return !p.Alive() }) {
+		return fmt.Errorf("process %d lives on after SIGKILL", p.PID)
 	}
 	i.Landed = at
 	return nil
@@ -198,7 +199,7 @@ func (n *nemesis) pauseBelow(ctx context.Context, i *Injected) error {
 		return err
 	}
 	defer n.give(key)
-	return n.pause(ctx, i, []process{p})
+	return n.pause(ctx, i, []proctable.Process{p})
 }
 
 // restartPostgres has PostgreSQL end at once, as in a crash: the next start replays its log.
@@ -218,7 +219,7 @@ func (n *nemesis) pausePostgres(ctx context.Context, i *Injected) error {
 		return err
 	}
 	defer n.give("postgres")
-	return n.pause(ctx, i, append([]process{p}, descendants(p.pid)...))
+	return n.pause(ctx, i, append([]proctable.Process{p}, proctable.Descendants(p.PID)...))
 }
 
 // moveClock gives a worker's next life a clock that is wrong, and begins that life.

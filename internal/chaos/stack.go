@@ -17,6 +17,7 @@ import (
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/devstack"
 	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 	"github.com/stepfleet/stepfleet/internal/stackdb"
 )
 
@@ -148,7 +149,7 @@ func (s *stack) pid(name string) int {
 	if err != nil || state.PIDs[name] == 0 {
 		return 0
 	}
-	if p, ok := readProcess(state.PIDs[name]); !ok || !p.alive() {
+	if p, ok := proctable.Read(state.PIDs[name]); !ok || !p.Alive() {
 		return 0
 	}
 	return state.PIDs[name]
