@@ -59,15 +59,19 @@ class StockWriter:
     """Dagster's own store_event, where the plugin's writer would stand."""
 
     joins = False
+    fence = None
 
     def __init__(self, storage: Any) -> None:
         self._stock = storage.store_event
+        self.batch = storage.store_event_batch
 
     def __call__(self, event: Any) -> None:
         self._stock(event)
 
     def flush(self) -> None:
         """Nothing waits."""
+
+    begin_anew = flush
 
 
 def ask_first(gate: Any) -> None:
@@ -142,7 +146,7 @@ CHANGES: dict[str, dict[str, Callable[[Any], object]]] = {
     "log-redirection": {"logs": lambda m: replace(m, "install", nothing)},
     "hot-pages": {"pages": lambda m: replace(m.Hot, "populate", nothing)},
     "taught-tables": {"storage": lambda m: replace(m, "_LEARN_TABLES", "SELECT 1")},
-    "driver-words": {"storage": lambda m: replace(m, "_Writer", StockWriter)},
+    "driver-words": {"storage": lambda m: replace(m, "Writer", StockWriter)},
     "early-start": {"gate": ask_first},
     "one-read": {"events": read_by_api},
 }

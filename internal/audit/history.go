@@ -55,7 +55,9 @@ type ClientEvent struct {
 	TaskID stepfleet.TaskID `json:"task_id,omitempty"`
 	Known  bool             `json:"known,omitempty"`
 	State  stepfleet.State  `json:"state,omitempty"`
-	Error  string           `json:"error,omitempty"`
+	// Epoch is, of the ok of a close, the executor's that closed; of others it is NoExecutor.
+	Epoch stepfleet.Epoch `json:"epoch,omitempty"`
+	Error string          `json:"error,omitempty"`
 }
 
 // Recorder writes a client history. It is safe for concurrent use.

@@ -227,6 +227,9 @@ func nothingAfterCancel(f *facts, v *finding) {
 			if ack.StepKey != "" && ack.Key != a.Key || ack.F == OpCancel && a.submitted > ack.invoked.UnixNano() {
 				continue
 			}
+			if ack.F == OpClose && a.run && ack.Epoch != stepfleet.NoExecutor {
+				continue // an executor closes its run for steps: Dagster may resume it
+			}
 			v.cases(1)
 			if after := time.Duration(l.started - ack.At.UnixNano()); l.started != 0 && after > f.Skew {
 				v.bad(a.id, a.Key, "it started %s after its %s was acknowledged", after, ack.F)

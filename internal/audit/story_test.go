@@ -64,7 +64,8 @@ type teller struct {
 // tell returns a history in which everything went as it should, faults included:
 // a succeeds at once; b is lost with its worker, whose late settle is refused, and succeeds as a
 // second attempt; c is released and succeeds later; d is cancelled while it runs; e fails and is not tried again;
-// run r2 is closed while its only step waits, and run r3 ends well.
+// run r2 is closed while its only step waits, and run r3 ends well; Dagster resumes r3 after its executor
+// has closed it, and the new run worker finds it ended.
 func tell(t *testing.T) *story {
 	t.Helper()
 	s := &story{rest: &audit.Rest{}}
@@ -123,6 +124,12 @@ func (tl *teller) play() {
 	tl.epoch("r3")
 	tl.submit("r3", "y", 0)
 	tl.run(two, tl.claim(two, 1)[0], stepfleet.StateSucceeded, "STEP_SUCCESS")
+	tl.close("r3")
+	time.Sleep(10 * time.Second)
+	tl.submit("r3", stepfleet.RunStepKey, 1)
+	worker := tl.claim(two, 1)[0]
+	tl.must(tl.ledger.Start(tl.ctx, two, []stepfleet.Ref{worker.Ref}))
+	tl.settle(two, worker.Ref, stepfleet.StateSucceeded, "")
 	tl.runs = append(tl.runs, audit.Run{ID: "r3", Job: "job", Status: "SUCCESS"}, audit.Run{ID: "r1", Job: "job", Status: "FAILURE", Want: "FAILURE"},
 		audit.Run{ID: "r2", Job: "job", Status: "CANCELED", Cancelled: true})
 }
@@ -159,9 +166,13 @@ func (tl *teller) submit(run, step string, attempt int) {
 		V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: step, Job: "job",
 		IdempotencyKey: key.IdempotencyKey(), Queue: stepfleet.DefaultQueue, Payload: stepfleet.DigestOf(payload),
 	}
+	epoch := stepfleet.Epoch(1)
+	if step == stepfleet.RunStepKey {
+		task.Kind, epoch = stepfleet.KindRun, stepfleet.NoExecutor
+	}
 	e := tl.invoke(audit.OpSubmit, key)
 	receipts, err := tl.ledger.Submit(tl.ctx, stepfleet.Batch{
-		RunID: run, Epoch: 1, Identity: "id", Payloads: map[stepfleet.Digest][]byte{task.Payload: payload}, Tasks: []stepfleet.Task{task},
+		RunID: run, Epoch: epoch, Identity: "id", Payloads: map[stepfleet.Digest][]byte{task.Payload: payload}, Tasks: []stepfleet.Task{task},
 	})
 	tl.must(nil, err)
 	e.TaskID, e.Known = receipts[0].TaskID, receipts[0].Known
@@ -190,6 +201,7 @@ func (tl *teller) cancel(run, step string) {
 func (tl *teller) close(run string) {
 	e := tl.invoke(audit.OpClose, stepfleet.Key{RunID: run})
 	tl.must(tl.ledger.CloseRun(tl.ctx, run, 1, "over"))
+	e.Epoch = 1
 	tl.answer(e)
 }
 

@@ -136,6 +136,12 @@ var spoilt = map[string]struct {
 			audit.ClientEvent{At: submitted.Add(time.Millisecond), Type: audit.Invoke, F: audit.OpCancel, Op: 99, Key: key},
 			audit.ClientEvent{At: submitted.Add(2 * time.Millisecond), Type: audit.OK, F: audit.OpCancel, Op: 99, Key: key})
 	}},
+	"a run worker started after its run was closed for all": {by: []string{"I10"}, says: "after its close was acknowledged", spoil: func(s *story) {
+		i := slices.IndexFunc(s.client, func(e audit.ClientEvent) bool {
+			return e.RunID == "r3" && e.F == audit.OpClose && e.Type == audit.OK
+		})
+		s.client[i].Epoch = stepfleet.NoExecutor
+	}},
 	"one key, two answers": {by: []string{"I11"}, says: "the key's task is", spoil: func(s *story) {
 		i := slices.IndexFunc(s.client, func(e audit.ClientEvent) bool { return e.Type == audit.OK && e.F == audit.OpSubmit })
 		s.client[i].TaskID = 77

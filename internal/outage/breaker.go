@@ -251,7 +251,7 @@ func (f *failure) Rest(ctx context.Context, n int) bool {
 		wait := stepfleet.Backoff(n)
 		healed, due := f.b.outage()
 		if healed != nil && f.kind == guarded {
-			wait = min(wait, max(time.Until(due), probeEvery/2))
+			wait = max(time.Until(due), min(wait, probeEvery/2))
 		}
 		timer := time.NewTimer(wait)
 		select {

@@ -223,6 +223,7 @@ func (x *executor) close() error {
 	_, err := asks(x, func(role roleServer) ([]stepfleet.Change, error) {
 		return role.CloseRun(context.Background(), x.run.id, x.epoch, "the run has ended")
 	})
+	e.Epoch = x.epoch
 	x.s.answered(e, err)
 	if err == nil {
 		return errFinished

@@ -262,7 +262,16 @@ def _end_backend(connection: Any, number: int, since: float) -> None:
 
 def _is_lost(err: Exception) -> bool:
     """Whether the connection is gone, and with it the answer to what was asked."""
-    return getattr(err, "connection_invalidated", False)
+    return getattr(err, "connection_invalidated", False) or _is_bare_loss(err)
+
+
+def _is_bare_loss(err: Exception) -> bool:
+    """Whether it is the driver's own error, from where SQLAlchemy lets that through: it sets a
+    transaction's isolation level outside of what it watches."""
+    import psycopg2
+
+    lost = isinstance(err, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return lost and err.pgcode is None
 
 
 def _is_canceled(err: Exception) -> bool:

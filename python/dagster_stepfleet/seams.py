@@ -598,8 +598,8 @@ def check_postgres() -> None:
         seam,
         PostgresEventLogStorage,
         [
-            *("prepare_insert_event", "_connect", "_event_to_row", "index_transaction"),
-            *("_store_asset_event", "_store_asset_event_tags", "store_asset_check_event"),
+            *("prepare_insert_event", "_connect", "_event_to_row"),
+            *("store_asset_event", "store_asset_event_tags", "store_asset_check_event"),
         ],
     )
     insert = inspect.getsource(PostgresEventLogStorage.prepare_insert_event)
@@ -608,9 +608,9 @@ def check_postgres() -> None:
     writer = inspect.getsource(PostgresEventLogStorage.store_event)
     if "prepare_insert_event(event)" not in writer or "NOTIFY" not in writer:
         raise SeamError(f"{seam}.store_event", "it does not insert and notify any more")
-    for name in ("_store_asset_event_tags(conn, [event]", "_store_asset_event(conn, event"):
-        if name not in writer:
-            raise SeamError(f"{seam}.store_event", f"it calls no {name.partition('(')[0]}")
+    for name in ("store_asset_event_tags", "store_asset_event", "store_asset_check_event"):
+        if f"{name}(" not in writer:
+            raise SeamError(f"{seam}.store_event", f"it calls no {name}")
     source = inspect.getsource(PostgresEventLogStorage.__init__)
     if "self._engine = " not in source or "self.postgres_url = " not in source:
         raise SeamError(seam, "its constructor sets no _engine or no postgres_url")

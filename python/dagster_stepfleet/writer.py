@@ -158,10 +158,9 @@ class Writer:
             self._storage.store_asset_check_event(event, number)
 
     def _index_asset(self, event: Any, number: int) -> None:
-        with self._storage.index_transaction() as connection:
-            if connection.exec_driver_sql(_TAGGED, (number,)).first() is None:
-                self._storage._store_asset_event_tags(connection, [event], [number])
-            self._storage._store_asset_event(connection, event, number)
+        if not self._has(_TAGGED, number):
+            self._storage.store_asset_event_tags([event], [number])
+        self._storage.store_asset_event(event, number)
 
     def _has(self, query: str, number: int) -> bool:
         with self._storage._connect() as connection:

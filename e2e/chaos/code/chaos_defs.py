@@ -83,7 +83,7 @@ class Asked:
             if told.get("error"):
                 note("fail", self.f, call, self.run, key, error=str(told["error"])[:300])
                 continue
-            fields = {name: told[name] for name in ("task_id", "known", "state") if name in told}
+            fields = {name: told[name] for name in ("task_id", "known", "state", "epoch") if name in told}
             note("ok", self.f, call, self.run, key, **fields)
 
     def __exit__(self, _: object, err: BaseException | None, __: object) -> None:
@@ -123,7 +123,7 @@ def witness() -> None:
     def close_run(self: Client, reason: str, **options: Any) -> None:
         with Asked("close", self.run_id, [("", 0)]) as asked:
             own_close(self, reason, **options)
-            asked.answered([{}])
+            asked.answered([{"epoch": self.epoch()}])
 
     for name, method in {
         "start": start,
