@@ -271,7 +271,7 @@ def _is_bare_loss(err: Exception) -> bool:
     import psycopg2
 
     lost = isinstance(err, psycopg2.OperationalError | psycopg2.InterfaceError)
-    return lost and err.pgcode is None
+    return lost and getattr(err, "pgcode", None) is None
 
 
 def _is_canceled(err: Exception) -> bool:

@@ -83,7 +83,8 @@ class Asked:
             if told.get("error"):
                 note("fail", self.f, call, self.run, key, error=str(told["error"])[:300])
                 continue
-            fields = {name: told[name] for name in ("task_id", "known", "state", "epoch") if name in told}
+            names = ("task_id", "known", "state", "epoch")
+            fields = {name: told[name] for name in names if name in told}
             note("ok", self.f, call, self.run, key, **fields)
 
     def __exit__(self, _: object, err: BaseException | None, __: object) -> None:
