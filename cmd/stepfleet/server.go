@@ -18,6 +18,7 @@ import (
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/dagsterlog"
 	"github.com/stepfleet/stepfleet/internal/dispatch"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 	"github.com/stepfleet/stepfleet/internal/metrics"
 	"github.com/stepfleet/stepfleet/internal/outage"
 	"github.com/stepfleet/stepfleet/internal/postgres"
@@ -82,7 +83,7 @@ func (c *serverCmd) Run(g *globals) error {
 	server, err := dispatch.New(dispatch.Config{
 		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: address.String(), Queues: c.Queue,
 		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Dagster: c.dagster(g, counted), Logger: g.log,
-		EventLog: events, EventLogPatience: patience,
+		EventLog: failpoint.EventLog(events), EventLogPatience: patience,
 	}, watchedLedger(g, counted, ledger), watchedRinger(g, counted, ringer{bells, c.CreateQueues}))
 	if err != nil {
 		return err
@@ -104,13 +105,13 @@ func (c *serverCmd) Run(g *globals) error {
 // watchedLedger is the server's ledger, counted and behind its breaker.
 func watchedLedger(g *globals, m *metrics.Metrics, ledger *postgres.Ledger) stepfleet.Ledger {
 	m.Pool("server", func() metrics.Pool { return metrics.Pool(ledger.PoolStats()) })
-	watched := outage.Ledger(m.Server(ledger), outage.New(m.Breaker("postgres", g.log)))
+	watched := outage.Ledger(m.Server(failpoint.Ledger(ledger)), outage.New(m.Breaker("postgres", g.log)))
 	m.Workers(watched)
 	return watched
 }
 
 func watchedRinger(g *globals, m *metrics.Metrics, bells stepfleet.Ringer) stepfleet.Ringer {
-	return outage.Ringer(m.Ringer(bells), outage.New(m.Breaker("sqs", g.log)))
+	return outage.Ringer(m.Ringer(failpoint.Ringer(bells)), outage.New(m.Breaker("sqs", g.log)))
 }
 
 // advertised is the URL by which workers reach this replica: the one given, or else where it

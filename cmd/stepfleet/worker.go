@@ -19,6 +19,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/api"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 	"github.com/stepfleet/stepfleet/internal/metrics"
 	"github.com/stepfleet/stepfleet/internal/outage"
 	"github.com/stepfleet/stepfleet/internal/pgrelay"
@@ -134,7 +135,7 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec),
 		Spool: c.spool(), DatabaseSocket: relay.Dir(), Env: c.storageEnv(lifetimes), Logger: g.log,
 	})
-	ports.Host = host
+	ports.Host = failpoint.Host(host)
 	counted.IdleProcesses(host.Idle)
 	w, err = worker.New(worker.Config{
 		Spec: spec, Lifetimes: lifetimes, StatementTimeout: c.statementTimeout(lifetimes), DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
@@ -207,9 +208,9 @@ func (c *workerCmd) ports(g *globals, m *metrics.Metrics, secret string) (worker
 	counted, database := m.Worker(), outage.New(m.Breaker("postgres", g.log))
 	notifier := &api.Notifier{Token: secret, Client: http.DefaultClient}
 	return worker.Ports{
-		Claims: outage.Ledger(counted(claims), database), Renewals: outage.Ledger(counted(renewals), database),
-		Bells:    outage.Listener(m.Listener(bells), outage.New(m.Breaker("sqs", g.log))),
-		Notifier: outage.NewNotifier(notifier.Notify, func() *outage.Breaker { return outage.New(m.Breaker("server", g.log)) }),
+		Claims: outage.Ledger(counted(failpoint.Ledger(claims)), database), Renewals: outage.Ledger(counted(failpoint.Ledger(renewals)), database),
+		Bells:    outage.Listener(m.Listener(failpoint.Listener(bells)), outage.New(m.Breaker("sqs", g.log))),
+		Notifier: outage.NewNotifier(failpoint.Notify(notifier.Notify), func() *outage.Breaker { return outage.New(m.Breaker("server", g.log)) }),
 	}, closeBoth, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 )
 
 // ringTimeout bounds one ring: a bell that takes longer is late enough to be made good by a look.
@@ -142,8 +143,15 @@ func (s *Server) ReringTurn(ctx context.Context) error {
 	lanes, err := s.ledger.Lanes(ctx)
 	for _, lane := range lanes {
 		s.bells.setSlots(lane.Queue, lane.Slots)
-		if lane.OldestAge >= reringEvery {
-			s.bells.want(lane.Queue, min(lane.Ready, lane.Slots-lane.Leased-lane.Running))
+		if lane.OldestAge < reringEvery {
+			continue
+		}
+		if err := failpoint.Hit("rering.before"); err != nil {
+			return err
+		}
+		s.bells.want(lane.Queue, min(lane.Ready, lane.Slots-lane.Leased-lane.Running))
+		if err := failpoint.Hit("rering.after"); err != nil {
+			return err
 		}
 	}
 	return err

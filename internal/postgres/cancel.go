@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
@@ -193,7 +194,14 @@ func (l *Ledger) CloseRun(ctx context.Context, runID string, epoch stepfleet.Epo
 	if err := l.closeRun(ctx, runID, epoch, reason); err != nil {
 		return nil, err
 	}
-	return l.cancel(ctx, stepfleet.VerbClose, runID, epoch, nil, reason)
+	if err := failpoint.Hit("close_tasks.before"); err != nil {
+		return nil, err
+	}
+	changes, err := l.cancel(ctx, stepfleet.VerbClose, runID, epoch, nil, reason)
+	if err != nil {
+		return nil, err
+	}
+	return changes, failpoint.Hit("close_tasks.after")
 }
 
 func (l *Ledger) closeRun(ctx context.Context, runID string, epoch stepfleet.Epoch, reason string) error {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 )
 
 const (
@@ -66,10 +67,17 @@ func (c *child) begin(job stepfleet.Job, gate stepfleet.Gate) error {
 	c.gate = gate
 	c.log = c.log.With("task_id", job.TaskID, "pid", c.pid)
 	c.mu.Unlock()
-	return send(c.conn, runFrame{
+	if err := failpoint.Hit("hand_over.before"); err != nil {
+		return err
+	}
+	if err := send(c.conn, runFrame{
 		Op: "run", V: frameVersion, Task: job.Task, TaskID: job.TaskID, Fence: job.Fence,
 		Payload: string(job.Payload), Env: job.Env,
-	})
+	}); err != nil {
+		return err
+	}
+	_ = failpoint.Hit("hand_over.after")
+	return nil
 }
 
 // tell has f called once the process is gone, if its task did not succeed.
@@ -153,9 +161,12 @@ func (c *child) report(r *stepfleet.Result, how chan struct{}) error {
 	if r == nil || isClosed(how) || isClosed(c.told) {
 		return errors.New("one result is expected of it")
 	}
+	if err := failpoint.Hit("report.before"); err != nil {
+		return err
+	}
 	c.result = r
 	close(how)
-	return nil
+	return failpoint.Hit("report.after")
 }
 
 func isClosed(c <-chan struct{}) bool {

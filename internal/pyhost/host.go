@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 )
 
 // Mode says where step processes come from.
@@ -148,11 +149,17 @@ func (h *Host) keepLogs() (stop func()) {
 // loaded. What it started is stopped behind the caller's back, since that waits for steps that
 // still run in its children.
 func (h *Host) runTemplate(ctx context.Context) (worked time.Duration, err error) {
+	if err := failpoint.Hit("template.before"); err != nil {
+		return 0, err
+	}
 	t, err := startTemplate(h.cfg)
 	if err != nil {
 		return 0, err
 	}
 	defer h.stops.Go(t.stop)
+	if err := failpoint.Hit("template.after"); err != nil {
+		return 0, err
+	}
 	loaded, err := t.waitLoaded(ctx)
 	if err != nil {
 		return 0, err
@@ -290,6 +297,21 @@ func (h *Host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gat
 }
 
 func (h *Host) idleChild(ctx context.Context) (*child, error) {
+	if err := failpoint.Hit("spawn.before"); err != nil {
+		return nil, err
+	}
+	c, err := h.readyChild(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("spawn.after"); err != nil {
+		c.Kill()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (h *Host) readyChild(ctx context.Context) (*child, error) {
 	t, failed, err := h.source(ctx)
 	if err != nil {
 		return nil, err

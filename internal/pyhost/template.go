@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 )
 
 // template is a Python process that has imported the code locations and forks children on demand.
@@ -199,13 +201,21 @@ func (t *template) fork() (*child, error) {
 		return nil, err
 	}
 	defer theirs.Close()
+	if err := failpoint.Hit("fork.before"); err != nil {
+		conn.Close()
+		return nil, err
+	}
 	t.mu.Lock()
 	t.next++
 	id := t.next
 	c := newChild(conn, t.proc.cmd.Process.Pid, t.log)
 	t.children[id] = c
 	t.mu.Unlock()
-	if err := sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs); err != nil {
+	err = sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs)
+	if err == nil {
+		err = failpoint.Hit("fork.after")
+	}
+	if err != nil {
 		t.forget(id)
 		c.orphaned()
 		return nil, fmt.Errorf("ask the template to fork: %w", err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
 	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
@@ -103,7 +104,9 @@ func (l *life) keepSession() {
 		now := l.w.cfg.Now()
 		if age := l.age(now); l.w.cfg.LeaseOver(age) && !mutant.NoSelfFence {
 			l.log.Error("run lease runs out: killing what runs", "since_renewal", age)
+			_ = failpoint.Hit("fence.before")
 			l.killAll()
+			_ = failpoint.Hit("fence.after")
 			l.endLife(errDead)
 			return
 		}

@@ -1,0 +1,245 @@
+//go:build linux && failpoint
+
+package failpoints
+
+import (
+	"syscall"
+	"time"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint"
+	"github.com/stepfleet/stepfleet/localaws/fault"
+)
+
+// scenario is what happens in a case. It leads the protocol over its edges; the failpoint makes it stumble
+// at one of them.
+type scenario struct {
+	name string
+	play func(*executor)
+	// survives says that every step must succeed although a process fails once, unless the worker dies
+	// or sleeps over its deadlines.
+	survives bool
+	edges    []string
+}
+
+const (
+	short = 20 * time.Millisecond
+	long  = time.Minute
+)
+
+// scenarios are all of them, those that take longest first.
+var scenarios = []scenario{
+	{"a close that is cut short", reconciled, false, []string{"reconcile"}},
+	{"lost bells", lostBells, true, []string{"rering"}},
+	{"a worker cut off from its session", cutOff, false, []string{"fence"}},
+	{"a worker dies", workerDies, false, []string{"expire", "sweep"}},
+	{"a worker dies, with proof", provenDeath, false, []string{"declare"}},
+	{"an end that was not told", untold, true, []string{"abandon", "duty", "endings", "decide"}},
+	{"a drain", drained, false, []string{"drain", "revoke", "end_session"}},
+	{"a claim that fails", claimFails, true, []string{"return"}},
+	{"a process dies before its start", diesEarly, true, []string{"release"}},
+	{"a cancel", cancelled, false, []string{"cancel", "adjudicate"}},
+	{"a close", closed, false, []string{"close", "close_tasks"}},
+	{"the worker begins", boot, true, []string{"template", "fork", "register"}},
+	{"a long step", works, true, []string{"beat", "renew"}},
+	{"steps", steps, true, []string{
+		"takeover", "rejoin", "submit", "ring", "receive", "claim", "answer", "spawn", "hand_over", "gate_start", "start",
+		"gate_event", "report", "settle", "notify",
+	}},
+}
+
+// begin has server and worker at work, and the worker without any.
+func (e *executor) begin() {
+	e.server.ensure()
+	e.worker.ensure()
+	e.awake()
+}
+
+func (e *executor) awake() {
+	e.until("the worker has a session", func() bool {
+		return e.count(`SELECT count(*) FROM stepfleet.session WHERE state = 'alive'`) > 0
+	})
+}
+
+func steps(e *executor) {
+	e.begin()
+	e.arm()
+	e.open()
+	e.submit(plan{Work: short}, plan{Work: short}, plan{Work: short})
+	e.ended()
+	e.close()
+}
+
+func works(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: 1500 * time.Millisecond}, plan{Work: short})
+	e.in(1, stepfleet.StateSucceeded)
+	e.arm()
+	e.ended()
+	e.close()
+}
+
+func boot(e *executor) {
+	e.arm()
+	e.begin()
+	e.open()
+	e.submit(plan{Work: short}, plan{Work: short})
+	e.ended()
+	e.close()
+}
+
+func cancelled(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long}, plan{Work: long}, plan{Work: long})
+	e.in(slots, stepfleet.StateRunning)
+	e.arm()
+	e.cancel()
+	e.ended()
+	e.adjudicate()
+	e.close()
+}
+
+func closed(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long}, plan{Work: long}, plan{Work: long})
+	e.in(slots, stepfleet.StateRunning)
+	e.arm()
+	e.close()
+	e.ended()
+}
+
+// diesEarly has a process die that has not asked for its start: the lease goes back.
+func diesEarly(e *executor) {
+	e.begin()
+	e.arm()
+	e.open()
+	e.submit(plan{Work: short, Die: beforeStart}, plan{Work: short})
+	e.ended()
+	e.close()
+}
+
+// untold has a process die once its ending event is in Dagster's log, before it could say so.
+func untold(e *executor) {
+	e.begin()
+	e.arm()
+	e.open()
+	e.submit(plan{Work: short, Die: afterEvent}, plan{Work: short})
+	e.ended()
+	e.close()
+}
+
+// claimFails has a bell lead to a claim that cannot be made for a moment: the bell goes back.
+func claimFails(e *executor) {
+	e.begin()
+	e.open()
+	release := e.lockSession()
+	e.arm()
+	e.submit(plan{Work: short})
+	e.worker.rest(lifetimes.SessionTTL / 2)
+	release()
+	e.ended()
+	e.close()
+}
+
+func drained(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long})
+	e.in(1, stepfleet.StateRunning)
+	e.arm()
+	p := e.worker.running()
+	e.must(p.cmd.Process.Signal(syscall.SIGTERM))
+	<-p.done
+	e.worker.ensure()
+	e.ended()
+	e.adjudicate()
+	e.close()
+}
+
+// workerDies has a worker die with a step that runs, and one that has not begun.
+func workerDies(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long}, plan{Prepare: long, Work: short})
+	e.in(1, stepfleet.StateRunning)
+	e.in(1, stepfleet.StateLeased)
+	e.arm()
+	e.worker.kill()
+	e.worker.ensure()
+	e.ended()
+	e.adjudicate()
+	e.close()
+}
+
+func provenDeath(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long}, plan{Prepare: long, Work: short})
+	e.in(1, stepfleet.StateRunning)
+	e.in(1, stepfleet.StateLeased)
+	e.arm()
+	instance := e.worker.running().instance
+	e.worker.kill()
+	e.insist("tell of the worker's death", func() error {
+		return e.ask("/v1/instances/"+instance+"/dead", map[string]any{"reason": "killed"}, nil)
+	})
+	e.worker.ensure()
+	e.ended()
+	e.adjudicate()
+	e.close()
+}
+
+// cutOff keeps the worker from renewing until it has fenced itself.
+func cutOff(e *executor) {
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long})
+	e.in(1, stepfleet.StateRunning)
+	e.arm()
+	p := e.worker.running()
+	release := e.lockSession()
+	e.until("the worker has fenced itself", func() bool { return isClosed(p.fenced) })
+	release()
+	e.ended()
+	e.adjudicate()
+	e.close()
+}
+
+// lostBells lets no bell ring until the server rings again.
+func lostBells(e *executor) {
+	e.begin()
+	e.worker.rest(5 * time.Second) // the idle worker looks ever less often; not before the server rings again
+	e.open()
+	send := fault.Outage{Service: "sqs", Op: "SendMessageBatch"}
+	e.aws.Faults.StartOutage(send)
+	e.arm()
+	e.submit(plan{Work: short})
+	e.worker.rest(time.Second)
+	e.aws.Faults.EndOutage(send.Service, send.Op)
+	e.ended()
+	e.close()
+}
+
+// reconciled has the server die between the commits of a close, and nobody close the run again.
+func reconciled(e *executor) {
+	later := e.server.failpoint
+	e.server.failpoint = "close_tasks.before=" + failpoint.Kill + "@1"
+	e.failing = nil // that one is the scenario's own
+	e.arm()
+	e.begin()
+	e.open()
+	e.submit(plan{Work: long})
+	e.in(1, stepfleet.StateRunning)
+	first := e.server.running()
+	if err := e.closeOnce(); err == nil {
+		e.Fatal("the close was answered by a server that should be dead")
+	}
+	<-first.done
+	e.failing, e.server.failpoint = e.server, later
+	e.server.ensure()
+	e.ended()
+	e.adjudicate()
+}
