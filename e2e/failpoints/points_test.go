@@ -152,8 +152,9 @@ func (e *executor) finish(point string) {
 	e.until("no task is open or held", func() bool {
 		return e.count(`SELECT (SELECT count(*) FROM stepfleet.task WHERE ended_at IS NULL) + (SELECT count(*) FROM stepfleet.held)`) == 0
 	})
-	e.until("sessions of dead workers are dead", func() bool {
-		return e.count(`SELECT count(*) FROM stepfleet.session WHERE state <> 'dead' AND instance <> $1`, e.worker.running().instance) == 0
+	e.until("no session is left of those that are over", func() bool {
+		const left = `SELECT count(*) FROM stepfleet.session WHERE state <> 'dead' AND (instance <> $1 OR id <> (SELECT max(id) FROM stepfleet.session))`
+		return e.count(left, e.worker.running().instance) == 0
 	})
 	e.until("no bell is left", func() bool { return e.bells() == 0 })
 	e.worker.stop()

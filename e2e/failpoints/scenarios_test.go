@@ -8,6 +8,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/failpoint"
+	"github.com/stepfleet/stepfleet/localaws/api"
 	"github.com/stepfleet/stepfleet/localaws/fault"
 )
 
@@ -208,17 +209,17 @@ func cutOff(e *executor) {
 	e.close()
 }
 
-// lostBells lets no bell ring until the server rings again.
+// lostBells has the bell of a submit fail: the server rings again.
 func lostBells(e *executor) {
 	e.begin()
-	e.worker.rest(5 * time.Second) // the idle worker looks ever less often; not before the server rings again
+	e.worker.rest(5500 * time.Millisecond) // the idle worker looks ever less often: not before the server rings again
 	e.open()
-	send := fault.Outage{Service: "sqs", Op: "SendMessageBatch"}
-	e.aws.Faults.StartOutage(send)
+	e.aws.Faults.Add(fault.Rule{
+		Service: "sqs", Op: "SendMessageBatch", Kind: fault.Fail, Times: 1,
+		Error: &api.Error{Type: "InvalidMessageContents", Message: "a fault"}, // which no client repeats
+	})
 	e.arm()
 	e.submit(plan{Work: short})
-	e.worker.rest(time.Second)
-	e.aws.Faults.EndOutage(send.Service, send.Op)
 	e.ended()
 	e.close()
 }

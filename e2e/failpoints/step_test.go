@@ -38,12 +38,12 @@ const (
 
 // plan is a step's payload.
 type plan struct {
-	// Prepare is how long it takes before it asks for its start.
+	// Prepare is how long the process of the first owner takes before it asks for its start, and Die says
+	// when it kills itself.
 	Prepare time.Duration `json:"prepare"`
+	Die     string        `json:"die"`
 	// Work is how long user code takes, unless the process is asked to stop.
 	Work time.Duration `json:"work"`
-	// Die says when the process of the first owner kills itself.
-	Die string `json:"die"`
 }
 
 const (
@@ -201,10 +201,11 @@ func step() {
 			s.answers <- f
 		}
 	}()
-	first := run.Fence == 1
-	time.Sleep(p.Prepare)
-	if first && p.Die == beforeStart {
-		leave()
+	if run.Fence == 1 {
+		time.Sleep(p.Prepare)
+		if p.Die == beforeStart {
+			leave()
+		}
 	}
 	s.ask(frame{Op: "start"})
 	s.write("STEP_START")
