@@ -71,6 +71,10 @@ sim: ## the protocol in SEEDS (10000) simulated histories from SEED (1) on, and 
 chaos: setup ## real Dagster runs under faults for DURATION (5m), by the schedule of SEED (1)
 	@scripts/chaos -duration $(DURATION) -seed $(SEED) $(CHAOS_OPTIONS)
 
+.PHONY: failpoints
+failpoints: ## kill, pause and refuse a server and a worker at every edge of the protocol
+	@scripts/failpoints
+
 .PHONY: mutants
 mutants: setup ## seed bugs into the product, one at a time, and have the tests find each
 	@scripts/mutants
@@ -80,7 +84,7 @@ check: setup $(STATICCHECK) $(GOFUMPT) ## formats, vet, staticcheck, ruff, mypy,
 	@STATICCHECK=$(STATICCHECK) GOFUMPT=$(GOFUMPT) scripts/check
 
 .PHONY: full
-full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, model, mutants, test-aws, benchmark
+full: setup build ## what takes longer: check, parity, demo three times and on the wheel, matrix, model, failpoints, mutants, test-aws, benchmark
 	@RACE="$(RACE)" scripts/full
 
 .PHONY: matrix

@@ -152,12 +152,10 @@ func (e *executor) finish(point string) {
 	e.until("no task is open or held", func() bool {
 		return e.count(`SELECT (SELECT count(*) FROM stepfleet.task WHERE ended_at IS NULL) + (SELECT count(*) FROM stepfleet.held)`) == 0
 	})
-	e.until("no session is left of those that are over", func() bool {
-		const left = `SELECT count(*) FROM stepfleet.session WHERE state <> 'dead' AND (instance <> $1 OR id <> (SELECT max(id) FROM stepfleet.session))`
-		return e.count(left, e.worker.running().instance) == 0
-	})
 	e.until("no bell is left", func() bool { return e.bells() == 0 })
 	e.worker.stop()
+	e.spare.stop()
+	e.until("no session is left", func() bool { return e.count(`SELECT count(*) FROM stepfleet.session WHERE state <> 'dead'`) == 0 })
 	e.server.stop()
 }
 
@@ -265,7 +263,7 @@ func (e *executor) children() (left []string) {
 // logs is what the processes said, of which the end says most.
 func (s *stack) logs() string {
 	var text strings.Builder
-	for _, name := range []string{"server.log", "worker.log"} {
+	for _, name := range []string{"server.log", "worker.log", "spare.log"} {
 		raw, err := os.ReadFile(s.file(name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err.Error()

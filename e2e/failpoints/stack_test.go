@@ -65,6 +65,7 @@ type stack struct {
 	address string // of the server
 
 	server, worker *role
+	spare          *role // a worker that is started when the other one stands still
 	failing        *role // the one that has the failpoint
 	action         string
 
@@ -99,16 +100,17 @@ func newStack(t *testing.T, process, point, action string) *stack {
 	}}
 	self, err := os.Executable()
 	s.must(err)
-	s.worker = &role{stack: s, name: "worker", args: []string{
-		"worker", "--python", self, "--name", "w", "--queue", fmt.Sprintf("%s:%d", stepfleet.DefaultQueue, slots), "--no-database-relay",
+	workerArgs := []string{
+		"worker", "--python", self, "--queue", fmt.Sprintf("%s:%d", stepfleet.DefaultQueue, slots),
 		"--renew", lifetimes.Renew.String(), "--session-ttl", lifetimes.SessionTTL.String(), "--run-lease", lifetimes.RunLease.String(),
 		"--margin", lifetimes.Margin.String(), "--drain-timeout", drainTimeout.String(), "--kill-grace", "300ms",
-	}, env: append([]string{
-		logVariable + "=" + s.dsn, effectsVariable + "=" + s.file("effects.jsonl"), "STEPFLEET_SPOOL=" + s.file("spool"),
-	}, common...)}
+	}
+	workerEnv := append([]string{logVariable + "=" + s.dsn, effectsVariable + "=" + s.file("effects.jsonl")}, common...)
+	s.worker = &role{stack: s, name: "worker", args: workerArgs, env: workerEnv}
+	s.spare = &role{stack: s, name: "spare", args: workerArgs, env: workerEnv}
 	s.failing = map[string]*role{"server": s.server, "worker": s.worker}[process]
 	s.failing.failpoint = point + "=" + action + "@1"
-	t.Cleanup(func() { s.worker.kill(); s.server.kill() })
+	t.Cleanup(func() { s.worker.kill(); s.spare.kill(); s.server.kill() })
 	return s
 }
 
@@ -213,7 +215,8 @@ func (r *role) ensure() {
 		instance: fmt.Sprintf("%s-%d", r.name, r.starts), done: make(chan struct{}), came: make(chan struct{}), fenced: make(chan struct{}),
 	}
 	p.cmd = exec.Command(product, r.args...)
-	p.cmd.Env = append(append(os.Environ(), r.env...), "STEPFLEET_INSTANCE="+p.instance, failpoint.Variable+"="+r.failpoint)
+	p.cmd.Env = append(append(os.Environ(), r.env...), "STEPFLEET_INSTANCE="+p.instance, "STEPFLEET_WORKER_NAME="+r.name,
+		"STEPFLEET_SPOOL="+r.file("spool-"+r.name), failpoint.Variable+"="+r.failpoint)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	log, err := os.OpenFile(r.file(r.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -258,7 +261,8 @@ func (r *role) heal(p *process) {
 	close(r.healed)
 }
 
-// outlast returns once the process has been stopped for longer than the deadline that applies.
+// outlast returns once the process has been stopped for longer than the deadline that applies. What a worker
+// leaves meanwhile another one takes, and ends: the first one wakes as the owner of what is another's.
 func (r *role) outlast(p *process) {
 	for !p.table.Stopped() {
 		if !r.rest(pollEvery) {
@@ -269,12 +273,14 @@ func (r *role) outlast(p *process) {
 		r.rest(serverPause)
 		return
 	}
-	const open = `SELECT count(*) FROM stepfleet.session WHERE instance = $1 AND state <> 'dead'`
-	if r.count(open, p.instance) == 0 {
+	r.spare.ensure()
+	if r.count(`SELECT count(*) FROM stepfleet.session WHERE instance = $1 AND state <> 'dead'`, p.instance) == 0 {
 		r.rest(workerPause)
 		return
 	}
-	for limit := time.Now().Add(outlastMax); r.count(open, p.instance) > 0 && time.Now().Before(limit); {
+	const theirs = `SELECT (SELECT count(*) FROM stepfleet.session WHERE instance = $1 AND state <> 'dead') +
+		(SELECT count(*) FROM stepfleet.task WHERE ended_at IS NULL)`
+	for limit := time.Now().Add(outlastMax); r.count(theirs, p.instance) > 0 && time.Now().Before(limit); {
 		if !r.rest(pollEvery) {
 			return
 		}
@@ -301,6 +307,9 @@ func (r *role) kill() {
 // stop asks the process to end and waits.
 func (r *role) stop() {
 	p := r.running()
+	if p == nil {
+		return
+	}
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		r.Error(err)
 	}

@@ -248,12 +248,21 @@ func (s *stepProcess) end(event, die string) {
 // write stores an event as Dagster does.
 func (s *stepProcess) write(event string) {
 	if s.log == nil {
-		conn, err := pgx.Connect(context.Background(), os.Getenv(logVariable))
-		must(err)
-		s.log = conn
+		s.log = lent(os.Getenv(logVariable))
 	}
 	_, err := s.log.Exec(context.Background(), insertEvent, s.task.RunID, s.task.StepKey, event)
 	must(err)
+}
+
+// lent is a connection of the worker's relay, which is told the connection string in place of a password
+// and passes nothing on once the worker's lease is over.
+func lent(dsn string) *pgx.Conn {
+	cfg, err := pgx.ParseConfig(dsn)
+	must(err)
+	cfg.Host, cfg.Port, cfg.Password, cfg.TLSConfig, cfg.Fallbacks = os.Getenv("STEPFLEET_DATABASE_SOCKET"), 5432, dsn, nil, nil
+	conn, err := pgx.ConnectConfig(context.Background(), cfg)
+	must(err)
+	return conn
 }
 
 // effect writes a line of the effect log, as user code does.
