@@ -26,6 +26,7 @@ import (
 	"github.com/stepfleet/stepfleet/internal/audit"
 	"github.com/stepfleet/stepfleet/internal/dagsterlog"
 	"github.com/stepfleet/stepfleet/internal/failpoint"
+	"github.com/stepfleet/stepfleet/internal/failpoint/edges"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 	"github.com/stepfleet/stepfleet/internal/proctable"
 	"github.com/stepfleet/stepfleet/localaws"
@@ -38,7 +39,7 @@ const endsWithin = 20 * time.Second
 
 // oneCase is one point with one action.
 type oneCase struct {
-	edge     failpoint.Edge
+	edge     edges.Edge
 	point    string
 	action   string
 	scenario scenario
@@ -48,7 +49,7 @@ func cases(t *testing.T) (all []oneCase) {
 	actions := strings.Split(*only, ",")
 	seen := map[string]bool{}
 	for _, s := range scenarios {
-		for _, e := range failpoint.Edges {
+		for _, e := range edges.All {
 			if !slices.Contains(s.edges, e.Name) {
 				continue
 			}
@@ -64,7 +65,7 @@ func cases(t *testing.T) (all []oneCase) {
 			}
 		}
 	}
-	for _, e := range failpoint.Edges {
+	for _, e := range edges.All {
 		if !seen[e.Name] {
 			t.Errorf("no scenario leads over the edge %s", e.Name)
 		}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/failpoint/edges"
 )
 
 // On says that this binary can be made to fail.
@@ -53,8 +54,8 @@ func Parse(text string) (map[string]*failure, error) {
 		if !slices.Contains(Actions, action) || err != nil || at < 1 {
 			return nil, fmt.Errorf("%q: use POINT=ACTION@N, as claim.after=kill@1; actions are %s", one, strings.Join(Actions, ", "))
 		}
-		if !slices.ContainsFunc(Edges, func(e Edge) bool { return slices.Contains(e.Points(), point) }) {
-			return nil, fmt.Errorf("there is no failpoint %q: internal/failpoint/failpoint.go lists them", point)
+		if !slices.ContainsFunc(edges.All, func(e edges.Edge) bool { return slices.Contains(e.Points(), point) }) {
+			return nil, fmt.Errorf("there is no failpoint %q: internal/failpoint/edges lists them", point)
 		}
 		parsed[point] = &failure{action: action, at: at}
 	}

@@ -1,4 +1,4 @@
-package failpoint_test
+package edges_test
 
 import (
 	"io/fs"
@@ -11,10 +11,10 @@ import (
 	"testing"
 
 	"github.com/stepfleet/stepfleet"
-	"github.com/stepfleet/stepfleet/internal/failpoint"
+	"github.com/stepfleet/stepfleet/internal/failpoint/edges"
 )
 
-const root = "../.."
+const root = "../../.."
 
 // hit is a point where it stands; around is an edge whose points stand around the method of a port.
 var (
@@ -57,7 +57,7 @@ func product(t *testing.T) map[string]string {
 }
 
 // isPort says whether the edge's points stand around a method.
-func isPort(e failpoint.Edge) bool { return !strings.HasSuffix(e.Place, ".go") }
+func isPort(e edges.Edge) bool { return !strings.HasSuffix(e.Place, ".go") }
 
 // Every point is where the list says, once, and nowhere else.
 func TestEveryPointIsInItsPlace(t *testing.T) {
@@ -68,7 +68,7 @@ func TestEveryPointIsInItsPlace(t *testing.T) {
 			placed[m[1]] = append(placed[m[1]], name)
 		}
 	}
-	for _, e := range failpoint.Edges {
+	for _, e := range edges.All {
 		if isPort(e) {
 			continue
 		}
@@ -84,37 +84,37 @@ func TestEveryPointIsInItsPlace(t *testing.T) {
 		}
 	}
 	for point, files := range placed {
-		t.Errorf("%v: the point %s is not in the list of internal/failpoint/failpoint.go", files, point)
+		t.Errorf("%v: the point %s is not in the list of internal/failpoint/edges", files, point)
 	}
 }
 
 // Around each method stands the edge that the list says.
 func TestEveryPortHasItsPoints(t *testing.T) {
 	placed := map[string]string{} // methods by edge
-	for _, m := range around.FindAllStringSubmatch(product(t)[failpoint.Ports], -1) {
+	for _, m := range around.FindAllStringSubmatch(product(t)[edges.Ports], -1) {
 		if other, twice := placed[m[3]]; twice {
-			t.Errorf("%s: the edge %s stands around %s and %s", failpoint.Ports, m[3], other, m[2])
+			t.Errorf("%s: the edge %s stands around %s and %s", edges.Ports, m[3], other, m[2])
 		}
 		placed[m[3]] = m[2]
 	}
 	// A function, and no port.
-	if !strings.Contains(product(t)[failpoint.Ports], `done("notify", func() error { return f(ctx, url, ended) })`) {
-		t.Errorf("%s: no points stand around a notify", failpoint.Ports)
+	if !strings.Contains(product(t)[edges.Ports], `done("notify", func() error { return f(ctx, url, ended) })`) {
+		t.Errorf("%s: no points stand around a notify", edges.Ports)
 	}
-	for _, e := range failpoint.Edges {
+	for _, e := range edges.All {
 		port, method, _ := strings.Cut(e.Place, ".")
 		switch {
 		case !isPort(e) || e.Place == "Notify":
 		case ports[port] == nil:
 			t.Errorf("the edge %s stands around %s: there is no such port", e.Name, e.Place)
 		case placed[e.Name] != method:
-			t.Errorf("%s: the edge %s stands around %q, and should stand around %s", failpoint.Ports, e.Name, placed[e.Name], e.Place)
+			t.Errorf("%s: the edge %s stands around %q, and should stand around %s", edges.Ports, e.Name, placed[e.Name], e.Place)
 		default:
 			delete(placed, e.Name)
 		}
 	}
 	for edge, method := range placed {
-		t.Errorf("%s: the edge %s around %s is not in the list", failpoint.Ports, edge, method)
+		t.Errorf("%s: the edge %s around %s is not in the list", edges.Ports, edge, method)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestEveryWriteIsAnEdge(t *testing.T) {
 	for name, port := range ports {
 		for i := range port.NumMethod() {
 			act := name + "." + port.Method(i).Name
-			listed := slices.ContainsFunc(failpoint.Edges, func(e failpoint.Edge) bool { return e.Place == act })
+			listed := slices.ContainsFunc(edges.All, func(e edges.Edge) bool { return e.Place == act })
 			if listed == slices.Contains(reads, act) {
 				t.Errorf("%s must be the place of an edge, or one of the reads", act)
 			}
@@ -133,12 +133,12 @@ func TestEveryWriteIsAnEdge(t *testing.T) {
 
 func TestEveryTransitionHasItsEdge(t *testing.T) {
 	for _, v := range stepfleet.Transitions {
-		if !slices.ContainsFunc(failpoint.Edges, func(e failpoint.Edge) bool { return slices.Contains(e.Verbs, v.Verb) }) {
+		if !slices.ContainsFunc(edges.All, func(e edges.Edge) bool { return slices.Contains(e.Verbs, v.Verb) }) {
 			t.Errorf("no edge makes the transition %s from %q to %s", v.Verb, v.From, v.To)
 		}
 	}
 	for _, verb := range []stepfleet.Verb{stepfleet.VerbTakeover, stepfleet.VerbRejoin} {
-		if !slices.ContainsFunc(failpoint.Edges, func(e failpoint.Edge) bool { return slices.Contains(e.Verbs, verb) }) {
+		if !slices.ContainsFunc(edges.All, func(e edges.Edge) bool { return slices.Contains(e.Verbs, verb) }) {
 			t.Errorf("no edge has the verb %s", verb)
 		}
 	}
@@ -146,7 +146,7 @@ func TestEveryTransitionHasItsEdge(t *testing.T) {
 
 func TestNamesAreUnique(t *testing.T) {
 	seen := map[string]bool{}
-	for _, e := range failpoint.Edges {
+	for _, e := range edges.All {
 		if seen[e.Name] || e.Process != "server" && e.Process != "worker" {
 			t.Errorf("edge %+v", e)
 		}
