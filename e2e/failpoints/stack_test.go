@@ -173,9 +173,11 @@ func (s *stack) standing() string {
 func (s *stack) lockSession() (release func()) {
 	tx, err := s.db.Begin(s.ctx)
 	s.must(err)
+	release = func() { _ = tx.Rollback(context.WithoutCancel(s.ctx)) } // once more is no harm
+	s.Cleanup(release)
 	_, err = tx.Exec(s.ctx, `SELECT 1 FROM stepfleet.session WHERE instance = $1 FOR UPDATE`, s.worker.running().instance)
 	s.must(err)
-	return func() { s.must(tx.Rollback(s.ctx)) }
+	return release
 }
 
 // role is a server or a worker: one process after another.
