@@ -35,11 +35,13 @@ _patience_seconds = 0.0
 _ask_gate: Callable[[str], None] | None = None
 
 # Of a connection that the process had at the time, so the number cannot be another's by now. A
-# pooler makes up the numbers that it tells: they are nobody's.
+# pooler makes up the numbers that it tells, and one of them may be a stranger's: where the
+# connection that asks has another process than it was told, nobody is ended.
 _END_BACKEND = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s "
     "AND usename = current_user AND datname = current_database() "
-    "AND backend_start <= clock_timestamp() - make_interval(secs => %s)"
+    "AND backend_start <= clock_timestamp() - make_interval(secs => %s) "
+    "AND pg_backend_pid() = %s"
 )
 # Under this name a pooled connection keeps its server process's number, and since when it has it.
 _BACKEND = "stepfleet_backend"
@@ -244,11 +246,12 @@ def _settle(connection: Any) -> None:
 def _end_backend(connection: Any, number: int, since: float) -> None:
     import sqlalchemy.exc
 
+    told, _ = connection.info.get(_BACKEND, (None, 0.0))
     until = time.monotonic() + _END_SECONDS
     while True:
-        held_seconds = time.monotonic() - since
+        values = number, time.monotonic() - since, told
         try:
-            found = connection.exec_driver_sql(_END_BACKEND, (number, held_seconds)).fetchall()
+            found = connection.exec_driver_sql(_END_BACKEND, values).fetchall()
         except sqlalchemy.exc.ProgrammingError as err:
             _log.warning("the server process of a lost connection was left alone: %s", err)
             return

@@ -176,6 +176,23 @@ def _blocked(connection, before: set[int]) -> set[int]:
     raise AssertionError("nobody waits")
 
 
+def test_behind_a_pooler_no_strangers_process_is_ended(instance, proxy, behind, postgres_url):
+    """A pooler tells numbers of its own; here the first is that of somebody else's process."""
+    run = create_run(instance, "chain")
+    stranger = sqlalchemy.create_engine(postgres_url)
+    number = sqlalchemy.text("SELECT pg_backend_pid()")
+    with stranger.connect() as theirs:
+        proxy.number = theirs.execute(number).scalar_one()
+        assert proxy.number is not None
+        storage.dispose(instance)  # so that the next connection is told it
+        proxy.arm(Cut(INSERT, request=0))
+        instance.event_log_storage.store_event(entry(run, "cut"))
+        assert theirs.execute(number).scalar_one() == proxy.number, "it lives"
+    stranger.dispose()
+    assert proxy.cuts == 1
+    assert said(instance, run) == {"cut": 1}
+
+
 def test_a_statement_that_is_late_finds_nobody_to_do_it(instance, proxy, behind):
     run = create_run(instance, "chain")
     deliver = threading.Event()
