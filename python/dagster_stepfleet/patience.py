@@ -12,6 +12,7 @@ connection that was waited for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,10 @@ T = TypeVar("T")
 
 # How long a process that does a run's work waits for PostgreSQL to come back. Dagster gives up
 # after some 6 s, and the run or the step ends with it; a failover takes longer. A worker that is
-# cut off kills its children before its run lease is over, however long they still wait.
+# cut off kills its children before its run lease is over, however long they still wait; one with a
+# long run lease has them wait longer, by the variable.
 _OUTAGE_SECONDS = 120.0
+_OUTAGE_VARIABLE = "STEPFLEET_OUTAGE_SECONDS"
 _OUTAGE_POLL_SECONDS = 0.5
 # How long a new connection waits for the end of a lost one's process, before it counts as away.
 _END_SECONDS = 10.0
@@ -67,7 +70,8 @@ def wait_out_outages() -> None:
     """Has storages wait for a PostgreSQL that is away, in this process from now on. The template
     and its idle children must not: they have a parent to answer."""
     global _patience_seconds
-    _patience_seconds = _OUTAGE_SECONDS
+    told = os.environ.get(_OUTAGE_VARIABLE, "")
+    _patience_seconds = float(told) if told.isdecimal() else _OUTAGE_SECONDS
 
 
 def ask_again_with(ask: Callable[[str], None]) -> None:

@@ -235,6 +235,18 @@ def test_a_refused_writer_writes_nothing(instance, proxy, monkeypatch):
     assert said(instance, run) == {}
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"), [(None, 120.0), ("600", 600.0), ("", 120.0), ("soon", 120.0)]
+)
+def test_a_process_waits_as_long_as_its_worker_says(monkeypatch, told, seconds):
+    monkeypatch.setattr(patience, "_patience_seconds", 0.0)
+    monkeypatch.delenv("STEPFLEET_OUTAGE_SECONDS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("STEPFLEET_OUTAGE_SECONDS", told)
+    storage.wait_out_outages()
+    assert patience._patience_seconds == seconds
+
+
 def test_a_process_without_patience_is_told(instance, proxy, monkeypatch):
     monkeypatch.setattr(patience, "_patience_seconds", 0.0)
     run = create_run(instance, "chain")
