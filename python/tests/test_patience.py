@@ -92,7 +92,7 @@ def test_asset_events_are_whole_wherever_they_are_cut(instance, proxy, behind):
         proxy.arm(Cut(INSERT, reply=7 * stored))
         instance.event_log_storage.store_event(materialization(run, stored))
         stored += 1
-    assert stored > 30
+    assert stored > 20
     assert said(instance, run) == {f"asset {n}": 1 for n in range(-1, stored)}
     tags = sqlalchemy.text(
         "SELECT asset_key, count(*), count(distinct event_id) FROM asset_event_tags "
