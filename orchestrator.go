@@ -5,10 +5,10 @@ import "context"
 // Orchestrator is Dagster as the server asks it: whether runs whose steps wait or run here have
 // ended there, and which runs wait for an end.
 type Orchestrator interface {
-	// EndedRuns returns those of the runs that Dagster shows as ended. Runs it does not know are
-	// not among them: it may be another installation that is asked. It returns ErrUnavailable
-	// (wrapped) when it could not be asked.
-	EndedRuns(ctx context.Context, runIDs []string) ([]string, error)
+	// KnownRuns returns those of the runs that Dagster shows, and whether it shows each as ended. One
+	// that it does not may have been deleted, or it is another installation that is asked. It returns
+	// ErrUnavailable (wrapped) when it could not be asked.
+	KnownRuns(ctx context.Context, runIDs []string) (ended map[string]bool, err error)
 	// CancelingRuns returns the runs that were cancelled in Dagster and have not ended there yet,
 	// whoever launched them; of very many the newest. It returns ErrUnavailable (wrapped).
 	CancelingRuns(ctx context.Context) ([]string, error)

@@ -5,6 +5,8 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -142,6 +144,12 @@ func TestASecondSIGTERMStopsAWorkerAtOnce(t *testing.T) {
 	await(t, healthyTimeout, "the session's end", func() (bool, string) {
 		now, ok := s.session(t, func(session stepfleet.Session) bool { return session.ID == draining.ID })
 		return ok && now.State == stepfleet.SessionDead && now.EndReason == "stopped at once", fmt.Sprintf("%+v", now)
+	})
+	await(t, healthyTimeout, "the worker's exit status", func() (bool, string) {
+		out, err := os.ReadFile(filepath.Join(s.dir, "dev.out"))
+		_, died, _ := strings.Cut(string(out), fmt.Sprintf("process %d: ", pid))
+		reason, _, _ := strings.Cut(died, ";")
+		return reason == "exit status 1", fmt.Sprintf("%q %v", reason, err)
 	})
 	s.awaitAnotherAttempt(t, run, give)
 }

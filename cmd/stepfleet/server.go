@@ -91,6 +91,7 @@ func (c *serverCmd) Run(g *globals) error {
 	g.log.Info("server listens", "url", address.String(), "queues", c.Queue)
 	work, ctx := errgroup.WithContext(g.ctx)
 	work.Go(func() error { return server.Run(ctx) })
+	work.Go(func() error { tellUnfit(ctx, g.log, ledger.Check); return nil })
 	if c.CreateQueues {
 		work.Go(func() error { createQueues(ctx, g.log, bells, c.Queue); return nil })
 	}
@@ -100,6 +101,33 @@ func (c *serverCmd) Run(g *globals) error {
 		return serve(ctx, listener, counted.HTTP(handler))
 	})
 	return work.Wait()
+}
+
+// unfitEvery is how often a database that does not fit is looked at again.
+const unfitEvery = 5 * time.Second
+
+// tellUnfit says in the log what is wrong with the ledger's database, until it fits: most of all that
+// it may lose what this server acknowledges. Workers get no session from it; a submit is answered all
+// the same where it can be recorded. That it is away is not said here.
+func tellUnfit(ctx context.Context, log *slog.Logger, check func(context.Context) error) {
+	told := ""
+	for {
+		err := check(ctx)
+		switch {
+		case err == nil && told != "":
+			log.Info("the ledger's database fits now")
+			return
+		case err == nil || ctx.Err() != nil:
+			return
+		case errors.Is(err, stepfleet.ErrSchema) && err.Error() != told:
+			told = err.Error()
+			log.Error("the ledger's database does not fit; workers get no session until it does", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(unfitEvery):
+		}
+	}
 }
 
 // watchedLedger is the server's ledger, counted and behind its breaker.

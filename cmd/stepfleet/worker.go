@@ -271,9 +271,21 @@ func (c *workerCmd) statementTimeout(l stepfleet.Lifetimes) time.Duration {
 	return l.RunLease - l.SessionTTL
 }
 
+// leastPatience is how long processes wait for Dagster's storage, and what the plugin takes when nobody
+// tells it (patience.py).
+const leastPatience = 120 * time.Second
+
+// patience is how long they wait under these deadlines: a run lease that is to outlast longer failovers
+// is of no use to a step that gives up sooner. Under a short one the worker kills what it runs, if it is
+// cut off itself; where Dagster's storage alone is away, nothing is gained by failing its runs sooner.
+func patience(l stepfleet.Lifetimes) time.Duration {
+	return max(leastPatience, l.RunLease/3*2)
+}
+
 // storageEnv tells the steps' processes how to write events.
 func (c *workerCmd) storageEnv(l stepfleet.Lifetimes) []string {
 	return []string{
+		fmt.Sprintf("STEPFLEET_OUTAGE_SECONDS=%d", int(patience(l).Seconds())),
 		fmt.Sprintf("STEPFLEET_STATEMENT_TIMEOUT=%dms", c.statementTimeout(l).Milliseconds()),
 		fmt.Sprintf("STEPFLEET_FENCED_EVENTS=%t", c.FencedEvents),
 	}

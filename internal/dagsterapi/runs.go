@@ -120,24 +120,26 @@ func (c *Client) launch(ctx context.Context, l Launch) (run Run, refused bool, e
 // maxRuns bounds one list of runs.
 const maxRuns = 1000
 
-const runsQuery = `query($filter: RunsFilter!, $limit: Int!) { runsOrError(filter: $filter, limit: $limit) { __typename
+const (
+	runsQuery   = runsBegin + `runId jobName status startTime endTime` + runsEnd
+	statusQuery = runsBegin + `runId status` + runsEnd // its cost does not grow with what a run has done
+
+	runsBegin = `query($filter: RunsFilter!, $limit: Int!) { runsOrError(filter: $filter, limit: $limit) { __typename
   ... on PythonError { message }
   ... on InvalidPipelineRunsFilterError { message }
-  ... on Runs { results { runId jobName status startTime endTime } } } }`
+  ... on Runs { results { `
+	runsEnd = ` } } } }`
+)
 
-// EndedRuns implements stepfleet.Orchestrator.
-func (c *Client) EndedRuns(ctx context.Context, runIDs []string) ([]string, error) {
-	runs, err := c.runs(ctx, map[string]any{
-		"runIds": runIDs, "statuses": []RunStatus{RunSuccess, RunFailure, RunCanceled},
-	})
+// KnownRuns implements stepfleet.Orchestrator.
+func (c *Client) KnownRuns(ctx context.Context, runIDs []string) (map[string]bool, error) {
+	runs, err := c.list(ctx, statusQuery, map[string]any{"runIds": runIDs})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", stepfleet.ErrUnavailable, err)
 	}
-	ended := make([]string, 0, len(runs))
+	ended := map[string]bool{}
 	for _, run := range runs {
-		if run.Status.Ended() {
-			ended = append(ended, run.ID)
-		}
+		ended[run.ID] = run.Status.Ended()
 	}
 	return ended, nil
 }
@@ -189,13 +191,17 @@ func (c *Client) Runs(ctx context.Context, tag, value string) ([]Run, error) {
 }
 
 func (c *Client) runs(ctx context.Context, filter map[string]any) ([]Run, error) {
+	return c.list(ctx, runsQuery, filter)
+}
+
+func (c *Client) list(ctx context.Context, query string, filter map[string]any) ([]Run, error) {
 	var data struct {
 		Runs struct {
 			typed
 			Results []Run `json:"results"`
 		} `json:"runsOrError"`
 	}
-	if err := c.call(ctx, runsQuery, map[string]any{"filter": filter, "limit": maxRuns}, &data); err != nil {
+	if err := c.call(ctx, query, map[string]any{"filter": filter, "limit": maxRuns}, &data); err != nil {
 		return nil, fmt.Errorf("list runs: %w", err)
 	}
 	return data.Runs.Results, data.Runs.want("Runs")

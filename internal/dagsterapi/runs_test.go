@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -44,6 +45,28 @@ func TestCancelingRunsAreThoseOfDagstersStatus(t *testing.T) {
 	filter, _ := json.Marshal(variables["filter"])
 	if string(filter) != `{"statuses":["CANCELING"]}` {
 		t.Errorf("asked for runs by %s", filter)
+	}
+}
+
+func TestKnownRunsAreAllThatDagsterShows(t *testing.T) {
+	client, asked := answering(t, http.StatusOK, `{"data": {"runsOrError": {"__typename": "Runs", "results": [
+		{"runId": "a", "status": "STARTED"}, {"runId": "b", "status": "FAILURE"}]}}}`)
+	known, err := client.KnownRuns(t.Context(), []string{"a", "b", "c"})
+	if want := map[string]bool{"a": false, "b": true}; err != nil || !maps.Equal(known, want) {
+		t.Errorf("%v %v, want %v", known, err, want)
+	}
+	_, variables := asked()
+	if filter, _ := json.Marshal(variables["filter"]); string(filter) != `{"runIds":["a","b","c"]}` {
+		t.Errorf("asked for runs by %s", filter)
+	}
+	for _, answer := range []string{
+		`{"data": {"runsOrError": {"__typename": "PythonError", "message": "no database"}}}`,
+		`{"data": {"runsOrError": null}}`, `{"data": null}`, `{}`,
+	} {
+		client, _ := answering(t, http.StatusOK, answer)
+		if known, err := client.KnownRuns(t.Context(), []string{"a"}); !errors.Is(err, stepfleet.ErrUnavailable) {
+			t.Errorf("%s: %v %v, which is no answer", answer, known, err)
+		}
 	}
 }
 

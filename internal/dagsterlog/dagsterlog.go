@@ -36,9 +36,12 @@ SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)) FILTER (
 FROM pg_stat_activity
 WHERE datname = current_database() AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()`
 
-// endings finds the ends of the steps' attempts, by the index on the run.
+// endings finds the ends of the steps' attempts, by the index on the run. A process puts its attempt's
+// number among the tags of its event (attempts.py); -1 is what says nothing of it. In a text of the
+// user's the quotes would be escaped.
 const endings = `
-SELECT e.run_id, e.step_key, e.dagster_event_type
+SELECT e.run_id, e.step_key, e.dagster_event_type,
+    coalesce(substring(e.event from '"stepfleet/attempt": ?"([0-9]{1,9})"')::integer, -1)
 FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::text[]) s (run_id, step_key)) s
 JOIN event_logs e USING (run_id, step_key)
 WHERE e.dagster_event_type = ANY ($3::text[])
@@ -80,6 +83,28 @@ func (l *Log) Close() { l.pool.Close() }
 // step is a step of a run.
 type step struct{ run, key string }
 
+// end is an ending event of a step, and which attempt's it says that it is.
+type end struct {
+	event   string
+	attempt int
+}
+
+// timely returns the events of the ends, oldest first, without those of attempts that had an end
+// before: their processes were given up, and have written after the verdict.
+func timely(ends []end, attempt int) []string {
+	events := make([]string, 0, len(ends))
+	for _, e := range ends {
+		if e.attempt >= 0 && e.attempt < attempt {
+			continue
+		}
+		events = append(events, e.event)
+		if e.event != stepfleet.EventResources { // which the end of the same attempt follows
+			attempt++
+		}
+	}
+	return events
+}
+
 // Endings implements stepfleet.EventLog.
 func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfleet.Ending, error) {
 	began := time.Now()
@@ -89,7 +114,7 @@ func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfl
 	}
 	var oldest float64
 	var blind bool
-	events := map[step][]string{}
+	ends := map[step][]end{}
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, underway).Scan(&oldest, &blind); err != nil {
 			return err
@@ -99,9 +124,9 @@ func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfl
 			return err
 		}
 		var s step
-		var event string
-		_, err = pgx.ForEachRow(rows, []any{&s.run, &s.key, &event}, func() error {
-			events[s] = append(events[s], event)
+		var e end
+		_, err = pgx.ForEachRow(rows, []any{&s.run, &s.key, &e.event, &e.attempt}, func() error {
+			ends[s] = append(ends[s], e)
 			return nil
 		})
 		return err
@@ -118,7 +143,7 @@ func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfl
 	for i, o := range orphans {
 		gone := o.Gone + time.Since(began)
 		out[i] = stepfleet.Ending{
-			Event: o.EndingOf(events[step{o.RunID, o.StepKey}]),
+			Event: o.EndingOf(timely(ends[step{o.RunID, o.StepKey}], o.FirstAttempt)),
 			Final: gone >= least && time.Duration(oldest*float64(time.Second)) < o.Gone,
 		}
 	}

@@ -111,6 +111,27 @@ func TestEachAttemptHasItsOwnEnd(t *testing.T) {
 	}
 }
 
+// A process that was given up may write its end while the next attempt is under way.
+func TestALateEndIsNotTheNextAttempts(t *testing.T) {
+	f := newFixture(t)
+	write := func(step, event, body string) {
+		f.exec(`INSERT INTO event_logs (run_id, step_key, dagster_event_type, event) VALUES ('r', $1, $2, $3)`, step, event, body)
+	}
+	const of0, of1 = `{"logging_tags": {"stepfleet/attempt": "0"}}`, `{"logging_tags": {"stepfleet/attempt": "1"}}`
+	write("late", stepfleet.EventRetry, `{}`) // the executor's verdict on attempt 0
+	write("late", stepfleet.EventSuccess, of0)
+	write("both", stepfleet.EventRetry, `{}`)
+	write("both", stepfleet.EventSuccess, of0)
+	write("both", stepfleet.EventFailure, of1)
+	write("said", stepfleet.EventRetry, of0)
+	write("said", stepfleet.EventSuccess, `{"message": "\"stepfleet/attempt\": \"0\""}`)
+	for step, want := range map[string]string{"late": "", "both": stepfleet.EventFailure, "said": stepfleet.EventSuccess} {
+		if got := f.ending(f.log, orphan("r", step, 1, 0, time.Hour)); got.Event != want {
+			t.Errorf("attempt 1 of %s: %q, want %q", step, got.Event, want)
+		}
+	}
+}
+
 // Nothing is lost before what its process had begun to write is there or gone.
 func TestAWriteUnderWayKeepsTheAnswerOpen(t *testing.T) {
 	f := newFixture(t)

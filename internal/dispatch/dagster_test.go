@@ -18,6 +18,8 @@ type dagster struct {
 	markedAt  time.Time
 	asked     int  // for runs that are being cancelled
 	away      bool // it cannot be asked
+	lacking   []string
+	other     bool
 }
 
 func (d *dagster) end(run string) {
@@ -52,16 +54,33 @@ func (d *dagster) questions() int {
 	return d.asked
 }
 
-func (d *dagster) EndedRuns(_ context.Context, ids []string) ([]string, error) {
+func (d *dagster) KnownRuns(_ context.Context, ids []string) (map[string]bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var out []string
+	if d.away {
+		return nil, stepfleet.ErrUnavailable
+	}
+	out := map[string]bool{}
 	for _, id := range ids {
-		if slices.Contains(d.ended, id) {
-			out = append(out, id)
+		if !d.other && !slices.Contains(d.lacking, id) {
+			out[id] = slices.Contains(d.ended, id)
 		}
 	}
 	return out, nil
+}
+
+// lack leaves Dagster without the runs from now on.
+func (d *dagster) lack(runs ...string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lacking = runs
+}
+
+// swap has another installation answer, which has none of the runs, or this one again.
+func (d *dagster) swap(other bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.other = other
 }
 
 func (d *dagster) CancelingRuns(context.Context) ([]string, error) {

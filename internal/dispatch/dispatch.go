@@ -58,6 +58,8 @@ type Server struct {
 	bells  *ringer
 	hub    *Hub
 	log    *slog.Logger
+	// sightings is the reconciliation's own.
+	sightings sightings
 	// canceled is sent to when a run worker was cancelled.
 	canceled chan struct{}
 	// orphaned is sent to when a session with running tasks may have been declared dead.
@@ -87,13 +89,14 @@ func New(cfg Config, ledger stepfleet.Ledger, bells stepfleet.Ringer) (*Server, 
 		cfg.Now = time.Now
 	}
 	return &Server{
-		cfg:      cfg,
-		ledger:   ledger,
-		bells:    newRinger(bells, cfg.Queues, cfg.Logger),
-		hub:      newHub(),
-		log:      cfg.Logger,
-		canceled: make(chan struct{}, 1),
-		orphaned: make(chan struct{}, 1),
+		cfg:       cfg,
+		ledger:    ledger,
+		bells:     newRinger(bells, cfg.Queues, cfg.Logger),
+		hub:       newHub(),
+		log:       cfg.Logger,
+		sightings: sightings{since: map[string]time.Time{}},
+		canceled:  make(chan struct{}, 1),
+		orphaned:  make(chan struct{}, 1),
 	}, nil
 }
 

@@ -16,7 +16,7 @@ const (
 )
 
 // reconcile closes runs that Dagster shows as ended and that nobody has closed here: their run
-// worker was killed, or somebody ended them in Dagster by force. Without it their steps would go
+// worker was killed, or somebody ended them in Dagster by force, or deleted them. Without it their steps would go
 // on, and their waiting ones would still start. It also ends again what a CloseRun that was cut
 // short has left open.
 func (s *Server) reconcile(ctx context.Context) error {
@@ -44,8 +44,10 @@ func (s *Server) tellOutage(ctx context.Context, failedBefore bool, err error, w
 // ReconcileTurn is one comparison of all open runs.
 func (s *Server) ReconcileTurn(ctx context.Context) error {
 	if mine, err := s.onDuty(ctx, dutyReconcile); err != nil || !mine {
+		s.sightings.doubt()
 		return err
 	}
+	open := map[string]bool{}
 	for after := ""; ; {
 		page, err := s.ledger.OpenRuns(ctx, after, reconcilePage)
 		if err != nil {
@@ -55,6 +57,7 @@ func (s *Server) ReconcileTurn(ctx context.Context) error {
 		for _, run := range page {
 			if !run.Closed {
 				ask = append(ask, run.RunID)
+				open[run.RunID] = true
 			} else if _, err := s.CloseRun(ctx, run.RunID, run.ClosedBy, "the run is closed"); err != nil {
 				return err
 			}
@@ -63,6 +66,7 @@ func (s *Server) ReconcileTurn(ctx context.Context) error {
 			return err
 		}
 		if len(page) < reconcilePage {
+			s.sightings.forget(open)
 			return nil
 		}
 		after = page[len(page)-1].RunID
@@ -73,17 +77,28 @@ func (s *Server) closeEnded(ctx context.Context, runIDs []string) error {
 	if s.cfg.Dagster == nil || len(runIDs) == 0 {
 		return nil
 	}
-	ended, err := s.cfg.Dagster.EndedRuns(ctx, runIDs)
+	known, err := s.cfg.Dagster.KnownRuns(ctx, s.sightings.question(runIDs))
 	if err != nil {
+		s.sightings.doubt()
 		return fmt.Errorf("ask Dagster for %d runs: %w", len(runIDs), err)
 	}
 	var errs []error
-	for _, run := range ended {
-		changes, err := s.CloseRun(ctx, run, stepfleet.NoExecutor, "Dagster shows the run as ended")
-		errs = append(errs, err)
-		if len(changes) > 0 {
-			s.log.Warn("closed a run that had ended in Dagster", KeyRun, run, "open_tasks", len(changes))
+	for _, run := range runIDs {
+		if known[run] {
+			errs = append(errs, s.closeOver(ctx, run, "Dagster shows the run as ended"))
 		}
 	}
+	for _, run := range s.sightings.hear(runIDs, known, s.cfg.Now()) {
+		errs = append(errs, s.closeOver(ctx, run, "the run was deleted in Dagster"))
+	}
 	return errors.Join(errs...)
+}
+
+// closeOver closes a run that is over in Dagster.
+func (s *Server) closeOver(ctx context.Context, run, reason string) error {
+	changes, err := s.CloseRun(ctx, run, stepfleet.NoExecutor, reason)
+	if len(changes) > 0 {
+		s.log.Warn("closed a run that is over in Dagster", KeyRun, run, "reason", reason, "open_tasks", len(changes))
+	}
+	return err
 }

@@ -54,8 +54,8 @@ func Orchestrator(o stepfleet.Orchestrator, b *Breaker) stepfleet.Orchestrator {
 	return orchestrator{o, b}
 }
 
-func (o orchestrator) EndedRuns(ctx context.Context, runIDs []string) ([]string, error) {
-	return do(ctx, o.b, guarded, "ended_runs", func() ([]string, error) { return o.Orchestrator.EndedRuns(ctx, runIDs) })
+func (o orchestrator) KnownRuns(ctx context.Context, runIDs []string) (map[string]bool, error) {
+	return do(ctx, o.b, guarded, "known_runs", func() (map[string]bool, error) { return o.Orchestrator.KnownRuns(ctx, runIDs) })
 }
 
 func (o orchestrator) CancelingRuns(ctx context.Context) ([]string, error) {

@@ -78,16 +78,17 @@ func (o logPort) Endings(_ context.Context, orphans []stepfleet.Orphan) ([]stepf
 	return out, nil
 }
 
-// EndedRuns implements stepfleet.Orchestrator.
-func (o logPort) EndedRuns(_ context.Context, ids []string) (ended []string, err error) {
+// KnownRuns implements stepfleet.Orchestrator.
+func (o logPort) KnownRuns(_ context.Context, ids []string) (map[string]bool, error) {
 	o.d.s.world.sleep(time.Millisecond)
 	if o.d.away() {
-		return nil, fmt.Errorf("ended runs: %w", stepfleet.ErrUnavailable)
+		return nil, fmt.Errorf("known runs: %w", stepfleet.ErrUnavailable)
 	}
+	ended := map[string]bool{}
 	for _, r := range o.d.s.runs {
 		for _, id := range ids {
-			if r.id == id && r.ended {
-				ended = append(ended, id)
+			if r.id == id {
+				ended[id] = r.ended
 			}
 		}
 	}

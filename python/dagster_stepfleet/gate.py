@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NoReturn
 
+from dagster_stepfleet import attempts
 from dagster_stepfleet.frames import Frame, FrameError, FrameSocket
 
 # The status of a process that was refused; the parent knows it.
@@ -128,21 +129,32 @@ def _leave() -> NoReturn:
     os._exit(REFUSED_STATUS)
 
 
-def guard(storage: Any, parent: Parent, gated_events: frozenset[str] = GATED_EVENTS) -> None:
-    """Puts the event gate before the storage's writes, for this object's whole life."""
+def guard(
+    storage: Any,
+    parent: Parent,
+    gated_events: frozenset[str] = GATED_EVENTS,
+    attempt: int | None = None,
+) -> None:
+    """Puts the event gate before the storage's writes, for this object's whole life. Of a step,
+    what is gated gets the number of its attempt."""
     store_event: Callable[[Any], None] = storage.store_event
     store_event_batch: Callable[[Sequence[Any]], None] = storage.store_event_batch
+
+    def marked(event: Any) -> Any:
+        if attempt is None or _kind(event) not in gated_events:
+            return event
+        return attempts.mark(event, attempt)
 
     def gated(event: Any) -> None:
         kind = _kind(event)
         if kind in gated_events:
             parent.ask({"op": "gate", "event": kind})
-        store_event(event)
+        store_event(marked(event))
 
     def gated_batch(events: Sequence[Any]) -> None:
         for kind in {_kind(event) for event in events} & gated_events:
             parent.ask({"op": "gate", "event": kind})
-        store_event_batch(events)
+        store_event_batch([marked(event) for event in events])
 
     storage.store_event = gated
     storage.store_event_batch = gated_batch

@@ -33,7 +33,7 @@ from dagster._core.executor.step_delegating.step_handler.base import (
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._utils.interrupts import check_captured_interrupt
 
-from dagster_stepfleet import resume, tags
+from dagster_stepfleet import attempts, resume, tags
 from dagster_stepfleet.arguments import attempt_of, shared_payload, step_key_of
 from dagster_stepfleet.client import (
     DEFAULT_URL,
@@ -67,6 +67,8 @@ _log = logging.getLogger("dagster.stepfleet")
 MAX_BATCH_TASKS = 2000
 # The loop looks at the event log this often even when the stream is silent.
 WAIT_SECONDS = 1.0
+# What the loop takes for the current attempt's.
+_OF_AN_ATTEMPT = ENDING_TYPES | {DagsterEventType.STEP_OUTPUT}
 # How often a run whose steps have all ended asks for those whose processes have not.
 LOOK_SECONDS = 15.0
 # A run that fails for resources says of so many attempts why.
@@ -436,6 +438,8 @@ class StepfleetStepHandler(StepHandler):
         event = record.event_log_entry.dagster_event
         if event is None or event.event_type != DagsterEventType.RESOURCE_INIT_FAILURE:
             return False
+        if self._is_late(event):
+            return False  # it is no end of what is under way
         if seams.resource_init_failure_ends_step() or event.step_key not in self.open:
             return False
         return self.verdict(event.step_key) is None or not self._may_end(event.step_key)
@@ -480,10 +484,25 @@ class StepfleetStepHandler(StepHandler):
                 step.rewound = True
         return sorted(records, key=lambda r: r.storage_id)
 
+    def _is_late(self, event: DagsterEvent) -> bool:
+        """Whether the event is of an attempt that was given up, and another is under way."""
+        step = self.open.get(event.step_key or "")
+        late = step is not None and attempts.is_late(event, step.attempt)
+        return late and event.event_type in _OF_AN_ATTEMPT
+
     def _account(self, event: DagsterEvent) -> bool:
-        """Closes the step that the event ends. Returns False for the end of no open step: a
-        process that was given up has written late, and Dagster's loop would fail on it."""
+        """Closes the step that the event ends. Returns False for the end of no open step, or of an
+        earlier attempt: a process that was given up has written late, and Dagster's loop would fail
+        on it, or take it for that of the attempt under way."""
         self.place.hear(event)
+        if self._is_late(event):
+            _log.warning(
+                "Dagster's log has a %s of an earlier attempt of step %s, which was given up; it "
+                "is ignored.",
+                event.event_type_value,
+                event.step_key,
+            )
+            return False
         if event.event_type not in ENDING_TYPES or event.step_key is None:
             return True
         if event.step_key not in self.open:

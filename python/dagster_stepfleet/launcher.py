@@ -165,9 +165,12 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         digest = hashlib.sha256(payload.encode()).hexdigest()
         task = self._task(run, attempt, digest)
         identity = run_identity(_origin(run), run.job_snapshot_id)
+        why_dead = ""
         try:
             with self._client(run.run_id, budget_seconds) as client:
                 (receipt,) = client.submit(identity, {digest: payload}, [task], as_executor=False)
+                if receipt.get("state") == "dead":
+                    why_dead = _why_dead(client, attempt, receipt)
         except ServerRefused as err:
             if err.code == "run_closed" and self._is_over(run.run_id):
                 return None
@@ -179,7 +182,14 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 f"{task['queue']}: {error.get('message')} [{error.get('code')}]. The queue is set "
                 f"in the run launcher's config and by the run's tag {RUN_QUEUE_TAG}."
             )
-        if not receipt.get("known"):
+        if why_dead:
+            self._report(
+                run,
+                f"Run worker of resume {attempt} was refused and will not start: {why_dead}. The "
+                "run's workers die with it, most often for want of memory: give those that serve "
+                f"queue {task['queue']} more, and re-execute the run as a new one.",
+            )
+        elif not receipt.get("known"):
             self._report(
                 run,
                 f"Run worker submitted to queue {task['queue']} as task {receipt.get('task_id')}.",
@@ -335,6 +345,18 @@ def _run_workers(client: Client) -> list[dict[str, Any]]:
     # A server of before the filter answers with all, and a step is no run worker.
     tasks = [task for task in client.tasks("run") if task.get("kind") == "run"]
     return sorted(tasks, key=lambda task: int(task["attempt"]))
+
+
+def _why_dead(client: Client, attempt: int, receipt: _Task) -> str:
+    """Says why the ledger takes no more run workers of the run, as far as the server can tell."""
+    found: list[_Task] = []
+    try:
+        found = [task for task in _run_workers(client) if task["attempt"] == attempt]
+    except StepfleetError as err:
+        _log.warning("run %s: why its run worker is dead: %s", client.run_id, err)
+    if found:
+        return Ended.of(found[0]).describe()
+    return f"stepfleet task {receipt.get('task_id')} is dead"
 
 
 def _story(task: _Task) -> str:

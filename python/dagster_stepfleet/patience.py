@@ -12,6 +12,7 @@ connection that was waited for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,10 @@ T = TypeVar("T")
 
 # How long a process that does a run's work waits for PostgreSQL to come back. Dagster gives up
 # after some 6 s, and the run or the step ends with it; a failover takes longer. A worker that is
-# cut off kills its children before its run lease is over, however long they still wait.
+# cut off kills its children before its run lease is over, however long they still wait; one with a
+# long run lease has them wait longer, by the variable.
 _OUTAGE_SECONDS = 120.0
+_OUTAGE_VARIABLE = "STEPFLEET_OUTAGE_SECONDS"
 _OUTAGE_POLL_SECONDS = 0.5
 # How long a new connection waits for the end of a lost one's process, before it counts as away.
 _END_SECONDS = 10.0
@@ -35,11 +38,13 @@ _patience_seconds = 0.0
 _ask_gate: Callable[[str], None] | None = None
 
 # Of a connection that the process had at the time, so the number cannot be another's by now. A
-# pooler makes up the numbers that it tells: they are nobody's.
+# pooler makes up the numbers that it tells, and one of them may be a stranger's: where the
+# connection that asks has another process than it was told, nobody is ended.
 _END_BACKEND = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s "
     "AND usename = current_user AND datname = current_database() "
-    "AND backend_start <= clock_timestamp() - make_interval(secs => %s)"
+    "AND backend_start <= clock_timestamp() - make_interval(secs => %s) "
+    "AND pg_backend_pid() = %s"
 )
 # Under this name a pooled connection keeps its server process's number, and since when it has it.
 _BACKEND = "stepfleet_backend"
@@ -65,7 +70,8 @@ def wait_out_outages() -> None:
     """Has storages wait for a PostgreSQL that is away, in this process from now on. The template
     and its idle children must not: they have a parent to answer."""
     global _patience_seconds
-    _patience_seconds = _OUTAGE_SECONDS
+    told = os.environ.get(_OUTAGE_VARIABLE, "")
+    _patience_seconds = float(told) if told.isdecimal() else _OUTAGE_SECONDS
 
 
 def ask_again_with(ask: Callable[[str], None]) -> None:
@@ -244,11 +250,12 @@ def _settle(connection: Any) -> None:
 def _end_backend(connection: Any, number: int, since: float) -> None:
     import sqlalchemy.exc
 
+    told, _ = connection.info.get(_BACKEND, (None, 0.0))
     until = time.monotonic() + _END_SECONDS
     while True:
-        held_seconds = time.monotonic() - since
+        values = number, time.monotonic() - since, told
         try:
-            found = connection.exec_driver_sql(_END_BACKEND, (number, held_seconds)).fetchall()
+            found = connection.exec_driver_sql(_END_BACKEND, values).fetchall()
         except sqlalchemy.exc.ProgrammingError as err:
             _log.warning("the server process of a lost connection was left alone: %s", err)
             return

@@ -20,6 +20,8 @@ from dagster._core.events import DagsterEventType
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.objects import StepRetryData
 
+from dagster_stepfleet import attempts
+
 if TYPE_CHECKING:
     from dagster import EventLogRecord
     from dagster._core.execution.plan.step import ExecutionStep
@@ -140,7 +142,8 @@ class ReplayedExecution(ActiveExecution):
         )
         if not ends and kind != DagsterEventType.STEP_OUTPUT:
             return
-        if not self._vend(key):
+        late = attempts.is_late(event, self.retry_state.get_attempt_count(key))
+        if late or not self._vend(key):
             _log.warning(
                 "Dagster's log has a %s of step %s, which had ended before; it is ignored.",
                 event.event_type_value,

@@ -165,7 +165,9 @@ def guard(
     """Puts the event gate before the instance's event log, for its whole life. It is asked again
     where an outage comes between the grant and the write. Where that is wanted, each write is
     subject to the ledger's own word as well."""
-    gate.guard(instance.event_log_storage, parent, events)
+    task = frame["task"]
+    attempt = int(task["attempt"]) if task.get("kind") != "run" else None
+    gate.guard(instance.event_log_storage, parent, events, attempt)
 
     def ask_again(kind: str) -> None:
         if kind in events:

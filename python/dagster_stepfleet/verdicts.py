@@ -21,9 +21,11 @@ from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 
 # isort: split
 from dagster._core.events import DagsterEventType
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+from dagster._serdes import deserialize_value
 
-from dagster_stepfleet import storage
+from dagster_stepfleet import attempts, storage
 from dagster_stepfleet.client import Client, Interrupted, ServerRefused, ServerUnreachable
 from dagster_stepfleet.patience import patiently
 
@@ -142,13 +144,23 @@ class VerdictGate:
 
         columns: Any = SqlEventLogStorageTable.c
         kind = columns.dagster_event_type
-        query = sqlalchemy.select(kind).where(
-            columns.run_id == self._run_id,
-            columns.step_key == step_key,
-            kind.in_([_RETRY, *_ENDS]),
+        query = (
+            sqlalchemy.select(kind, columns.event)
+            .where(
+                columns.run_id == self._run_id,
+                columns.step_key == step_key,
+                kind.in_([_RETRY, *_ENDS]),
+            )
+            .order_by(columns.id)
         )
-        found = [row[0] for row in connection.execute(query)]
-        ended = found.count(_RETRY) > retries or any(end in found for end in _ENDS)
+        first = attempt = self._before.get_attempt_count(step_key)
+        ended = False
+        for end, text in connection.execute(query):
+            if attempts.is_late(deserialize_value(text, EventLogEntry).dagster_event, attempt):
+                continue  # of a process that was given up, when the end had been written for it
+            attempt += 1
+            ended = ended or end in _ENDS
+        ended = ended or attempt - first > retries
         if ended:
             _log.warning("Dagster's log has the end of step %s already; none is added.", step_key)
         return ended

@@ -38,6 +38,8 @@ class FakeServer:
         self.tasks: dict[tuple[str, str, int], dict] = {}
         self.calls: list[tuple[str, str, Any]] = []
         self.closed: dict[str, str] = {}
+        # Why tasks are dead at submit; "" while they are not.
+        self.poisoned = ""
         # Status codes to answer before anything else, and what to do in their stead.
         self.fail_next: list[tuple[int, dict, dict[str, str]]] = []
         # Who speaks for each run: (epoch, executor); and what was adjudicated, by which epochs.
@@ -125,9 +127,9 @@ class FakeServer:
                         self.tasks[key] = {
                             **task,
                             "task_id": len(self.tasks) + 1,
-                            "state": "queued",
+                            "state": "dead" if self.poisoned else "queued",
                             "submitted_at": "2026-01-02T03:04:05Z",
-                            "reason": "",
+                            "reason": self.poisoned,
                             "result": None,
                         }
                         fresh.append(self.tasks[key])

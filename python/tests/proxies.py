@@ -14,6 +14,9 @@ import sqlalchemy
 _FIELDS = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
 _UNSUPPORTED = b"E" + struct.pack("!i", 4 + len(_FIELDS)) + _FIELDS
 
+# What a message begins with that tells a server process's number; its secret key comes after it.
+_NUMBER = b"K" + struct.pack("!i", 12)
+
 
 @dataclass
 class Cut:
@@ -38,6 +41,8 @@ class Proxy:
         self._cut: Cut | None = None
         self.refusing = False
         self.without_options = False  # like a pooler that passes none on
+        # Like a pooler, tells new connections this number in place of their server process's.
+        self.number: int | None = None
         self.accepted = 0
         self.cuts = 0
         self.answered = 0  # bytes, on the connection of the last marker and since it was seen
@@ -76,6 +81,7 @@ class _Session:
         self._proxy, self._client, self._server = proxy, client, server
         self._marked = False  # whether it has had the marker
         self._left: int | None = None  # bytes of the answer that still pass
+        self._told = False  # whether it was told a number in place of its own
         proxy._open |= {client, server}
 
     def start(self) -> None:
@@ -114,6 +120,8 @@ class _Session:
             while data := self._server.recv(1 << 16):
                 if self._marked:
                     self._proxy.answered += len(data)
+                if self._proxy.number is not None:
+                    data = self._renumbered(data, self._proxy.number)
                 if self._left is not None and len(data) >= self._left:
                     self._client.sendall(data[: self._left])
                     self._proxy.cuts += 1
@@ -123,6 +131,14 @@ class _Session:
                     self._left -= len(data)
                 self._client.sendall(data)
         _reset(self._client)
+
+    def _renumbered(self, data: bytes, number: int) -> bytes:
+        """Puts the number into the message that tells it, once a connection."""
+        before, told, after = data.partition(_NUMBER)
+        if self._told or not told:
+            return data
+        self._told = True
+        return before + told + struct.pack("!i", number) + after[4:]
 
 
 def _reset(sock: socket.socket) -> None:

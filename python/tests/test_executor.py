@@ -12,7 +12,7 @@ import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 from dagster._core.execution.api import execute_run
 
-from dagster_stepfleet import seams
+from dagster_stepfleet import attempts, seams
 from dagster_stepfleet.client import Client, Completions, Ended
 from dagster_stepfleet.executor import _granted
 from dagster_stepfleet.handler import Launch, Open, StepfleetStepHandler
@@ -116,6 +116,10 @@ def test_retry_policy_makes_a_new_attempt(instance, server, worker):
     run = execute(instance, "retried")
     assert run.status == DagsterRunStatus.SUCCESS
     assert sorted(attempt for _, _, attempt in server.tasks) == [0, 1]
+    (retry,) = events(instance, run, DagsterEventType.STEP_UP_FOR_RETRY)
+    (success,) = events(instance, run, DagsterEventType.STEP_SUCCESS)
+    assert attempts.is_late(retry, 1) and not attempts.is_late(retry, 0)
+    assert attempts.is_late(success, 2) and not attempts.is_late(success, 1)
 
 
 def test_resource_failure(instance, server, worker):

@@ -168,6 +168,18 @@ def test_an_outage_that_lasts(instance):
     assert health.status == WorkerStatus.RUNNING, "a server that is away says nothing of the run"
 
 
+def test_a_resume_that_is_dead_says_why_and_what_to_do(instance, server, launcher):
+    run = started(instance)
+    server.poisoned = "three attempts of @run were lost"
+    launcher.resume_run(ResumeRunContext(run, None, resume_attempt_number=3))
+    assert the_task(server)["state"] == "dead"
+    (said,) = [m for m in messages(instance, run) if "Run worker" in m]
+    assert "Run worker of resume 3 was refused and will not start" in said
+    assert "three attempts of @run were lost" in said
+    assert "more, and re-execute the run" in said
+    assert "submitted" not in said
+
+
 def test_a_resume_during_an_outage_does_not_fail_the_run(instance, monkeypatch):
     monkeypatch.setattr("dagster_stepfleet.launcher._RESUME_BUDGET_SECONDS", 0.1)
     run = started(instance)

@@ -92,7 +92,7 @@ def test_asset_events_are_whole_wherever_they_are_cut(instance, proxy, behind):
         proxy.arm(Cut(INSERT, reply=7 * stored))
         instance.event_log_storage.store_event(materialization(run, stored))
         stored += 1
-    assert stored > 30
+    assert stored > 20
     assert said(instance, run) == {f"asset {n}": 1 for n in range(-1, stored)}
     tags = sqlalchemy.text(
         "SELECT asset_key, count(*), count(distinct event_id) FROM asset_event_tags "
@@ -176,6 +176,23 @@ def _blocked(connection, before: set[int]) -> set[int]:
     raise AssertionError("nobody waits")
 
 
+def test_behind_a_pooler_no_strangers_process_is_ended(instance, proxy, behind, postgres_url):
+    """A pooler tells numbers of its own; here the first is that of somebody else's process."""
+    run = create_run(instance, "chain")
+    stranger = sqlalchemy.create_engine(postgres_url)
+    number = sqlalchemy.text("SELECT pg_backend_pid()")
+    with stranger.connect() as theirs:
+        proxy.number = theirs.execute(number).scalar_one()
+        assert proxy.number is not None
+        storage.dispose(instance)  # so that the next connection is told it
+        proxy.arm(Cut(INSERT, request=0))
+        instance.event_log_storage.store_event(entry(run, "cut"))
+        assert theirs.execute(number).scalar_one() == proxy.number, "it lives"
+    stranger.dispose()
+    assert proxy.cuts == 1
+    assert said(instance, run) == {"cut": 1}
+
+
 def test_a_statement_that_is_late_finds_nobody_to_do_it(instance, proxy, behind):
     run = create_run(instance, "chain")
     deliver = threading.Event()
@@ -216,6 +233,18 @@ def test_a_refused_writer_writes_nothing(instance, proxy, monkeypatch):
             entry(run, "x", DagsterEventType.RESOURCE_INIT_FAILURE)
         )
     assert said(instance, run) == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"), [(None, 120.0), ("600", 600.0), ("", 120.0), ("soon", 120.0)]
+)
+def test_a_process_waits_as_long_as_its_worker_says(monkeypatch, told, seconds):
+    monkeypatch.setattr(patience, "_patience_seconds", 0.0)
+    monkeypatch.delenv("STEPFLEET_OUTAGE_SECONDS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("STEPFLEET_OUTAGE_SECONDS", told)
+    storage.wait_out_outages()
+    assert patience._patience_seconds == seconds
 
 
 def test_a_process_without_patience_is_told(instance, proxy, monkeypatch):

@@ -14,12 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster._core.definitions.dependency import NodeHandle
+from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.api import execute_run_iterator
+from dagster._core.execution.plan.handle import StepHandle
+from dagster._core.execution.plan.objects import StepSuccessData
 from dagster._core.instance import InstanceRef
 from dagster._utils import interrupts
 
-from dagster_stepfleet import seams, verdicts
+from dagster_stepfleet import attempts, seams, verdicts
 from dagster_stepfleet.process import die_with_parent
 from tests.defs import DELAY_SECONDS, POOL
 from tests.fakes import FakeServer, TemplateProcess, Worker
@@ -394,6 +398,35 @@ def test_a_resumed_run_grants_no_more_than_the_first(bench):
     lose(bench, 2)
     bench.resume()
     bench.check(FAILURE)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_late_end_is_not_the_next_attempts(bench, killed):
+    """The process of attempt 0 was given up, and writes while attempt 1 waits, which is lost."""
+    bench.create("dying_often", hold=("dies",))
+    first = bench.start_until_held("dies")
+    lose(bench, 0)
+    bench.until_held("dies")
+    if killed:
+        bench.kill(first)
+    write_late_success(bench, attempt=0)
+    lose(bench, 1)
+    bench.join(bench.start(resume=True) if killed else first)
+    assert bench.run.status == FAILURE
+    assert bench.ends()["STEP_FAILURE", "dies"] == 1, bench.ends()
+
+
+def write_late_success(bench, attempt: int) -> None:
+    event = DagsterEvent(
+        DagsterEventType.STEP_SUCCESS.value,
+        bench.job,
+        step_handle=StepHandle(NodeHandle("dies", None)),
+        event_specific_data=StepSuccessData(1.0),
+    )
+    entry = EventLogEntry(
+        None, "debug", "late", bench.run_id, time.time(), "dies", bench.job, event
+    )
+    bench.instance.event_log_storage.store_event(attempts.mark(entry, attempt))
 
 
 def lose(bench, attempt: int) -> None:

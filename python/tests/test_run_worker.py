@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import serialize_value
 
 from dagster_stepfleet import gate
-from tests.fakes import Child
+from tests.fakes import TOKEN, Child
 from tests.payloads import create_run
 from tests.test_host import kinds
 from tests.test_launcher import started, starting, status
@@ -103,6 +107,39 @@ def test_a_run_that_is_being_canceled_is_canceled(instance, template):
     instance.report_run_canceling(run)
     assert child.run(*frame(instance, run, resume=True))["outcome"] == "cancelled"
     assert status(instance, run) == DagsterRunStatus.CANCELED
+
+
+def test_a_second_sigterm_changes_nothing_of_a_run_workers_end(instance, server):
+    """Dagster catches it as it does the first: the run still gets its end. Its worker kills what
+    does not come to one."""
+    run = starting(instance, "chain")
+    submitted = threading.Event()
+    server.on_submit = lambda task, payload: submitted.set()
+    child = Child.cold()
+    child.ready()
+
+    def stop_twice() -> None:
+        assert submitted.wait(30)
+        (task,) = server.tasks.values()
+        instance.report_run_canceling(instance.get_run_by_id(run.run_id))
+        task["state"] = "running"  # so the run worker waits for its process to be gone
+        os.kill(child.pid, signal.SIGTERM)
+        until = time.monotonic() + 30
+        while not task.get("cancel_requested") and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGTERM)
+        server.finish(task, "cancelled")
+
+    stopping = threading.Thread(target=stop_twice)
+    stopping.start()
+    result = child.run(*frame(instance, run), STEPFLEET_TOKEN=TOKEN)
+    stopping.join()
+    assert child.proc.wait(30) == 0
+    assert result["outcome"] == "succeeded", result
+    assert status(instance, run) == DagsterRunStatus.CANCELED
+    assert kinds(instance, run).count("PIPELINE_CANCELED") == 1
+    assert run.run_id in server.closed
+    child.close()
 
 
 def test_a_run_whose_code_is_gone_fails(instance, template):
