@@ -215,8 +215,12 @@ func (p *pair) end() {
 
 func (p *pair) claim() {
 	i, queue, most := p.session(), p.queue(), rapid.IntRange(0, 4).Draw(p.rt, "max")
+	var except []string
+	if p.rarely(5, "cannot run the code location") {
+		except = []string{"location"}
+	}
 	p.both("claim", func(s side) string {
-		got, err := s.Ledger.Claim(p.ctx, stepfleet.ClaimRequest{Session: s.sessions[i], ID: "claim", Queue: queue, Max: most})
+		got, err := s.Ledger.Claim(p.ctx, stepfleet.ClaimRequest{Session: s.sessions[i], ID: "claim", Queue: queue, Max: most, Except: except})
 		out := []string{code(err), fmt.Sprint(got.More, len(got.Payloads))}
 		for _, l := range got.Leases {
 			out = append(out, fmt.Sprint(s.task(l.TaskID), l.Fence, l.Task, l.NotifyURL, string(got.Payloads[l.Payload])))
