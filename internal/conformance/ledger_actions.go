@@ -246,10 +246,14 @@ func (p *pair) settle() {
 	outcomes := []stepfleet.State{
 		stepfleet.StateSucceeded, stepfleet.StateFailed, stepfleet.StateCancelled, stepfleet.StateLost, stepfleet.StateQueued,
 	}
-	one, two := rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"), rapid.SampledFrom(outcomes).Draw(p.rt, "outcome")
+	one := result(rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"))
+	two := result(rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"))
+	if one.Error != nil && p.rarely(2, "template died") {
+		one.Error.Code = stepfleet.HostDied
+	}
 	p.both("settle", func(s side) string {
 		return codes(s.Ledger.Settle(p.ctx, s.sessions[refs[0].session], []stepfleet.Settlement{
-			{Ref: s.ref(refs[0]), Result: result(one)}, {Ref: s.ref(refs[1]), Result: result(two)},
+			{Ref: s.ref(refs[0]), Result: one}, {Ref: s.ref(refs[1]), Result: two},
 		}))
 	})
 }

@@ -232,7 +232,7 @@ func (l *Ledger) settle(id stepfleet.SessionID, end stepfleet.Settlement) error 
 	if err != nil {
 		return l.refuse(stepfleet.VerbSettle, actor(id), end.Ref, stepfleet.ErrTaskInvalid, detail)
 	}
-	t.Result = result
+	t.Result, t.Reason = result, end.Result.LostWith()
 	l.move(t, stepfleet.VerbSettle, end.Result.Outcome, actor(id), "")
 	return nil
 }

@@ -146,7 +146,7 @@ func TestPlansOfHotStatements(t *testing.T) {
 		"lock":      explain(t, pool, postgres.SQL.LockTasks, ids),
 		"start":     explain(t, pool, postgres.SQL.Start, 1, ids, fences),
 		"settle": explain(t, pool, postgres.SQL.Settle, 1, ids, fences, []string{"", "", ""},
-			[]string{"failed", "failed", "failed"}, []string{"{}", "{}", "{}"}),
+			[]string{"failed", "failed", "failed"}, []string{"{}", "{}", "{}"}, []string{"", "", ""}),
 		"release": explain(t, pool, postgres.SQL.Release, 1, ids, fences, "x"),
 		"held":    explain(t, pool, postgres.SQL.Held, 1),
 		"runs":    explain(t, pool, postgres.SQL.RunTasks, "run1", []string{"run"}),
