@@ -61,6 +61,9 @@ type Host interface {
 	// that they cannot. Workers claim only then: a task that waits for a template to load could
 	// run elsewhere. Ask again before each claim.
 	Available() <-chan struct{}
+	// Down returns the code locations that do not load here, by Dagster's names for them. Workers
+	// leave their tasks to others. Ask again before each claim.
+	Down() []string
 	// Launch hands the job to an idle process. An error means that no process could be had and
 	// that nothing of the job has run. The process asks the gate until it is gone.
 	Launch(ctx context.Context, job Job, gate Gate) (Process, error)

@@ -138,10 +138,12 @@ type ClaimRequest struct {
 	ID      string
 	Queue   string
 	Max     int
+	// Except are the code locations that the session cannot run: their tasks are left to others.
+	Except []string
 }
 
-// Claimed answers a claim. More says that further rows wait that this claim did not take:
-// its limit was reached, or others hold them locked.
+// Claimed answers a claim. More says that further rows wait that this claim might have taken and
+// did not: its limit was reached, or others hold them locked.
 type Claimed struct {
 	Leases   []Lease
 	Payloads map[Digest][]byte

@@ -169,6 +169,19 @@ type Result struct {
 	Phases map[Phase]float64 `json:"phases,omitempty"`
 }
 
+// HostDied is the failure code of an attempt that was lost with the template that had forked its
+// process. It counts as one that was lost with its worker: a step can kill either.
+const HostDied = "host_died"
+
+// LostWith is why the attempt counts as one that may have killed what ran it; empty: it does not. It is
+// the reason that the ledger keeps beside the result.
+func (r Result) LostWith() string {
+	if r.Outcome != StateLost || r.Error == nil || r.Error.Code != HostDied {
+		return ""
+	}
+	return HostDied + ": " + r.Error.Message
+}
+
 // Phase is a point in an attempt's life on its worker.
 type Phase string
 

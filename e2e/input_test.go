@@ -302,7 +302,7 @@ type wrongRun struct {
 }
 
 // testWrongInputToRuns is a part of TestStackStopsCleanlyAndGoesOn: it uses its stack.
-func testWrongInputToRuns(t *testing.T, d *dev) {
+func testWrongInputToRuns(t *testing.T, d *dev, project string) {
 	closed := closedURL(t)
 	outage := startOutage(t, d.server.url)
 	stranger := d.startServer(t, "STEPFLEET_TOKEN=another-token")
@@ -354,9 +354,16 @@ func testWrongInputToRuns(t *testing.T, d *dev) {
 			wantTasks(t, d, run, 1)
 		}},
 		{"code that does not import in the worker", inputWorker, "needs_package", nil, func(t *testing.T, run string) {
-			d.dagster.awaitEnd(t, inputTimeout, run, dagsterapi.RunFailure)
-			// Its run worker meets it first: it runs there, too.
-			wantEvent(t, d.dagster.events(t, run), "ENGINE_EVENT", "", "Could not load job definition", "ImportError", "no module named 'only_on_my_laptop'")
+			// Its run worker needs the code, too: it waits for a worker that has it, while others go by.
+			await(t, inputTimeout, "the launch", func() (bool, string) { return len(d.server.runWorkers(t, run)) == 1, "no run worker" })
+			d.dagster.awaitEnd(t, inputTimeout, d.dagster.launch(t, "one", config{}), dagsterapi.RunSuccess)
+			if tasks := d.server.allTasks(t, run); len(tasks) != 1 || tasks[0].State != stepfleet.StateQueued || tasks[0].Fence != 0 {
+				t.Errorf("the tasks of code that is not there: %s", tasks)
+			}
+			if err := os.WriteFile(filepath.Join(project, "installed"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d.dagster.awaitEnd(t, inputTimeout, run, dagsterapi.RunSuccess)
 		}},
 	}
 	runs := make([]string, len(cases))

@@ -61,7 +61,7 @@ func TestStackStopsCleanlyAndGoesOn(t *testing.T) {
 	}
 
 	d := startDev(t, dir, project, shortLives, "--python", python, "-f", inputDefs, "-f", inputWorker, "-f", inputBroken)
-	t.Run("wrong input", func(t *testing.T) { testWrongInputToRuns(t, d) })
+	t.Run("wrong input", func(t *testing.T) { testWrongInputToRuns(t, d, project) })
 	t.Run("every process has probes", func(t *testing.T) { testProbesOfEveryProcess(t, d) })
 	t.Run("PostgreSQL hangs", func(t *testing.T) { testPostgreSQLHangs(t, d) })
 	t.Run("PostgreSQL is killed", func(t *testing.T) { testPostgreSQLIsKilled(t, d) })

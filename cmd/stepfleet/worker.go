@@ -43,6 +43,7 @@ type workerCmd struct {
 	HostMode string   `help:"Where step processes come from: fork, cold, or auto (fork when safe)." enum:"auto,fork,cold" default:"auto" env:"STEPFLEET_HOST_MODE"`
 	Module   []string `short:"m" help:"Module of a code location to import ahead of need." env:"STEPFLEET_MODULES"`
 	File     []string `short:"f" help:"File of a code location to import ahead of need." env:"STEPFLEET_FILES"`
+	Location []string `name:"location-name" help:"Dagster's name of a code location, as NAME=CODE with CODE as given to --module or --file, where it is not the one that Dagster gives by itself. While the code does not load, the worker leaves tasks of that name to others." env:"STEPFLEET_LOCATION_NAMES"`
 	Attr     string   `short:"a" name:"attribute" help:"Attribute of the module or file that holds the definitions."`
 	WorkDir  string   `short:"d" name:"working-directory" help:"Directory to import from."`
 	Spool    string   `help:"Directory of this user alone for notes on logs to finish; the next worker with the same one finishes those of a worker that was killed. Default: stepfleet-UID in the directory for temporary files." env:"STEPFLEET_SPOOL"`
@@ -137,6 +138,7 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	})
 	ports.Host = failpoint.Host(host)
 	counted.IdleProcesses(host.Idle)
+	counted.LocationsDown(host.Down)
 	w, err = worker.New(worker.Config{
 		Spec: spec, Lifetimes: lifetimes, StatementTimeout: c.statementTimeout(lifetimes), DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
 		RunKillGrace: c.RunKillGrace, RunEnv: map[string]string{"STEPFLEET_TOKEN": secret},
@@ -294,12 +296,22 @@ func (c *workerCmd) storageEnv(l stepfleet.Lifetimes) []string {
 func (c *workerCmd) preload() []pyhost.Preload {
 	list := []pyhost.Preload{}
 	for _, m := range c.Module {
-		list = append(list, pyhost.Preload{Module: m, Attribute: c.Attr, WorkingDirectory: c.WorkDir})
+		list = append(list, pyhost.Preload{Location: c.locationName(m), Module: m, Attribute: c.Attr, WorkingDirectory: c.WorkDir})
 	}
 	for _, f := range c.File {
-		list = append(list, pyhost.Preload{File: f, Attribute: c.Attr, WorkingDirectory: c.WorkDir})
+		list = append(list, pyhost.Preload{Location: c.locationName(f), File: f, Attribute: c.Attr, WorkingDirectory: c.WorkDir})
 	}
 	return list
+}
+
+// locationName is the name that was given for the code; empty: none.
+func (c *workerCmd) locationName(code string) string {
+	for _, given := range c.Location {
+		if name, ok := strings.CutSuffix(given, "="+code); ok {
+			return name
+		}
+	}
+	return ""
 }
 
 // idleRuns is how many of the processes that wait ready are for run workers: runs begin one after

@@ -215,8 +215,12 @@ func (p *pair) end() {
 
 func (p *pair) claim() {
 	i, queue, most := p.session(), p.queue(), rapid.IntRange(0, 4).Draw(p.rt, "max")
+	var except []string
+	if p.rarely(5, "cannot run the code location") {
+		except = []string{"location"}
+	}
 	p.both("claim", func(s side) string {
-		got, err := s.Ledger.Claim(p.ctx, stepfleet.ClaimRequest{Session: s.sessions[i], ID: "claim", Queue: queue, Max: most})
+		got, err := s.Ledger.Claim(p.ctx, stepfleet.ClaimRequest{Session: s.sessions[i], ID: "claim", Queue: queue, Max: most, Except: except})
 		out := []string{code(err), fmt.Sprint(got.More, len(got.Payloads))}
 		for _, l := range got.Leases {
 			out = append(out, fmt.Sprint(s.task(l.TaskID), l.Fence, l.Task, l.NotifyURL, string(got.Payloads[l.Payload])))
@@ -242,10 +246,14 @@ func (p *pair) settle() {
 	outcomes := []stepfleet.State{
 		stepfleet.StateSucceeded, stepfleet.StateFailed, stepfleet.StateCancelled, stepfleet.StateLost, stepfleet.StateQueued,
 	}
-	one, two := rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"), rapid.SampledFrom(outcomes).Draw(p.rt, "outcome")
+	one := result(rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"))
+	two := result(rapid.SampledFrom(outcomes).Draw(p.rt, "outcome"))
+	if one.Error != nil && p.rarely(2, "template died") {
+		one.Error.Code = stepfleet.HostDied
+	}
 	p.both("settle", func(s side) string {
 		return codes(s.Ledger.Settle(p.ctx, s.sessions[refs[0].session], []stepfleet.Settlement{
-			{Ref: s.ref(refs[0]), Result: result(one)}, {Ref: s.ref(refs[1]), Result: result(two)},
+			{Ref: s.ref(refs[0]), Result: one}, {Ref: s.ref(refs[1]), Result: two},
 		}))
 	})
 }

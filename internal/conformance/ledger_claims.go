@@ -125,6 +125,32 @@ var claimExamples = map[string]func(*fixture){
 			f.Fatalf("%+v %v", got, err)
 		}
 	},
+	"a session leaves the tasks of code locations that it cannot run to others": func(f *fixture) {
+		b := batch("r", task("r", "broken"), task("r", "works"), task("r", "broken too"), task("r", "nowhere"))
+		b.Tasks[0].CodeLocation, b.Tasks[2].CodeLocation, b.Tasks[3].CodeLocation = "shop", "bank", ""
+		f.submitBatch(b)
+		claim := func(most int, except ...string) stepfleet.Claimed {
+			got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{
+				Session: f.session(), ID: "picky", Queue: queue, Max: most, Except: except,
+			})
+			f.must(err)
+			return got
+		}
+		got := claim(1, "shop", "bank", "odd \x00 name")
+		if diff := cmp.Diff([]string{"r/works"}, steps(got)); diff != "" || !got.More {
+			f.Fatalf("more %t, %s", got.More, diff)
+		}
+		got = claim(9, "shop", "bank")
+		if diff := cmp.Diff([]string{"r/nowhere"}, steps(got)); diff != "" || got.More {
+			f.Fatalf("more %t, %s", got.More, diff)
+		}
+		if got = claim(9, "shop", "bank"); len(got.Leases) != 0 || got.More {
+			f.Fatalf("what it cannot run does not call it back: %+v", got)
+		}
+		if diff := cmp.Diff([]string{"r/broken", "r/broken too"}, steps(claim(9))); diff != "" {
+			f.Fatal(diff)
+		}
+	},
 	"arguments that tasks share come once": func(f *fixture) {
 		f.submit("r", "a", "b", "c")
 		if got := f.claim(f.session(), 3); len(got.Leases) != 3 || len(got.Payloads) != 1 {

@@ -93,6 +93,28 @@ var poisonExamples = map[string]func(*fixture){
 			f.Fatalf("%+v", fourth)
 		}
 	},
+	"attempts that were lost with their template count, though the worker lives": func(f *fixture) {
+		s := f.session()
+		for attempt := range stepfleet.PoisonLost {
+			f.submitAttempt("r", attempt)
+			lease := f.claim(s, 1).Leases[0]
+			f.must(f.start(s, lease.Ref))
+			r := result(stepfleet.StateLost)
+			r.Error = &stepfleet.Failure{Code: stepfleet.HostDied, Message: fmt.Sprintf("template %d died", attempt)}
+			f.must(f.first(f.Ledger.Settle(f.ctx, s, []stepfleet.Settlement{{Ref: lease.Ref, Result: r}})))
+		}
+		f.must(f.Ledger.SetDraining(f.ctx, s)) // long after
+		got := f.submitAttempt("r", 3)
+		if got.State != stepfleet.StateDead {
+			f.Fatalf("%+v", got)
+		}
+		v := f.view(got.TaskID)
+		for attempt := range stepfleet.PoisonLost {
+			if want := fmt.Sprintf("attempt %d on worker worker-1, host_died: template %d died", attempt, attempt); !strings.Contains(v.Reason, want) {
+				f.Errorf("the evidence has no %q: %s", want, v.Reason)
+			}
+		}
+	},
 	"an abandoned attempt that is lost counts": func(f *fixture) {
 		s := f.session()
 		for attempt := range stepfleet.PoisonLost {

@@ -48,7 +48,7 @@ func (s *Stack) workerCommand(name, address string) func(int) supervise.Command 
 			args = append(args, "--queue", queue.String())
 		}
 		for _, target := range s.targets {
-			args = append(args, target.Flag, target.Code)
+			args = append(args, target.Flag, target.Code, "--location-name", target.Name+"="+target.Code)
 		}
 		return supervise.Command{Args: args, Env: s.ofWorker(name), Dir: s.config.Project, Tag: instance, Life: instance}
 	}

@@ -305,8 +305,7 @@ func (l *Ledger) poison(t *task) {
 	}
 	var lost []*task
 	for _, p := range l.tasks {
-		if p.RunID == t.RunID && p.StepKey == t.StepKey && p.Attempt < t.Attempt && p.State == stepfleet.StateLost &&
-			p.Result == nil && !l.session(p.Session).Draining {
+		if p.RunID == t.RunID && p.StepKey == t.StepKey && p.Attempt < t.Attempt && p.State == stepfleet.StateLost && l.countsAsLost(p) {
 			lost = append(lost, p)
 		}
 	}
@@ -320,6 +319,14 @@ func (l *Ledger) poison(t *task) {
 	}
 	t.Reason = fmt.Sprintf("%d attempts of this step were lost, so this one is not run: %s", len(lost), strings.Join(evidence, "; "))
 	l.move(t, stepfleet.VerbPoison, stepfleet.StateDead, "server", t.Reason)
+}
+
+// countsAsLost says that a lost attempt may have killed its worker, or the template that had forked it.
+func (l *Ledger) countsAsLost(p *task) bool {
+	if p.Result != nil {
+		return p.Reason != ""
+	}
+	return !l.session(p.Session).Draining
 }
 
 // Cancel implements stepfleet.Intake.

@@ -120,7 +120,7 @@ func (l *Ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (out ste
 		l.note(stepfleet.AuditRow{Verb: stepfleet.VerbClaim, Actor: actor(req.Session), Refused: refused.Code, Detail: req.ID})
 		return out, fmt.Errorf("claim queue %s for session %d: %w", req.Queue, req.Session, refused)
 	}
-	waiting := l.waiting(req.Queue)
+	waiting := slices.DeleteFunc(l.waiting(req.Queue), func(t *task) bool { return slices.Contains(req.Except, t.CodeLocation) })
 	take := min(max(req.Max, 0), len(waiting))
 	if l.session(req.Session).Draining {
 		take = 0
@@ -232,7 +232,7 @@ func (l *Ledger) settle(id stepfleet.SessionID, end stepfleet.Settlement) error 
 	if err != nil {
 		return l.refuse(stepfleet.VerbSettle, actor(id), end.Ref, stepfleet.ErrTaskInvalid, detail)
 	}
-	t.Result = result
+	t.Result, t.Reason = result, end.Result.LostWith()
 	l.move(t, stepfleet.VerbSettle, end.Result.Outcome, actor(id), "")
 	return nil
 }

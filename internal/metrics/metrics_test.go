@@ -58,6 +58,7 @@ func roles() map[string]*Metrics {
 	worker.Pool("claims", pool)
 	worker.Worker()
 	worker.IdleProcesses(func() int { return 3 })
+	worker.LocationsDown(func() []string { return []string{"shop"} })
 	outage.Listener(worker.Listener(memory.NewBells()), breaker(worker, "sqs"))
 
 	aws := New("test")
@@ -91,7 +92,7 @@ func TestMetricsPageIsComplete(t *testing.T) {
 }
 
 // bounded are the labels there may be: each has few values, whatever runs.
-var bounded = []string{"queue", "outcome", "state", "code", "result", "verb", "kind", "op", "dependency", "pool", "route", "status", "version", "service"}
+var bounded = []string{"queue", "outcome", "state", "code", "result", "verb", "kind", "op", "dependency", "pool", "route", "status", "version", "service", "code_location"}
 
 func TestLabelsAreBounded(t *testing.T) {
 	for role, m := range roles() {

@@ -70,6 +70,16 @@ func (m *Metrics) IdleProcesses(read func() int) {
 	m.scraped(func(to chan<- prometheus.Metric) { to <- gaugeOf(idle, float64(read())) }, idle)
 }
 
+// LocationsDown shows which code locations do not load. Their names are those of the command line.
+func (m *Metrics) LocationsDown(read func() []string) {
+	down := m.desc("gauge", "code_location_down", "1 for each code location that does not load in this worker. Its tasks are left to other workers.", "code_location")
+	m.scraped(func(to chan<- prometheus.Metric) {
+		for _, location := range read() {
+			to <- gaugeOf(down, 1, location)
+		}
+	}, down)
+}
+
 // worker is one of a worker's ledgers, counted.
 type worker struct {
 	stepfleet.Ledger

@@ -31,7 +31,7 @@ SELECT state FROM stepfleet.session WHERE id = $1 FOR KEY SHARE`
 const claim = `
 WITH picked AS MATERIALIZED (
     SELECT r.ctid AS place, r.task_id, r.priority, r.turn FROM stepfleet.ready r
-    WHERE r.lane = $2 AND EXISTS (SELECT FROM stepfleet.session s
+    WHERE r.lane = $2 AND r.code_location <> ALL ($5::text[]) AND EXISTS (SELECT FROM stepfleet.session s
         WHERE s.id = $1 AND s.state = 'alive' AND NOT s.draining)
     ORDER BY r.priority DESC, r.turn, r.task_id LIMIT $3 FOR UPDATE OF r SKIP LOCKED
 ), removed AS (
@@ -62,9 +62,10 @@ FROM taken t JOIN stepfleet.run r USING (run_id)
 ORDER BY t.priority DESC, t.turn, t.id`
 
 // claimMore reports, before the claim, whether the lane has more rows than the claim may take; the claim
-// compares it with what it took. A count that stops at the limit stays cheap in a long lane.
+// compares it with what it took. A count that stops at the limit stays cheap in a long lane. Rows of
+// locations that the session cannot run do not count: it would look for them again and again.
 const claimMore = `
-SELECT count(*) FROM (SELECT FROM stepfleet.ready WHERE lane = $1 ORDER BY priority DESC, turn, task_id LIMIT $2 + 1) r`
+SELECT count(*) FROM (SELECT FROM stepfleet.ready WHERE lane = $1 AND code_location <> ALL ($3::text[]) ORDER BY priority DESC, turn, task_id LIMIT $2 + 1) r`
 
 // claimRefused audits a claim of a session that may not claim.
 const claimRefused = `
@@ -84,14 +85,15 @@ SELECT digest, data FROM stepfleet.payload WHERE digest IN (
 func (l *Ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {
 	op := fmt.Sprintf("claim queue %s for session %d", req.Queue, req.Session)
 	limit := max(req.Max, 0)
+	except := cleanAll(req.Except)
 	var out stepfleet.Claimed
 	var state stepfleet.SessionState
 	err := l.run(ctx, op, onceOnly, func(q *pgx.Batch) {
 		out, state = stepfleet.Claimed{Payloads: map[stepfleet.Digest][]byte{}}, ""
 		var waiting int
 		q.Queue(shareSession, req.Session).Query(scanOptional(&state))
-		q.Queue(claimMore, req.Queue, limit).QueryRow(func(row pgx.Row) error { return row.Scan(&waiting) })
-		q.Queue(claim, req.Session, req.Queue, limit, clean(req.ID)).Query(func(rows pgx.Rows) (err error) {
+		q.Queue(claimMore, req.Queue, limit, except).QueryRow(func(row pgx.Row) error { return row.Scan(&waiting) })
+		q.Queue(claim, req.Session, req.Queue, limit, clean(req.ID), except).Query(func(rows pgx.Rows) (err error) {
 			out.Leases, err = pgx.CollectRows(rows, scanLease)
 			out.More = waiting > len(out.Leases)
 			return err

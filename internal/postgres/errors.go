@@ -161,6 +161,15 @@ func refusal(verdict, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), r)
 }
 
+// cleanAll is clean for each, and never nil, which would be NULL.
+func cleanAll(list []string) []string {
+	out := make([]string, 0, len(list))
+	for _, s := range list {
+		out = append(out, clean(s))
+	}
+	return out
+}
+
 // clean makes text storable: PostgreSQL has no zero byte and nothing but UTF-8.
 func clean(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")

@@ -141,12 +141,12 @@ func TestPlansOfHotStatements(t *testing.T) {
 	}
 	ids, fences := []int64{5, 6, 7}, []int64{1, 1, 1}
 	plans := map[string]string{
-		"claim":     explain(t, pool, postgres.SQL.Claim, 1, "default", 10, "c"),
-		"claimMore": explain(t, pool, postgres.SQL.ClaimMore, "default", 10),
+		"claim":     explain(t, pool, postgres.SQL.Claim, 1, "default", 10, "c", []string{}),
+		"claimMore": explain(t, pool, postgres.SQL.ClaimMore, "default", 10, []string{}),
 		"lock":      explain(t, pool, postgres.SQL.LockTasks, ids),
 		"start":     explain(t, pool, postgres.SQL.Start, 1, ids, fences),
 		"settle": explain(t, pool, postgres.SQL.Settle, 1, ids, fences, []string{"", "", ""},
-			[]string{"failed", "failed", "failed"}, []string{"{}", "{}", "{}"}),
+			[]string{"failed", "failed", "failed"}, []string{"{}", "{}", "{}"}, []string{"", "", ""}),
 		"release": explain(t, pool, postgres.SQL.Release, 1, ids, fences, "x"),
 		"held":    explain(t, pool, postgres.SQL.Held, 1),
 		"runs":    explain(t, pool, postgres.SQL.RunTasks, "run1", []string{"run"}),

@@ -17,8 +17,8 @@ import (
 // was settled by this owner before (sweep and cancel raise it): done, and the first result stays.
 const settle = `
 WITH given AS MATERIALIZED (
-    SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::json[])
-        WITH ORDINALITY g (task_id, fence, invalid, outcome, result, ord)
+    SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::json[], $7::text[])
+        WITH ORDINALITY g (task_id, fence, invalid, outcome, result, reason, ord)
 ), judged AS MATERIALIZED (
     SELECT g.*, t.state, t.run_id, CASE
         WHEN g.invalid <> '' THEN g.invalid
@@ -26,13 +26,13 @@ WITH given AS MATERIALIZED (
         ELSE 'fenced' END AS verdict
     FROM given g LEFT JOIN stepfleet.task t ON t.id = g.task_id
 ), first AS (
-    SELECT DISTINCT ON (task_id) task_id, outcome, result FROM judged
+    SELECT DISTINCT ON (task_id) task_id, outcome, result, reason FROM judged
     WHERE verdict = '' AND state = 'running' ORDER BY task_id, ord
 ), won AS (
     UPDATE stepfleet.task t SET state = f.outcome, ended_at = clock_timestamp()
-    FROM first f WHERE t.id = f.task_id RETURNING t.id, t.run_id, t.fence, f.outcome, f.result
+    FROM first f WHERE t.id = f.task_id RETURNING t.id, t.run_id, t.fence, f.outcome, f.result, f.reason
 ), kept AS (
-    INSERT INTO stepfleet.outcome (task_id, result) SELECT id, result FROM won
+    INSERT INTO stepfleet.outcome (task_id, reason, result) SELECT id, reason, result FROM won
 ), freed AS (
     DELETE FROM stepfleet.held WHERE session_id = $1 AND task_id = ANY (ARRAY(SELECT task_id FROM first))
 ), aud AS (
@@ -50,6 +50,7 @@ func (l *Ledger) Settle(ctx context.Context, session stepfleet.SessionID, ends [
 	invalid := make([]string, len(ends))
 	outcomes := make([]string, len(ends))
 	results := make([]*string, len(ends))
+	reasons := make([]string, len(ends))
 	why := make([]error, len(ends))
 	for i, e := range ends {
 		refs[i], outcomes[i] = e.Ref, clean(string(e.Result.Outcome))
@@ -58,13 +59,13 @@ func (l *Ledger) Settle(ctx context.Context, session stepfleet.SessionID, ends [
 			invalid[i], why[i] = stepfleet.ErrTaskInvalid.Code, err
 			continue
 		}
-		results[i] = &text
+		results[i], reasons[i] = &text, clean(e.Result.LostWith())
 	}
 	ids, fences := split(refs)
 	var verdicts []string
 	err := l.run(ctx, fmt.Sprintf("settle %d tasks of session %d", len(ends), session), idempotent, func(q *pgx.Batch) {
 		q.Queue(lockTasks, ids)
-		q.Queue(settle, session, ids, fences, invalid, outcomes, results).Query(scanVerdicts(&verdicts))
+		q.Queue(settle, session, ids, fences, invalid, outcomes, results, reasons).Query(scanVerdicts(&verdicts))
 	})
 	if err != nil {
 		return nil, err

@@ -109,7 +109,8 @@ SELECT code, ARRAY(SELECT ord FROM known) FROM verdict`
 // poison makes those tasks of a batch dead whose earlier attempts were lost too often, right after
 // the statement that has queued them. The run's row is locked. An attempt that a worker settled as
 // lost, since it drained, has a result; one of a session that was draining when it died, for
-// instance past its time limit, counts as little. Ready rows are left to a claim that has them locked,
+// instance past its time limit, counts as little. But one that its worker lost with the template that
+// had forked it has a reason, too, and counts, whatever became of the worker later. Ready rows are left to a claim that has them locked,
 // as in cancel: the task may be one that an earlier submit has queued.
 const poison = `
 WITH bad AS MATERIALIZED (
@@ -121,8 +122,9 @@ WITH bad AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT count(*) AS lost, string_agg('attempt ' || p.attempt || ' on worker ' || s.worker || ', ' || o.reason, '; ' ORDER BY p.attempt) AS evidence
         FROM stepfleet.task p
-        JOIN stepfleet.outcome o ON o.task_id = p.id AND o.result IS NULL
-        JOIN stepfleet.session s ON s.id = p.session_id AND NOT s.draining
+        JOIN stepfleet.outcome o ON o.task_id = p.id
+        JOIN stepfleet.session s ON s.id = p.session_id
+            AND (o.result IS NULL AND NOT s.draining OR o.result IS NOT NULL AND o.reason <> '')
         WHERE p.run_id = $1 AND p.step_hash = g.step_hash AND p.attempt < g.attempt AND p.state = 'lost'
     ) past
     WHERE past.lost >= $4

@@ -38,6 +38,8 @@ const (
 
 // Preload is one code location that the template imports, as `dagster dev` takes it.
 type Preload struct {
+	// Location is Dagster's name of it, where that is not the one that Dagster gives by itself.
+	Location         string `json:"-"`
 	Module           string `json:"module,omitempty"`
 	File             string `json:"file,omitempty"`
 	Attribute        string `json:"attribute,omitempty"`
@@ -80,6 +82,7 @@ type Host struct {
 	template *template     // the one that forks now; nil while there is none
 	settled  chan struct{} // closed while it is known where processes come from
 	failed   string        // why there is no template
+	down     []string      // the code locations that do not load, as the last template said that did load
 
 	logs  *logKeeper     // nil without a spool
 	stops sync.WaitGroup // templates that are gone and whose last children are awaited
@@ -145,49 +148,105 @@ func (h *Host) keepLogs() (stop func()) {
 	}
 }
 
-// runTemplate runs one template to its end and returns how long it had worked, 0 when it never
-// loaded. What it started is stopped behind the caller's back, since that waits for steps that
-// still run in its children.
+// runTemplate runs a template, and those that take over from it, to the end, and returns how long the
+// last one had worked, 0 when none has loaded.
 func (h *Host) runTemplate(ctx context.Context) (worked time.Duration, err error) {
+	began := time.Now()
+	t, loaded, err := h.load(ctx)
+	for took := time.Since(began); err == nil; {
+		if !loaded.ForkSafe && h.cfg.Mode == ModeFork {
+			h.stops.Go(t.stop)
+			return 0, fmt.Errorf("the template is not safe to fork: %s; use --host-mode auto or cold", loaded.Reason)
+		}
+		since := time.Now()
+		h.serve(t, loaded)
+		next, nextLoaded := h.awaitBetter(ctx, t, loaded, took)
+		h.stops.Go(t.stop)
+		if next == nil && ctx.Err() == nil {
+			h.unsettle()
+			return time.Since(since), t.err()
+		}
+		if next == nil {
+			return 0, nil
+		}
+		t, loaded = next, nextLoaded
+	}
+	return 0, err
+}
+
+// load starts a template and waits until it has loaded. One that has not is stopped behind the caller's
+// back.
+func (h *Host) load(ctx context.Context) (*template, frame, error) {
 	if err := failpoint.Hit("template.before"); err != nil {
-		return 0, err
+		return nil, frame{}, err
 	}
 	t, err := startTemplate(h.cfg)
 	if err != nil {
-		return 0, err
+		return nil, frame{}, err
 	}
-	defer h.stops.Go(t.stop)
 	if err := failpoint.Hit("template.after"); err != nil {
-		return 0, err
+		h.stops.Go(t.stop)
+		return nil, frame{}, err
 	}
 	loaded, err := t.waitLoaded(ctx)
 	if err != nil {
-		return 0, err
+		h.stops.Go(t.stop)
+		return nil, frame{}, err
 	}
+	return t, loaded, nil
+}
+
+// serve makes the template the one that processes come from.
+func (h *Host) serve(t *template, loaded frame) {
 	h.report(loaded)
+	h.setDown(h.downIn(loaded))
 	if !loaded.ForkSafe {
-		if h.cfg.Mode == ModeFork {
-			return 0, fmt.Errorf("the template is not safe to fork: %s; use --host-mode auto or cold", loaded.Reason)
-		}
-		h.settle(nil, "")
 		h.log.Warn("the template is not safe to fork: every step gets a cold process", "reason", loaded.Reason)
-		<-ctx.Done()
-		return 0, nil
+		h.settle(nil, "")
+		return
 	}
 	go t.keepIdle(max(h.cfg.Idle, 1))
 	h.settle(t, "")
-	since := time.Now()
-	select {
-	case <-ctx.Done():
-		return 0, nil
-	case <-t.gone:
-		h.unsettle()
-		return time.Since(since), t.err()
-	}
 }
 
-// report says loudly which code locations the template could not load. Their steps still run:
-// each child tries the import itself, after its start, and fails with the reason.
+// awaitBetter returns a template that loads more code locations than t, or nil once t is gone or ctx
+// has ended. While some do not load it tries another template now and then, beside t: after 1, 2, 4, 8 and
+// then always 16 times what loading takes, and a second at least.
+func (h *Host) awaitBetter(ctx context.Context, t *template, loaded frame, took time.Duration) (*template, frame) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if loaded.ForkSafe { // else it is not needed any more
+		go func() {
+			select {
+			case <-t.gone:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	down := h.downIn(loaded)
+	for tries := 0; len(down) > 0; tries++ {
+		select {
+		case <-ctx.Done():
+			return nil, frame{}
+		case <-time.After(max(took, time.Second) << min(tries, 4)):
+		}
+		next, nextLoaded, err := h.load(ctx)
+		if err != nil {
+			h.log.Warn("trying code locations again", "locations", down, "err", err)
+			continue
+		}
+		if len(h.downIn(nextLoaded)) < len(down) && (nextLoaded.ForkSafe || !loaded.ForkSafe) {
+			return next, nextLoaded
+		}
+		h.stops.Go(next.stop)
+	}
+	<-ctx.Done()
+	return nil, frame{}
+}
+
+// report says loudly which code locations the template could not load. Workers leave their steps to
+// others. One that was claimed before that tries the import itself, and fails with the reason.
 func (h *Host) report(loaded frame) {
 	for _, l := range loaded.Locations {
 		if l.OK {

@@ -77,11 +77,11 @@ with DagsterInstance.get() as instance:
 	return dir, made.RunID, made.Payload
 }
 
-func startHost(t *testing.T, mode pyhost.Mode, dir string) *pyhost.Host {
+func startHost(t *testing.T, mode pyhost.Mode, dir string, besides ...pyhost.Preload) *pyhost.Host {
 	t.Helper()
 	h := pyhost.New(pyhost.Config{
 		Python: python(t), Mode: mode, Idle: 1,
-		Preload: []pyhost.Preload{{File: filepath.Join(dir, "probe_defs.py")}},
+		Preload: append([]pyhost.Preload{{File: filepath.Join(dir, "probe_defs.py")}}, besides...),
 		Spool:   filepath.Join(dir, "spool"),
 		Logger:  slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})

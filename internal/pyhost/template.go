@@ -23,6 +23,7 @@ type template struct {
 	idle   chan *child   // ready, not yet taken
 	want   chan struct{} // one token for each child to fork; as many as idle has room
 	gone   chan struct{} // closed when the connection and the process are
+	leaves chan struct{} // closed when it is to stop, which may last as long as its steps
 
 	reading sync.WaitGroup
 
@@ -51,6 +52,7 @@ func startTemplate(cfg Config) (*template, error) {
 		idle:     make(chan *child, max(cfg.Idle, 1)),
 		want:     make(chan struct{}, max(cfg.Idle, 1)),
 		gone:     make(chan struct{}),
+		leaves:   make(chan struct{}),
 		children: map[int]*child{},
 	}
 	t.reading.Go(t.read)
@@ -138,6 +140,8 @@ func (t *template) keepIdle(n int) {
 		select {
 		case <-t.gone:
 			return
+		case <-t.leaves:
+			return
 		case <-t.want:
 		}
 		c, err := t.fork()
@@ -190,6 +194,8 @@ func (t *template) take(ctx context.Context) (*child, error) {
 		return c, nil
 	case <-t.gone:
 		return nil, fmt.Errorf("%w: %w", errTemplateGone, t.err())
+	case <-t.leaves:
+		return nil, errTemplateGone
 	case <-ctx.Done():
 		return nil, fmt.Errorf("no idle process: %w", ctx.Err())
 	}
@@ -240,6 +246,7 @@ func (t *template) forget(id int) *child {
 // stop asks the template to exit once its children have, drops the idle ones, and closes the
 // connection when the busy ones are gone; a template that loses its parent kills what is left.
 func (t *template) stop() {
+	close(t.leaves)
 	_ = send(t.conn, stopFrame{Op: "stop"}) // a template that is gone already needs no word
 	for {
 		select {

@@ -239,7 +239,7 @@ func (a *Attempt) correct(r *stepfleet.Result, exit stepfleet.Exit) {
 	case a.revoked != nil && r.Event == "":
 		become(stepfleet.StateLost, "drained", a.revoked.Error())
 	case exit.HostDied && r.Event == "":
-		become(stepfleet.StateLost, "host_died", "the template process that had forked the step's process died; the worker goes on")
+		become(stepfleet.StateLost, stepfleet.HostDied, "the template process that had forked the step's process died; the worker goes on")
 	case a.unbegun:
 		r.Outcome = stepfleet.StateLost // user code has not run: a new attempt repeats nothing
 	}

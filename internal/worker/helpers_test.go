@@ -128,6 +128,12 @@ func (b *bench) submit(ring bool, steps ...string) {
 // submitTimed is submit with a timeout, 0 for none.
 func (b *bench) submitTimed(ring bool, timeoutSeconds int, steps ...string) {
 	b.t.Helper()
+	b.submitEdited(ring, func(t *stepfleet.Task) { t.TimeoutSeconds = timeoutSeconds }, steps...)
+}
+
+// submitEdited is submit after the edit of each task.
+func (b *bench) submitEdited(ring bool, edit func(*stepfleet.Task), steps ...string) {
+	b.t.Helper()
 	epoch, err := b.ledger.TakeEpoch(b.ctx, "run-1", "test", "http://server")
 	if err != nil {
 		b.t.Fatal(err)
@@ -139,11 +145,12 @@ func (b *bench) submitTimed(ring bool, timeoutSeconds int, steps ...string) {
 	}
 	for _, s := range steps {
 		key := stepfleet.Key{RunID: "run-1", StepKey: s}
-		batch.Tasks = append(batch.Tasks, stepfleet.Task{
+		task := stepfleet.Task{
 			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: s, Job: "job",
 			IdempotencyKey: key.IdempotencyKey(), Queue: "default", Payload: stepfleet.DigestOf(payload),
-			TimeoutSeconds: timeoutSeconds,
-		})
+		}
+		edit(&task)
+		batch.Tasks = append(batch.Tasks, task)
 	}
 	if _, err := b.ledger.Submit(b.ctx, batch); err != nil {
 		b.t.Fatal(err)
@@ -212,6 +219,15 @@ type scriptedHost struct {
 	fail      error
 	began     chan *scriptedProcess
 	available chan struct{} // nil means closed
+	down      []string
+}
+
+func (h *scriptedHost) Down() []string { h.mu.Lock(); defer h.mu.Unlock(); return h.down }
+
+func (h *scriptedHost) setDown(locations ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.down = locations
 }
 
 func (h *scriptedHost) Available() <-chan struct{} {
