@@ -62,7 +62,7 @@ const (
 type traits struct {
 	group  string // kinds of one group take turns at the victims
 	hold   hold
-	heavy  bool // only as often as it must be: recovery takes seconds of processor
+	heavy  bool // not drawn, but at its own rate: recovery takes seconds of processor
 	weight int  // of the draw of what is more than the least; 0 for a heavy one
 }
 

@@ -70,17 +70,19 @@ func New(p Plan) []Fault {
 	return faults
 }
 
+// heavyEvery is the time in which a long plan has the least of each heavy kind once more.
+const heavyEvery = 3 * time.Minute
+
 // draw picks the kinds: the least of each, and the rest by their weights. Heavy kinds, which take
 // seconds of both processors to recover from, are spread over the whole time.
 func (p Plan) draw(chance *rand.Rand, wanted int) []Kind {
 	var heavy, light []Kind
+	ofHeavy := max(p.Least, int(float64(p.Least)*p.Duration.Seconds()/heavyEvery.Seconds()))
 	for _, kind := range p.Kinds() {
-		for range p.Least {
-			if about[kind].heavy {
-				heavy = append(heavy, kind)
-			} else {
-				light = append(light, kind)
-			}
+		if about[kind].heavy {
+			heavy = append(heavy, slices.Repeat([]Kind{kind}, ofHeavy)...)
+		} else {
+			light = append(light, slices.Repeat([]Kind{kind}, p.Least)...)
 		}
 	}
 	for len(heavy)+len(light) < wanted {
