@@ -49,7 +49,8 @@ const (
 )
 
 const eventLogs = `
-CREATE TABLE event_logs (id serial PRIMARY KEY, run_id text NOT NULL, step_key text, dagster_event_type text,
+CREATE TABLE event_logs (id serial PRIMARY KEY, run_id text NOT NULL, step_key text,
+    dagster_event_type text, event text NOT NULL DEFAULT '',
     timestamp timestamp NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC'));
 CREATE INDEX idx_events_by_run_id ON event_logs (run_id, id)`
 

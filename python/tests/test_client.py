@@ -125,7 +125,7 @@ def test_wrong_token(server):
 
 def test_tasks_of_a_kind(client, server):
     client.submit("id", {"p": "{}"}, [task("a")])
-    server.tasks[(RUN, "@run", 0)] = {**task("@run"), "kind": "run"}
+    server.tasks[(RUN, "@run", 0)] = {**task("@run"), "kind": "run", "state": "queued"}
     names = {kind: [t["step_key"] for t in client.tasks(kind)] for kind in ("", "step", "run")}
     assert names == {"": ["a", "@run"], "step": ["a"], "run": ["@run"]}
     with pytest.raises(ServerRefused, match="task_invalid"):
