@@ -97,7 +97,8 @@ type Intake interface {
 	// key. It returns ErrSuperseded, ErrConflict when the run is known with another identity,
 	// ErrRunClosed when the run is closed (also for known keys that are still open; if every key
 	// of the batch is known and terminal the receipts are the answer), and ErrTaskInvalid when a
-	// payload a task names is neither in the batch nor stored.
+	// payload a task names is neither in the batch nor stored. Of a batch that is refused to a run that
+	// is not known nothing stays but the audit row.
 	Submit(ctx context.Context, b Batch) ([]Receipt, error)
 	// Cancel ends the run's named tasks, or all of its open tasks when keys is nil: queued and
 	// leased ones at once, running ones by raising their flag. Terminal and unknown keys are

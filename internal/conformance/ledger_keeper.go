@@ -195,7 +195,7 @@ var keeperExamples = map[string]func(*fixture){
 		s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{Worker: "w", SessionTTL: time.Hour, RunLease: 10 * time.Hour})
 		f.must(err)
 		f.AgeSession(s.ID, lives.RunLease+time.Minute)
-		if changed, err := f.expire(59*time.Minute); err != nil || len(changed) != 0 {
+		if changed, err := f.expire(59 * time.Minute); err != nil || len(changed) != 0 {
 			f.Fatalf("%+v %v", changed, err)
 		}
 		changed, err := f.expire(time.Hour)
