@@ -97,7 +97,8 @@ type Intake interface {
 	// key. It returns ErrSuperseded, ErrConflict when the run is known with another identity,
 	// ErrRunClosed when the run is closed (also for known keys that are still open; if every key
 	// of the batch is known and terminal the receipts are the answer), and ErrTaskInvalid when a
-	// payload a task names is neither in the batch nor stored.
+	// payload a task names is neither in the batch nor stored. Of a batch that is refused to a run that
+	// is not known nothing stays but the audit row.
 	Submit(ctx context.Context, b Batch) ([]Receipt, error)
 	// Cancel ends the run's named tasks, or all of its open tasks when keys is nil: queued and
 	// leased ones at once, running ones by raising their flag. Terminal and unknown keys are
@@ -207,16 +208,24 @@ type Claims interface {
 	Abandon(ctx context.Context, session SessionID, refs []Ref, reason string) ([]error, error)
 }
 
+// Beats are a server's heartbeats up to now: when the last one was, by the ledger's clock, and for how
+// long they have been unbroken then.
+type Beats struct {
+	Last     time.Time
+	Unbroken time.Duration
+}
+
 // Keeper is the ledger as the server's sweep uses it.
 type Keeper interface {
 	// Beat writes the server's own heartbeat and returns its time, by the ledger's clock. The
 	// sweeper may expire sessions only after its beats went through unbroken for a whole session
 	// TTL.
 	Beat(ctx context.Context, server string) (time.Time, error)
-	// ExpireSessions marks sessions suspect or dead whose renewals stopped their SessionTTL or
-	// RunLease ago, and commits. Unbroken is how long the caller's beats have been: sessions
-	// with a longer TTL are passed over. It returns those it changed.
-	ExpireSessions(ctx context.Context, unbroken time.Duration) ([]Session, error)
+	// ExpireSessions marks sessions suspect or dead whose renewals had stopped their SessionTTL or
+	// RunLease before the caller's last beat, and commits. However late that happens, time after the
+	// beat does not count: the ledger may have stood still. Sessions whose TTL is longer than the beats
+	// were unbroken are passed over. It returns those it changed.
+	ExpireSessions(ctx context.Context, beats Beats) ([]Session, error)
 	// DeclareDead marks the alive and suspect sessions of a worker instance dead on proof that
 	// its process is gone. It returns those it changed.
 	DeclareDead(ctx context.Context, instance, reason string) ([]Session, error)

@@ -241,9 +241,7 @@ func (f *fuzzed) send(method, target, body string, known bool) *httptest.Respons
 	return answer
 }
 
-// snapshot is all that callers can change. Refusals leave an audit row, which is no change, and a refused
-// submission the row of a run without executor, identity and tasks: its lock is what made submissions
-// take turns.
+// snapshot is all that callers can change. Refusals leave an audit row, which is no change.
 func (f *fuzzed) snapshot(rt *rapid.T) map[string]any {
 	ctx, must := context.Background(), func(err error) {
 		if err != nil {
@@ -265,11 +263,6 @@ func (f *fuzzed) snapshot(rt *rapid.T) map[string]any {
 	must(err)
 	open, err := f.ledger.OpenRuns(ctx, "", 100)
 	must(err)
-	maps.DeleteFunc(epochs, func(_ string, e stepfleet.Epoch) bool { return e == stepfleet.NoExecutor })
-	open = slices.DeleteFunc(open, func(r stepfleet.OpenRun) bool {
-		views, _ := out[r.RunID].([]stepfleet.View)
-		return epochs[r.RunID] == stepfleet.NoExecutor && len(views) == 0
-	})
 	out["epochs"], out["sessions"], out["open"] = epochs, sessions, append([]stepfleet.OpenRun{}, open...)
 	return out
 }

@@ -253,9 +253,17 @@ func (f *fixture) dead(s stepfleet.SessionID) {
 	f.expired(s, stepfleet.SessionDead)
 }
 
+// expire marks sessions after a beat that ends a row of them that has gone on for so long.
+func (f *fixture) expire(unbroken time.Duration) ([]stepfleet.Session, error) {
+	f.Helper()
+	at, err := f.Ledger.Beat(f.ctx, "sweeper")
+	f.must(err)
+	return f.Ledger.ExpireSessions(f.ctx, stepfleet.Beats{Last: at, Unbroken: unbroken})
+}
+
 func (f *fixture) expired(id stepfleet.SessionID, want stepfleet.SessionState) {
 	f.Helper()
-	changed, err := f.Ledger.ExpireSessions(f.ctx, lives.SessionTTL)
+	changed, err := f.expire(lives.SessionTTL)
 	f.must(err)
 	if len(changed) != 1 || changed[0].ID != id || changed[0].State != want {
 		f.Fatalf("expired %+v, want session %d %s", changed, id, want)

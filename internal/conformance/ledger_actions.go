@@ -293,7 +293,13 @@ func (p *pair) ageLease() {
 }
 
 func (p *pair) expire() {
-	p.both("expire", func(s side) string { return s.sessionList(s.Ledger.ExpireSessions(p.ctx, 32*time.Minute)) })
+	p.both("expire", func(s side) string {
+		at, err := s.Ledger.Beat(p.ctx, "sweeper")
+		if err != nil {
+			return code(err)
+		}
+		return s.sessionList(s.Ledger.ExpireSessions(p.ctx, stepfleet.Beats{Last: at, Unbroken: 32 * time.Minute}))
+	})
 }
 
 func (p *pair) declareDead() {

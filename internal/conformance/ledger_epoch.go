@@ -13,6 +13,13 @@ func runWorker(runID string) stepfleet.Batch {
 	return b
 }
 
+// withoutPayload is a submission of a run worker whose arguments are neither in it nor stored.
+func withoutPayload(runID string, arguments []byte) stepfleet.Batch {
+	b := runWorker(runID)
+	b.Payloads, b.Tasks[0].Payload = nil, stepfleet.DigestOf(arguments)
+	return b
+}
+
 var epochExamples = map[string]func(*fixture){
 	"each executor of a run has an epoch of its own, and keeps it": func(f *fixture) {
 		for i, executor := range []string{"a", "a", "b", "a"} {
@@ -51,6 +58,29 @@ var epochExamples = map[string]func(*fixture){
 				f.Errorf("%s: %s", verb, diff)
 			}
 		}
+	},
+	"a first submission that is refused leaves nothing but its audit row": func(f *fixture) {
+		other := []byte("only in a batch that is refused")
+		ahead := batch("ahead", task("ahead", "a"))
+		ahead.Epoch = 7
+		ahead.Payloads[stepfleet.DigestOf(other)] = other
+		_, err := f.Ledger.Submit(f.ctx, ahead)
+		f.refused(err, stepfleet.ErrNotFound)
+		_, err = f.Ledger.Submit(f.ctx, withoutPayload("bare", other))
+		f.refused(err, stepfleet.ErrTaskInvalid) // what the first one had brought is gone, too
+		for run, code := range map[string]string{"ahead": "not_found", "bare": "task_invalid"} {
+			if diff := cmp.Diff([]string{code}, f.refusals(run, stepfleet.VerbSubmit)); diff != "" {
+				f.Errorf("%s: %s", run, diff)
+			}
+		}
+		open, err := f.Ledger.OpenRuns(f.ctx, "", 10)
+		f.must(err)
+		epochs, err := f.Ledger.Epochs(f.ctx, []string{"ahead", "bare"})
+		f.must(err)
+		if len(open) != 0 || len(epochs) != 0 {
+			f.Errorf("runs that nobody knows: open %+v, epochs %v", open, epochs)
+		}
+		f.submit("bare", "a") // and it is as new as any other
 	},
 	"an executor of another ledger is told so, and not that it was superseded": func(f *fixture) {
 		f.submit("r", "a")

@@ -14,7 +14,7 @@ var keeperExamples = map[string]func(*fixture){
 		s := f.session()
 		f.session() // renewed in time
 		f.suspect(s)
-		if changed, err := f.Ledger.ExpireSessions(f.ctx, lives.SessionTTL); err != nil || len(changed) != 0 {
+		if changed, err := f.expire(lives.SessionTTL); err != nil || len(changed) != 0 {
 			f.Fatalf("changed twice: %+v %v", changed, err)
 		}
 		f.dead(s)
@@ -195,13 +195,35 @@ var keeperExamples = map[string]func(*fixture){
 		s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{Worker: "w", SessionTTL: time.Hour, RunLease: 10 * time.Hour})
 		f.must(err)
 		f.AgeSession(s.ID, lives.RunLease+time.Minute)
-		if changed, err := f.Ledger.ExpireSessions(f.ctx, 59*time.Minute); err != nil || len(changed) != 0 {
+		if changed, err := f.expire(59 * time.Minute); err != nil || len(changed) != 0 {
 			f.Fatalf("%+v %v", changed, err)
 		}
-		changed, err := f.Ledger.ExpireSessions(f.ctx, time.Hour)
+		changed, err := f.expire(time.Hour)
 		if err != nil || len(changed) != 1 || changed[0].State != stepfleet.SessionSuspect {
 			f.Fatalf("%+v %v", changed, err)
 		}
+	},
+	"time after the sweeper's last beat does not count, however late the sessions are marked": func(f *fixture) {
+		s := f.session()
+		at, err := f.Ledger.Beat(f.ctx, "sweeper")
+		f.must(err)
+		aged := time.Duration(0)
+		mark := func(silent time.Duration, want stepfleet.SessionState) {
+			f.Helper()
+			// Its renewals stopped so long before the beat, and twice the run lease has gone by since.
+			f.AgeSession(s, silent+2*lives.RunLease-aged)
+			aged = silent + 2*lives.RunLease
+			_, err := f.Ledger.ExpireSessions(f.ctx, stepfleet.Beats{Last: at.Add(-2 * lives.RunLease), Unbroken: time.Hour})
+			f.must(err)
+			all, err := f.Ledger.Sessions(f.ctx, time.Hour)
+			f.must(err)
+			if len(all) != 1 || all[0].State != want {
+				f.Fatalf("silent for %s before the beat: %+v, want %s", silent, all, want)
+			}
+		}
+		mark(lives.SessionTTL-time.Minute, stepfleet.SessionAlive)
+		mark(lives.SessionTTL+time.Minute, stepfleet.SessionSuspect)
+		mark(lives.RunLease+time.Minute, stepfleet.SessionDead)
 	},
 	"a session without deadlines has the default ones": func(f *fixture) {
 		s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{Worker: "w"})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/mutant"
 )
 
@@ -41,7 +42,7 @@ func (s *Server) SweepTurn(ctx context.Context, beats *Streak) error {
 		unbroken = time.Hour
 	}
 	if err == nil && unbroken > 0 {
-		err = s.expire(ctx, unbroken)
+		err = s.expire(ctx, stepfleet.Beats{Last: at, Unbroken: unbroken})
 	}
 	if err == nil {
 		err = s.sweepOnce(ctx)
@@ -79,10 +80,10 @@ func (s *Server) beat(ctx context.Context) (time.Time, error) {
 	return at, nil
 }
 
-func (s *Server) expire(ctx context.Context, unbroken time.Duration) error {
+func (s *Server) expire(ctx context.Context, beats stepfleet.Beats) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	changed, err := s.ledger.ExpireSessions(ctx, unbroken)
+	changed, err := s.ledger.ExpireSessions(ctx, beats)
 	if err != nil {
 		return fmt.Errorf("expire sessions: %w", err)
 	}

@@ -118,8 +118,8 @@ func (l ledger) Beat(ctx context.Context, server string) (time.Time, error) {
 	return act("beat", func() (time.Time, error) { return l.Ledger.Beat(ctx, server) })
 }
 
-func (l ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
-	return l.mark("expire", func() ([]stepfleet.Session, error) { return l.Ledger.ExpireSessions(ctx, unbroken) })
+func (l ledger) ExpireSessions(ctx context.Context, beats stepfleet.Beats) ([]stepfleet.Session, error) {
+	return l.mark("expire", func() ([]stepfleet.Session, error) { return l.Ledger.ExpireSessions(ctx, beats) })
 }
 
 func (l ledger) DeclareDead(ctx context.Context, instance, reason string) ([]stepfleet.Session, error) {

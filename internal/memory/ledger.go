@@ -54,6 +54,9 @@ type run struct {
 	lastTurn int64
 }
 
+// unknown reports that nothing of the run has been taken yet.
+func (r *run) unknown() bool { return !r.known && !r.closed && r.epoch == stepfleet.NoExecutor }
+
 // over reports that the run is closed for tasks of this kind.
 func (r *run) over(kind stepfleet.Kind) bool {
 	return r.closed && (r.closedBy == stepfleet.NoExecutor || kind == stepfleet.KindStep)
@@ -209,13 +212,14 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 	}
 	defer leave(&err)
 	r := l.run(b.RunID)
-	for d, data := range b.Payloads {
-		if _, ok := l.payloads[d]; !ok {
-			l.payloads[d] = slices.Clone(data)
-		}
-	}
 	distinct := firstOfEach(b.Tasks)
-	if refused := l.judge(r, b, distinct); refused != nil {
+	refused := l.judge(r, b, distinct)
+	if refused != nil && r.unknown() {
+		delete(l.runs, b.RunID)
+	} else {
+		l.store(b.Payloads)
+	}
+	if refused != nil {
 		l.note(stepfleet.AuditRow{RunID: b.RunID, Verb: stepfleet.VerbSubmit, Actor: speaker(b.Epoch), Refused: refused.Code})
 		return nil, fmt.Errorf("submit to run %s: %w", b.RunID, refused)
 	}
@@ -237,6 +241,14 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) (out []stepfleet
 		fresh[t.Key] = false
 	}
 	return out, nil
+}
+
+func (l *Ledger) store(payloads map[stepfleet.Digest][]byte) {
+	for d, data := range payloads {
+		if _, ok := l.payloads[d]; !ok {
+			l.payloads[d] = slices.Clone(data)
+		}
+	}
 }
 
 // firstOfEach drops tasks whose key the batch has named before: a key counts as it comes first.
@@ -271,7 +283,8 @@ func (l *Ledger) judge(r *run, b stepfleet.Batch, tasks []stepfleet.Task) *stepf
 		return stepfleet.ErrRunClosed
 	}
 	for _, t := range tasks {
-		if _, ok := l.payloads[t.Payload]; !ok {
+		_, stored := l.payloads[t.Payload]
+		if _, given := b.Payloads[t.Payload]; !stored && !given {
 			return stepfleet.ErrTaskInvalid
 		}
 	}

@@ -24,16 +24,16 @@ func (l *Ledger) Beat(ctx context.Context, server string) (at time.Time, err err
 }
 
 // ExpireSessions implements stepfleet.Keeper.
-func (l *Ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) (out []stepfleet.Session, err error) {
+func (l *Ledger) ExpireSessions(ctx context.Context, beats stepfleet.Beats) (out []stepfleet.Session, err error) {
 	leave, err := l.enter(ctx, "expire sessions")
 	if err != nil {
 		return nil, err
 	}
 	defer leave(&err)
 	for _, s := range l.sessions {
-		silent := l.since(s.RenewedAt)
+		silent := beats.Last.Sub(s.RenewedAt)
 		switch {
-		case s.State == stepfleet.SessionDead, s.SessionTTL > unbroken:
+		case s.State == stepfleet.SessionDead, s.SessionTTL > beats.Unbroken:
 			continue
 		case silent >= s.RunLease:
 			l.die(s, fmt.Sprintf("no renewal for %.0f s", math.Round(silent.Seconds())))

@@ -150,8 +150,8 @@ func (s *server) end(changes []stepfleet.Change) {
 	}
 }
 
-func (s *server) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
-	changed, err := s.Ledger.ExpireSessions(ctx, unbroken)
+func (s *server) ExpireSessions(ctx context.Context, beats stepfleet.Beats) ([]stepfleet.Session, error) {
+	changed, err := s.Ledger.ExpireSessions(ctx, beats)
 	s.expire(changed)
 	return changed, err
 }

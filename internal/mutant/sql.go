@@ -14,7 +14,7 @@ const (
 	settleStatement     = "'settle', 'session '"
 	startStatement      = "'start', 'session '"
 	sweepStatement      = "THEN 'poison' ELSE 'sweep' END"
-	expireStatement     = "renewed_at <= clock_timestamp() - run_lease AS over"
+	expireStatement     = "renewed_at <= $2::timestamptz - run_lease AS over"
 	submitStatement     = "'submit', $18"
 	receiptsStatement   = "WITH ORDINALITY g (step_hash, attempt, ord)\nJOIN stepfleet.task t"
 	adjudicateStatement = "INSERT INTO stepfleet.adjudication"

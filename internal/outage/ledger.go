@@ -89,8 +89,8 @@ func (l ledger) Beat(ctx context.Context, server string) (time.Time, error) {
 	return do(ctx, l.b, passing, "beat", func() (time.Time, error) { return l.Ledger.Beat(ctx, server) })
 }
 
-func (l ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
-	return do(ctx, l.b, guarded, "expire_sessions", func() ([]stepfleet.Session, error) { return l.Ledger.ExpireSessions(ctx, unbroken) })
+func (l ledger) ExpireSessions(ctx context.Context, beats stepfleet.Beats) ([]stepfleet.Session, error) {
+	return do(ctx, l.b, guarded, "expire_sessions", func() ([]stepfleet.Session, error) { return l.Ledger.ExpireSessions(ctx, beats) })
 }
 
 func (l ledger) DeclareDead(ctx context.Context, instance, reason string) ([]stepfleet.Session, error) {

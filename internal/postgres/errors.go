@@ -68,6 +68,7 @@ func wait(ctx context.Context, d time.Duration) error {
 const (
 	codeSerialization = "40001"
 	codeDeadlock      = "40P01"
+	codeTakenBack     = "SF001" // by the function refuse of our schema
 )
 
 func mayRepeat(err error, again repeatable) bool {
@@ -103,6 +104,15 @@ func unavailable(err error) bool {
 		}
 	}
 	return false
+}
+
+// takenBack returns the code of a refusal that has taken its transaction back.
+func takenBack(err error) (code string, ok bool) {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != codeTakenBack {
+		return "", false
+	}
+	return pgErr.Message, true
 }
 
 // schemaMissing reports that our tables are not there, or not the ones this binary knows.

@@ -136,7 +136,7 @@ func TestWhatAClaimGetsWhileItsSessionExpiresIsSwept(t *testing.T) {
 	go func() { claimed <- i.claim(s) }()
 	i.waiting(1)
 	go func() {
-		_, err := i.ExpireSessions(t.Context(), time.Hour)
+		_, err := i.ExpireSessions(t.Context(), stepfleet.Beats{Last: time.Now(), Unbroken: time.Hour})
 		expired <- err
 	}()
 	i.waiting(2)
@@ -148,6 +148,69 @@ func TestWhatAClaimGetsWhileItsSessionExpiresIsSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.expect("r", stepfleet.StateQueued, 2)
+}
+
+// A sweeper whose statement hangs, at its arrival or over one session's lock, does not take the time that it
+// has hung for the silence of sessions whose renewals hang behind it.
+func TestASweepThatHangsMarksNobodyForThat(t *testing.T) {
+	const ttl, lease = 500 * time.Millisecond, time.Second
+	register := func(t *testing.T, i *interleaved) stepfleet.SessionID {
+		t.Helper()
+		s, err := i.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", SessionTTL: ttl, RunLease: lease})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.ID
+	}
+	cases := map[string]struct {
+		silent time.Duration // of the worker that comes back, at the sweeper's last beat
+		hold   string
+		want   stepfleet.SessionState
+	}{
+		"at its arrival":          {0, "LOCK TABLE stepfleet.session IN ACCESS EXCLUSIVE MODE", stepfleet.SessionAlive},
+		"over another one's lock": {ttl, "SELECT FROM stepfleet.session WHERE id = 2 FOR KEY SHARE", stepfleet.SessionSuspect},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			i := interleave(t)
+			id := register(t, i)
+			other := register(t, i)
+			time.Sleep(c.silent)
+			at, err := i.Beat(t.Context(), "sweeper")
+			if err != nil {
+				t.Fatal(err)
+			}
+			commit := i.hold(c.hold)
+			expired := make(chan []stepfleet.Session, 1)
+			go func() {
+				changed, err := i.ExpireSessions(t.Context(), stepfleet.Beats{Last: at, Unbroken: time.Hour})
+				if err != nil {
+					t.Error(err)
+				}
+				expired <- changed
+			}()
+			i.waiting(1)
+			renewed := make(chan stepfleet.Renewal, 1)
+			go func() {
+				r, err := i.Renew(t.Context(), id)
+				if err != nil {
+					t.Error(err)
+				}
+				renewed <- r
+			}()
+			i.waiting(2)
+			time.Sleep(2 * lease)
+			commit()
+			for _, s := range <-expired {
+				if s.State == stepfleet.SessionDead {
+					t.Errorf("session %d is dead: %s", s.ID, s.EndReason)
+				}
+			}
+			if r := <-renewed; r.Was != c.want {
+				t.Errorf("session %d was %s, want %s; the other one is %d", id, r.Was, c.want, other)
+			}
+		})
+	}
 }
 
 // A run is closed before its tasks are cancelled: what is submitted or started meanwhile is refused.

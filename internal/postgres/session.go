@@ -156,19 +156,21 @@ func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason 
 	})
 }
 
-// expire marks sessions whose renewals stopped. Its lock waits for claims and starts in flight
+// expire marks sessions whose renewals had stopped when the sweeper last beat. It does not look at the
+// clock: where the statement or its commit hangs, renewals hang with it, and those of the sessions that it
+// has locked hang on it alone. Its lock waits for claims and starts in flight
 // (see barSession) and reads again what a renewal changed meanwhile. Marking is all it does: a
 // statement that also took the tasks would miss those of a claim that committed while it waited.
 const expire = `
 WITH due AS (
     SELECT id, renewed_at, run_lease FROM stepfleet.session
     WHERE state <> 'dead' AND session_ttl <= make_interval(secs => $1) AND (
-        renewed_at <= clock_timestamp() - run_lease
-        OR state = 'alive' AND renewed_at <= clock_timestamp() - session_ttl)
+        renewed_at <= $2::timestamptz - run_lease
+        OR state = 'alive' AND renewed_at <= $2::timestamptz - session_ttl)
     ORDER BY id FOR UPDATE
 ), judged AS (
-    SELECT id, renewed_at <= clock_timestamp() - run_lease AS over,
-        clock_timestamp() - renewed_at AS silent FROM due
+    SELECT id, renewed_at <= $2::timestamptz - run_lease AS over,
+        $2::timestamptz - renewed_at AS silent FROM due
 )
 UPDATE stepfleet.session s SET
     state = CASE WHEN j.over THEN 'dead' ELSE 'suspect' END,
@@ -188,8 +190,8 @@ FROM gone WHERE s.id = gone.id
 RETURNING ` + sessionColumns
 
 // ExpireSessions implements stepfleet.Keeper.
-func (l *Ledger) ExpireSessions(ctx context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
-	return l.markSessions(ctx, "expire sessions", onceOnly, expire, unbroken.Seconds())
+func (l *Ledger) ExpireSessions(ctx context.Context, beats stepfleet.Beats) ([]stepfleet.Session, error) {
+	return l.markSessions(ctx, "expire sessions", onceOnly, expire, beats.Unbroken.Seconds(), beats.Last)
 }
 
 // DeclareDead implements stepfleet.Keeper. An empty instance names nobody.

@@ -27,7 +27,7 @@ const lockRun = `
 SELECT 1 FROM stepfleet.run WHERE run_id = $1 FOR NO KEY UPDATE`
 
 // insertPayloads stores arguments once by content. In digest order, or two submissions that
-// share some could wait for each other. A payload of a batch that is then refused stays; it is
+// share some could wait for each other. A payload of a batch that a known run is then refused stays; it is
 // content nobody names.
 const insertPayloads = `
 INSERT INTO stepfleet.payload (digest, data)
@@ -49,6 +49,9 @@ ORDER BY 1, 2 ON CONFLICT DO NOTHING`
 // all known and ended is answered whatever the run's state is. The turn of the i-th new task is
 // 1 + max(largest turn claimed in its lane, the run's last turn), which unrolled over the batch is
 // i + max(last turn, max over j <= i of (claimed turn of j's lane - j + 1)).
+//
+// A refusal to a run that has neither an executor nor an identity takes the whole transaction back, so that
+// it leaves no run behind; refuseUnknown audits it.
 const submit = `
 WITH given AS MATERIALIZED (
     SELECT * FROM unnest($4::text[], $5::bytea[], $6::integer[], $7::text[], $8::text[], $9::text[], $10::text[],
@@ -60,7 +63,7 @@ WITH given AS MATERIALIZED (
     FROM given g JOIN stepfleet.task t
         ON t.run_id = $1 AND t.step_hash = g.step_hash AND t.attempt = g.attempt
 ), verdict AS MATERIALIZED (
-    SELECT r.last_turn, CASE
+    SELECT r.last_turn, r.state = 'open' AND r.epoch = 0 AND r.identity IS NULL AS unknown, CASE
         WHEN $17::bigint > r.epoch THEN 'not_found'
         WHEN $17 NOT IN (0, r.epoch) THEN 'superseded'
         WHEN r.identity <> $2 THEN 'conflict'
@@ -104,7 +107,12 @@ WITH given AS MATERIALIZED (
     UNION ALL
     SELECT 0, $1, 'submit', $18, '', 0, code, '' FROM verdict WHERE code <> ''
 )
-SELECT code, ARRAY(SELECT ord FROM known) FROM verdict`
+SELECT CASE WHEN unknown AND code <> '' THEN stepfleet.refuse(code) ELSE code END, ARRAY(SELECT ord FROM known)
+FROM verdict`
+
+// refuseUnknown audits a submission that was taken back.
+const refuseUnknown = `
+INSERT INTO stepfleet.audit (run_id, verb, actor, refused) VALUES ($1, 'submit', $2, $3)`
 
 // poison makes those tasks of a batch dead whose earlier attempts were lost too often, right after
 // the statement that has queued them. The run's row is locked. An attempt that a worker settled as
@@ -187,6 +195,10 @@ func (l *Ledger) Submit(ctx context.Context, b stepfleet.Batch) ([]stepfleet.Rec
 			return err
 		})
 	})
+	if code, ok := takenBack(err); ok {
+		verdict = code
+		err = l.run(ctx, op, idempotent, func(q *pgx.Batch) { q.Queue(refuseUnknown, b.RunID, actor(b.Epoch), code) })
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -184,15 +184,13 @@ func (o *port) Beat(_ context.Context, server string) (time.Time, error) {
 	return at, err
 }
 
-func (o *port) ExpireSessions(_ context.Context, unbroken time.Duration) ([]stepfleet.Session, error) {
-	asked := o.s.world.now
+func (o *port) ExpireSessions(_ context.Context, beats stepfleet.Beats) ([]stepfleet.Session, error) {
 	return call(o, "expire", callLimit, func() ([]stepfleet.Session, error) {
-		changed, err := o.Ledger.ExpireSessions(arrived, unbroken)
-		// One that lay in a ledger that stood still may come before the renewals that lay there too: it costs
-		// leases that have not begun, which others then take.
-		if o.s.world.now-asked < lifetimes.Renew {
-			o.s.expired(changed)
+		if o.s.cfg.Mutant == CountedBeats {
+			beats.Last, _ = o.Ledger.Beat(arrived, "") // it goes by the time at which it acts
 		}
+		changed, err := o.Ledger.ExpireSessions(arrived, beats)
+		o.s.expired(changed)
 		if o.s.cfg.Mutant == SweepSuspects {
 			for _, one := range changed {
 				if _, err := o.Ledger.DeclareDead(arrived, one.Instance, "suspect"); err != nil {
