@@ -371,14 +371,6 @@ type AuditRow struct {
 	Detail  string `json:"detail,omitempty"`
 }
 
-// AuditPage is a piece of the audit. Next is the cursor of the page after it; More says that it
-// may have rows. A page without rows need not be the last.
-type AuditPage struct {
-	Rows []AuditRow
-	Next int64
-	More bool
-}
-
 // Records is the ledger as readers use it.
 type Records interface {
 	// RunTasks returns the run's tasks of these kinds, of all without any, by id; none when the run
@@ -388,12 +380,6 @@ type Records interface {
 	Tasks(ctx context.Context, ids []TaskID) ([]View, error)
 	// Audit returns the audit rows of the run, oldest first.
 	Audit(ctx context.Context, runID string) ([]AuditRow, error)
-	// AuditSince returns the audit rows, of all runs and of none, with ids after the cursor: a
-	// page of at most max, by id. A transaction that is open now may still add rows with smaller
-	// ids than the page's.
-	AuditSince(ctx context.Context, cursor int64, max int) (AuditPage, error)
-	// AuditCursor returns the cursor before the first row that was written at or after the time.
-	AuditCursor(ctx context.Context, from time.Time) (int64, error)
 	// Epochs returns the current epochs of those of the runs that are known.
 	Epochs(ctx context.Context, runIDs []string) (map[string]Epoch, error)
 	// Lanes returns every queue that has a waiting or held task or a slot, by name.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/audit"
+	"github.com/stepfleet/stepfleet/internal/postgres"
 )
 
 // witnesses are what four independent observers say of a run of chaos, in memory.
@@ -43,7 +45,7 @@ func (s *stack) collect(ctx context.Context) (w *witnesses, err error) {
 	if w.client, err = readHistory(s.history()); err != nil {
 		return nil, err
 	}
-	if err := s.collectLedger(ctx, w); err != nil {
+	if err := errors.Join(w.readLedger(ctx, s.net.endpoints().Database.OwnerURL), s.collectHeld(ctx, w)); err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}
 	if err := s.collectLog(ctx, w); err != nil {
@@ -105,12 +107,6 @@ func (c *Config) effects() audit.Source[audit.Effect] {
 }
 
 const (
-	selectAudit = `SELECT id, at, task_id, fence, run_id, verb, actor, from_state, to_state, refused, detail FROM stepfleet.audit ORDER BY id`
-	selectTasks = `SELECT id, run_id, step_key, attempt, kind, state, fence, coalesce(session_id, 0), cancel_requested,
-		submitted_at, started_at, ended_at, coalesce(result->>'event', ''),
-		coalesce(result->'error'->>'code', ''), coalesce((result->>'exit_code')::int, 0)
-		FROM stepfleet.task LEFT JOIN stepfleet.outcome ON task_id = id ORDER BY id`
-	selectSessions = `SELECT id, worker, instance, state, started_at, renewed_at, end_reason FROM stepfleet.session ORDER BY id`
 	selectFailures = `SELECT run_id, left(concat_ws(': ', step_key, dagster_event_type,
 		event::json #>> '{dagster_event,event_specific_data,error,message}',
 		event::json #>> '{dagster_event,event_specific_data,error,cause,message}',
@@ -122,48 +118,63 @@ const (
 		WHERE dagster_event_type IS NOT NULL ORDER BY id`
 )
 
-func (s *stack) collectLedger(ctx context.Context, w *witnesses) error {
+// readLedger reads the ledger at one moment.
+func (w *witnesses) readLedger(ctx context.Context, dsn string) error {
+	ledger, err := postgres.Open(ctx, dsn, postgres.Options{MaxConns: 1, AppName: "stepfleet chaos"})
+	if err != nil {
+		return err
+	}
+	defer ledger.Close()
+	h, err := ledger.History(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	until := h.At.Add(time.Hour)
+	var views []stepfleet.View
+	w.audit, err = all(h.Window(ctx, time.Time{}, until))
+	if err == nil {
+		views, err = all(h.Tasks(ctx, 0, until, nil))
+	}
+	if err == nil {
+		w.sessions, err = all(h.Sessions(ctx, time.Time{}))
+	}
+	for _, v := range views {
+		w.tasks = append(w.tasks, audit.TaskOf(v))
+		if isKilled(v) {
+			w.hurt[v.RunID] = true
+		}
+	}
+	return err
+}
+
+// isKilled says that the process of an attempt was killed, and not its worker.
+func isKilled(v stepfleet.View) bool {
+	r := v.Result
+	return r != nil && r.Error != nil && r.Error.Code == "process_died" && r.ExitCode == -int(syscall.SIGKILL)
+}
+
+// all collects what is read one by one.
+func all[T any](seq iter.Seq2[T, error]) ([]T, error) {
+	var list []T
+	for one, err := range seq {
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, one)
+	}
+	return list, nil
+}
+
+// collectHeld reads what sessions still hold.
+func (s *stack) collectHeld(ctx context.Context, w *witnesses) error {
 	conn, err := pgx.Connect(ctx, s.net.endpoints().Database.OwnerURL)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if w.audit, err = read(ctx, conn, selectAudit, func(row pgx.CollectableRow) (a stepfleet.AuditRow, err error) {
-		err = row.Scan(&a.ID, &a.At, &a.TaskID, &a.Fence, &a.RunID, &a.Verb, &a.Actor, &a.From, &a.To, &a.Refused, &a.Detail)
-		return a, err
-	}); err != nil {
-		return err
-	}
-	if w.tasks, err = read(ctx, conn, selectTasks, w.task); err != nil {
-		return err
-	}
-	if w.sessions, err = read(ctx, conn, selectSessions, func(row pgx.CollectableRow) (r stepfleet.Session, err error) {
-		err = row.Scan(&r.ID, &r.Worker, &r.Instance, &r.State, &r.StartedAt, &r.RenewedAt, &r.EndReason)
-		return r, err
-	}); err != nil {
-		return err
-	}
 	w.rest.Held, err = read(ctx, conn, selectHeld, pgx.RowTo[string])
 	return err
-}
-
-// task reads a task's row, and notes the run whose step's process was killed.
-func (w *witnesses) task(row pgx.CollectableRow) (t audit.Task, err error) {
-	var started, ended *time.Time
-	var code string
-	var exit int
-	err = row.Scan(&t.ID, &t.RunID, &t.StepKey, &t.Attempt, &t.Kind, &t.State, &t.Fence, &t.Session, &t.Cancelled,
-		&t.SubmittedAt, &started, &ended, &t.Event, &code, &exit)
-	if started != nil {
-		t.StartedAt = *started
-	}
-	if ended != nil {
-		t.EndedAt = *ended
-	}
-	if code == "process_died" && exit == -int(syscall.SIGKILL) {
-		w.hurt[t.RunID] = true
-	}
-	return t, err
 }
 
 func read[T any](ctx context.Context, conn *pgx.Conn, query string, to pgx.RowToFunc[T]) ([]T, error) {

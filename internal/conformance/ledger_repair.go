@@ -232,43 +232,4 @@ var repairExamples = map[string]func(*fixture){
 			}
 		}
 	},
-	"the audit is read in pages of all runs": func(f *fixture) {
-		start, err := f.Ledger.AuditCursor(f.ctx, time.Now().Add(-time.Hour))
-		f.must(err)
-		s := f.session()
-		for range 3 {
-			f.must(f.settle(s, f.running(s).Ref, stepfleet.StateFailed))
-		}
-		var ids []int64
-		var verbs []stepfleet.Verb
-		for cursor, pages := start, 0; ; pages++ {
-			page, err := f.Ledger.AuditSince(f.ctx, cursor, 4)
-			f.must(err)
-			if len(page.Rows) > 4 || page.Next < cursor || page.More && page.Next == cursor || pages > 20 {
-				f.Fatalf("from %d: %+v", cursor, page)
-			}
-			for _, row := range page.Rows {
-				if len(ids) > 0 && row.ID <= ids[len(ids)-1] || row.ID <= cursor || row.ID > page.Next {
-					f.Fatalf("from %d: row %d after %v", cursor, row.ID, ids)
-				}
-				ids, verbs = append(ids, row.ID), append(verbs, row.Verb)
-			}
-			cursor = page.Next
-			if !page.More {
-				break
-			}
-		}
-		want := []stepfleet.Verb{stepfleet.VerbTakeover, stepfleet.VerbSubmit, stepfleet.VerbClaim, stepfleet.VerbStart, stepfleet.VerbSettle}
-		want = append(append(want, want...), want...)
-		if diff := cmp.Diff(want, verbs); diff != "" {
-			f.Fatal(diff)
-		}
-		end, err := f.Ledger.AuditCursor(f.ctx, time.Now().Add(time.Hour))
-		if err != nil || end != ids[len(ids)-1] {
-			f.Fatalf("the end is %d, %v", end, err)
-		}
-		if page, err := f.Ledger.AuditSince(f.ctx, end, 4); err != nil || len(page.Rows) != 0 || page.More || page.Next != end {
-			f.Fatalf("%+v %v", page, err)
-		}
-	},
 }

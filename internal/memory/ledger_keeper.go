@@ -164,37 +164,12 @@ func (l *Ledger) Audit(ctx context.Context, runID string) (out []stepfleet.Audit
 	return out, nil
 }
 
-// AuditSince implements stepfleet.Records.
-func (l *Ledger) AuditSince(ctx context.Context, cursor int64, max int) (page stepfleet.AuditPage, err error) {
-	leave, err := l.enter(ctx, "audit since")
-	if err != nil {
-		return page, err
-	}
-	defer leave(&err)
-	last := int64(len(l.audit))
-	page.Next = cursor
-	if cursor < last {
-		page.Next = min(cursor+int64(max), last)
-		page.Rows = slices.Clone(l.audit[cursor:page.Next])
-	}
-	page.More = page.Next < last
-	return page, nil
-}
-
-// AuditCursor implements stepfleet.Records.
-func (l *Ledger) AuditCursor(ctx context.Context, from time.Time) (cursor int64, err error) {
-	leave, err := l.enter(ctx, "audit cursor")
-	if err != nil {
-		return 0, err
-	}
-	defer leave(&err)
-	for _, row := range l.audit {
-		if !row.At.Before(from) {
-			break
-		}
-		cursor = row.ID
-	}
-	return cursor, nil
+// WholeAudit returns all audit rows, of all runs and of none, by id. For those that hold a whole history
+// against what is promised.
+func (l *Ledger) WholeAudit() []stepfleet.AuditRow {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.audit)
 }
 
 // Lanes implements stepfleet.Records.

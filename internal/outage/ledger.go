@@ -133,14 +133,6 @@ func (l ledger) Audit(ctx context.Context, runID string) ([]stepfleet.AuditRow, 
 	return do(ctx, l.b, guarded, "audit", func() ([]stepfleet.AuditRow, error) { return l.Ledger.Audit(ctx, runID) })
 }
 
-func (l ledger) AuditSince(ctx context.Context, cursor int64, max int) (stepfleet.AuditPage, error) {
-	return do(ctx, l.b, guarded, "audit_since", func() (stepfleet.AuditPage, error) { return l.Ledger.AuditSince(ctx, cursor, max) })
-}
-
-func (l ledger) AuditCursor(ctx context.Context, from time.Time) (int64, error) {
-	return do(ctx, l.b, guarded, "audit_cursor", func() (int64, error) { return l.Ledger.AuditCursor(ctx, from) })
-}
-
 func (l ledger) Epochs(ctx context.Context, runIDs []string) (map[string]stepfleet.Epoch, error) {
 	return do(ctx, l.b, guarded, "epochs", func() (map[string]stepfleet.Epoch, error) { return l.Ledger.Epochs(ctx, runIDs) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +123,19 @@ func TestNoIndexOnAColumnThatChanges(t *testing.T) {
 		if !strings.Contains(fixed, c) {
 			t.Errorf("an index of task covers %s, which is not one of: %s", c, fixed)
 		}
+	}
+}
+
+// Every transition writes an audit row, and pays for each index of it.
+func TestTheAuditHasOneIndex(t *testing.T) {
+	pool := rawPool(t, testenv.Migrated(t))
+	rows, err := pool.Query(t.Context(), "SELECT indexname FROM pg_indexes WHERE schemaname = 'stepfleet' AND tablename = 'audit'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || !slices.Equal(names, []string{"audit_run"}) {
+		t.Errorf("indexes of the audit: %v %v", names, err)
 	}
 }
 

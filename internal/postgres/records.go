@@ -29,24 +29,6 @@ const auditOfRun = `
 SELECT id, at, task_id, run_id, verb, actor, from_state, to_state, fence, refused, detail
 FROM stepfleet.audit WHERE run_id = $1 AND run_id <> '' ORDER BY id`
 
-// The audit is read in windows of ids: a BRIN index leads to them, and costs its writers next to
-// nothing. The last id that was given is read before the rows, so that no page ends beyond it.
-const (
-	auditEnd = `
-SELECT least($1::bigint + $2::integer, greatest($1, last_value)), $1 + $2 < last_value FROM stepfleet.audit_id WHERE is_called
-UNION ALL
-SELECT $1, false FROM stepfleet.audit_id WHERE NOT is_called`
-	auditPage = `
-SELECT id, at, task_id, run_id, verb, actor, from_state, to_state, fence, refused, detail
-FROM stepfleet.audit WHERE id > $1 AND id <= $1 + $2::integer ORDER BY id`
-	// auditAfter leads over a gap, such as one that dropped partitions have left.
-	auditAfter = `
-SELECT coalesce(min(id) - 1, $1) FROM stepfleet.audit WHERE id > $1`
-	auditAt = `
-SELECT coalesce((SELECT min(id) - 1 FROM stepfleet.audit WHERE at >= $1),
-    (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM stepfleet.audit_id))`
-)
-
 // lanes counts what waits, what is held and what there is room for, queue by queue.
 const lanes = `
 WITH waiting AS (
@@ -129,37 +111,6 @@ func scanAudit(row pgx.CollectableRow) (stepfleet.AuditRow, error) {
 	var a stepfleet.AuditRow
 	err := row.Scan(&a.ID, &a.At, &a.TaskID, &a.RunID, &a.Verb, &a.Actor, &a.From, &a.To, &a.Fence, &a.Refused, &a.Detail)
 	return a, err
-}
-
-// AuditSince implements stepfleet.Records.
-func (l *Ledger) AuditSince(ctx context.Context, cursor int64, max int) (stepfleet.AuditPage, error) {
-	page := stepfleet.AuditPage{Next: cursor}
-	err := l.run(ctx, "read audit", idempotent, func(q *pgx.Batch) {
-		q.Queue(auditEnd, cursor, max).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Next, &page.More) })
-		q.Queue(auditPage, cursor, max).Query(func(rows pgx.Rows) (err error) {
-			page.Rows, err = pgx.CollectRows(rows, scanAudit)
-			return err
-		})
-	})
-	if err != nil {
-		return stepfleet.AuditPage{}, err
-	}
-	if len(page.Rows) == 0 && page.More {
-		page.Next, err = l.auditFrom(ctx, auditAfter, page.Next)
-	}
-	return page, err
-}
-
-// AuditCursor implements stepfleet.Records.
-func (l *Ledger) AuditCursor(ctx context.Context, from time.Time) (int64, error) {
-	return l.auditFrom(ctx, auditAt, from)
-}
-
-func (l *Ledger) auditFrom(ctx context.Context, sql string, arg any) (cursor int64, err error) {
-	err = l.run(ctx, "find a place in the audit", idempotent, func(q *pgx.Batch) {
-		q.Queue(sql, arg).QueryRow(func(row pgx.Row) error { return row.Scan(&cursor) })
-	})
-	return cursor, err
 }
 
 // Lanes implements stepfleet.Records.

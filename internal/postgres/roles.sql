@@ -33,10 +33,9 @@ GRANT SELECT, DELETE ON stepfleet.held TO stepfleet_server;
 GRANT SELECT, INSERT, UPDATE (epoch, earlier, at) ON stepfleet.adjudication TO stepfleet_server;
 GRANT SELECT, INSERT, UPDATE (at) ON stepfleet.beat TO stepfleet_server;
 GRANT SELECT, INSERT, UPDATE (server, until) ON stepfleet.duty TO stepfleet_server;
-GRANT USAGE, SELECT ON SEQUENCE stepfleet.audit_id TO stepfleet_server;
+GRANT USAGE ON SEQUENCE stepfleet.audit_id TO stepfleet_server;
 GRANT EXECUTE ON FUNCTION stepfleet.audit_ahead(integer) TO stepfleet_server;
 
 -- Reader: what people and their tools look at. Arguments may hold what run config holds, so not them.
 GRANT SELECT ON stepfleet.run, stepfleet.session, stepfleet.task, stepfleet.outcome, stepfleet.ready, stepfleet.held,
     stepfleet.lane_turn, stepfleet.adjudication, stepfleet.beat, stepfleet.duty, stepfleet.audit TO stepfleet_reader;
-GRANT SELECT ON SEQUENCE stepfleet.audit_id TO stepfleet_reader;

@@ -40,21 +40,17 @@ func History(cfg Config) (string, Verdict, error) {
 // judge holds the witnesses against each other and against what is promised.
 func (s *simulation) judge() (Verdict, error) {
 	ctx, v := context.Background(), Verdict{Seed: s.cfg.Seed}
-	page, err := s.ledger.AuditSince(ctx, 0, 1<<30)
-	if err != nil {
-		return v, err
-	}
 	sessions, err := s.ledger.Sessions(ctx, forever)
 	if err != nil {
 		return v, err
 	}
-	views := s.views()
+	rows, views := s.ledger.WholeAudit(), s.views()
 	tasks := make([]audit.Task, len(views))
 	for i, view := range views {
 		tasks[i] = audit.TaskOf(view)
 	}
 	report, err := audit.Check(ctx, audit.Witnesses{
-		Client: audit.Slice(s.client...), Effects: audit.Slice(s.effects...), Audit: audit.Slice(page.Rows...),
+		Client: audit.Slice(s.client...), Effects: audit.Slice(s.effects...), Audit: audit.Slice(rows...),
 		Tasks: audit.Slice(tasks...), Sessions: audit.Slice(sessions...), Dagster: audit.Slice(s.log.events...),
 		Runs: s.dagsterRuns(), Until: s.world.time(), Snapshot: true, Healed: epoch.Add(s.healedAt), Within: endsWithin,
 		Lifetimes: lifetimes, Skew: 10 * time.Microsecond,
@@ -71,7 +67,7 @@ func (s *simulation) judge() (Verdict, error) {
 	}
 	v.Problems = append(v.Problems, s.lostForNothing(views)...)
 	v.Problems = append(v.Problems, s.wronged...)
-	v.Problems = append(v.Problems, s.zombies(page.Rows)...)
+	v.Problems = append(v.Problems, s.zombies(rows)...)
 	for _, r := range s.runs {
 		if !r.ended {
 			v.Problems = append(v.Problems, r.id+" has not ended")
