@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"os"
 	"slices"
@@ -191,8 +192,12 @@ func (e *executor) judge() audit.Counts {
 	ledger, err := postgres.Open(ctx, e.dsn, postgres.Options{})
 	e.must(err)
 	defer ledger.Close()
-	page, err := ledger.AuditSince(ctx, 0, 1<<20)
+	history, err := ledger.History(ctx)
 	e.must(err)
+	defer history.Close()
+	rows := func(ctx context.Context) iter.Seq2[stepfleet.AuditRow, error] {
+		return history.Window(ctx, time.Time{}, history.At.Add(time.Hour))
+	}
 	views, err := ledger.RunTasks(ctx, runID)
 	e.must(err)
 	sessions, err := ledger.Sessions(ctx, time.Hour)
@@ -209,7 +214,7 @@ func (e *executor) judge() audit.Counts {
 	}
 	report, err := audit.Check(ctx, audit.Witnesses{
 		Client:  audit.ReadClient(func() (io.ReadCloser, error) { return os.Open(e.file("client.jsonl")) }),
-		Effects: readEffects(e.file("effects.jsonl")), Audit: audit.Slice(page.Rows...), Tasks: audit.Slice(tasks...),
+		Effects: readEffects(e.file("effects.jsonl")), Audit: rows, Tasks: audit.Slice(tasks...),
 		Sessions: audit.Slice(sessions...), Dagster: audit.Slice(e.events(ctx)...), Until: time.Now(), Snapshot: true,
 		Healed: e.whole, Within: endsWithin, Lifetimes: lifetimes,
 		Rest: &audit.Rest{Bells: e.bells(), Children: e.children(), Sessions: left, Held: e.held()},
