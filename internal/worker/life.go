@@ -264,7 +264,7 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 	}{
 		{l.w.cfg.DrainTimeout - leave, l.handOverAll},
 		{leave, l.revokeAll},
-		{callTimeout, func() {}}, // the ledger does not answer; the sweep will settle them
+		{callTimeout, l.killAll}, // the ledger does not answer; the sweep will settle them
 	} {
 		select {
 		case <-idle:

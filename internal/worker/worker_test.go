@@ -261,6 +261,33 @@ func TestDrainEndsWhatDoesNotFinishAsLost(t *testing.T) {
 	})
 }
 
+// A session that has ended is as good as dead: the next attempt of its tasks may begin.
+func TestADrainWhoseRevokesHangKillsBeforeTheSessionEnds(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		stop := b.start()
+		p := b.running("a")
+		p.slow = true
+		ended, signals := false, 0
+		b.fail(func(op string) error {
+			switch op {
+			case "revoke":
+				time.Sleep(time.Minute)
+			case "end session":
+				ended, signals = true, len(p.signals)
+			}
+			return nil
+		})
+		go func() {
+			time.Sleep(b.cfg.DrainTimeout + 2*time.Minute)
+			p.end(stepfleet.Exit{Status: -9})
+		}()
+		stop()
+		if !ended || signals == 0 {
+			t.Errorf("the session ended: %t, after %d kills", ended, signals)
+		}
+	})
+}
+
 func TestAnOutageShorterThanTheRunLeaseKillsNobody(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
