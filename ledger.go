@@ -88,8 +88,7 @@ type Intake interface {
 	// TakeEpoch makes the caller the run's executor and returns its epoch. Executor is a name that
 	// it gave itself: asking again under the name that has the epoch gives the same one. The
 	// notify URL is as for Rejoin. A run that is not known yet is created open, without an
-	// identity; the first Submit fixes that. It returns ErrRunClosed, and ErrSuperseded to an executor
-	// that another has followed: its request was held up.
+	// identity; the first Submit fixes that. It returns ErrRunClosed.
 	TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (Epoch, error)
 	// Rejoin confirms the epoch, and records which server replica holds the run's stream from now
 	// on. It returns ErrSuperseded; a closed run can be rejoined.

@@ -142,7 +142,7 @@ func (p *pair) epoch() stepfleet.Epoch {
 }
 
 func (p *pair) takeEpoch() {
-	runID, executor := p.run(), rapid.SampledFrom([]string{"x", "x", "x", "y", "z"}).Draw(p.rt, "executor")
+	runID, executor := p.run(), rapid.SampledFrom([]string{"x", "x", "x", "y"}).Draw(p.rt, "executor")
 	p.both("take epoch", func(s side) string {
 		epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, executor, "http://"+executor)
 		return fmt.Sprint(code(err), epoch)

@@ -50,7 +50,6 @@ type run struct {
 	closedBy stepfleet.Epoch
 	epoch    stepfleet.Epoch
 	executor string
-	former   []string // the executors that were superseded
 	notify   string
 	lastTurn int64
 }

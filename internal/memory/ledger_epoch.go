@@ -3,7 +3,6 @@ package memory
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -66,15 +65,7 @@ func (l *Ledger) TakeEpoch(ctx context.Context, runID, executor, notifyURL strin
 		l.note(row)
 		return 0, fmt.Errorf("take the epoch of run %s: %w", runID, stepfleet.ErrRunClosed)
 	}
-	if i := slices.Index(r.former, executor); i >= 0 {
-		row.Actor, row.Refused = speaker(stepfleet.Epoch(i+1)), stepfleet.ErrSuperseded.Code
-		l.note(row)
-		return 0, fmt.Errorf("take the epoch of run %s: %w", runID, stepfleet.ErrSuperseded)
-	}
 	if r.executor != executor {
-		if r.executor != "" {
-			r.former = append(r.former, r.executor)
-		}
 		r.epoch, r.executor = r.epoch+1, executor
 		l.note(row)
 	}

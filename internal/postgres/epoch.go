@@ -11,22 +11,19 @@ import (
 
 // takeEpoch makes an executor the one that speaks for the run. The run's row is there and locked.
 // The executor that has the epoch already gets it again: its first request may have been delayed
-// until after its second, and must not take the run from it. Nor may one that was superseded, for which
-// the same goes.
+// until after its second, and must not take the run from it.
 //
-// Guard: the run open, the executor not superseded.
+// Guard: the run open.
 const takeEpoch = `
 WITH was AS MATERIALIZED (
-    SELECT epoch, executor, array_position(former_executors, $2::text) AS former,
-        CASE WHEN state = 'closed' THEN 'run_closed' WHEN $2 = ANY (former_executors) THEN 'superseded' ELSE '' END AS code
+    SELECT epoch, executor, CASE state WHEN 'closed' THEN 'run_closed' ELSE '' END AS code
     FROM stepfleet.run WHERE run_id = $1
 ), taken AS (
-    UPDATE stepfleet.run r SET epoch = w.epoch + CASE WHEN w.executor = $2 THEN 0 ELSE 1 END, executor = $2, notify_url = $3,
-        former_executors = CASE WHEN w.executor IN ('', $2) THEN r.former_executors ELSE r.former_executors || w.executor END
+    UPDATE stepfleet.run r SET epoch = w.epoch + CASE WHEN w.executor = $2 THEN 0 ELSE 1 END, executor = $2, notify_url = $3
     FROM was w WHERE r.run_id = $1 AND w.code = '' RETURNING r.epoch
 ), aud AS (
     INSERT INTO stepfleet.audit (run_id, verb, actor, refused, detail)
-    SELECT $1, $4::text, 'executor ' || CASE w.code WHEN 'superseded' THEN w.former ELSE w.epoch + 1 END, w.code, $2 FROM was w WHERE w.code <> '' OR w.executor <> $2
+    SELECT $1, $4::text, 'executor ' || (w.epoch + 1), w.code, $2::text FROM was w WHERE w.code <> '' OR w.executor <> $2
 )
 SELECT code, coalesce((SELECT epoch FROM taken), 0) FROM was`
 
