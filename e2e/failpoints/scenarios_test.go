@@ -62,6 +62,27 @@ func (e *executor) awake() {
 	})
 }
 
+// running has the worker at work on steps, so many of them already running.
+func (e *executor) running(n int, steps ...plan) {
+	e.begin()
+	e.open()
+	e.submit(steps...)
+	e.in(n, stepfleet.StateRunning)
+}
+
+// underWay has one step running, and one that is claimed and has not begun.
+func (e *executor) underWay() {
+	e.running(1, plan{Work: long}, plan{Prepare: long, Work: short})
+	e.in(1, stepfleet.StateLeased)
+}
+
+// conclude waits for the end of steps that did not all end by themselves.
+func (e *executor) conclude() {
+	e.ended()
+	e.adjudicate()
+	e.close()
+}
+
 func steps(e *executor) {
 	e.begin()
 	e.arm()
@@ -91,43 +112,30 @@ func boot(e *executor) {
 }
 
 func cancelled(e *executor) {
-	e.begin()
-	e.open()
-	e.submit(plan{Work: long}, plan{Work: long}, plan{Work: long})
-	e.in(slots, stepfleet.StateRunning)
+	e.running(slots, plan{Work: long}, plan{Work: long}, plan{Work: long})
 	e.arm()
 	e.cancel()
-	e.ended()
-	e.adjudicate()
-	e.close()
+	e.conclude()
 }
 
 func closed(e *executor) {
-	e.begin()
-	e.open()
-	e.submit(plan{Work: long}, plan{Work: long}, plan{Work: long})
-	e.in(slots, stepfleet.StateRunning)
+	e.running(slots, plan{Work: long}, plan{Work: long}, plan{Work: long})
 	e.arm()
 	e.close()
 	e.ended()
 }
 
 // diesEarly has a process die that has not asked for its start: the lease goes back.
-func diesEarly(e *executor) {
-	e.begin()
-	e.arm()
-	e.open()
-	e.submit(plan{Work: short, Die: beforeStart}, plan{Work: short})
-	e.ended()
-	e.close()
-}
+func diesEarly(e *executor) { dies(e, beforeStart) }
 
 // untold has a process die once its ending event is in Dagster's log, before it could say so.
-func untold(e *executor) {
+func untold(e *executor) { dies(e, afterEvent) }
+
+func dies(e *executor, when string) {
 	e.begin()
 	e.arm()
 	e.open()
-	e.submit(plan{Work: short, Die: afterEvent}, plan{Work: short})
+	e.submit(plan{Work: short, Die: when}, plan{Work: short})
 	e.ended()
 	e.close()
 }
@@ -152,41 +160,26 @@ func claimFails(e *executor) {
 }
 
 func drained(e *executor) {
-	e.begin()
-	e.open()
-	e.submit(plan{Work: long})
-	e.in(1, stepfleet.StateRunning)
+	e.running(1, plan{Work: long})
 	e.arm()
 	p := e.worker.running()
 	e.must(p.cmd.Process.Signal(syscall.SIGTERM))
 	<-p.done
 	e.worker.ensure()
-	e.ended()
-	e.adjudicate()
-	e.close()
+	e.conclude()
 }
 
 // workerDies has a worker die with a step that runs, and one that has not begun.
 func workerDies(e *executor) {
-	e.begin()
-	e.open()
-	e.submit(plan{Work: long}, plan{Prepare: long, Work: short})
-	e.in(1, stepfleet.StateRunning)
-	e.in(1, stepfleet.StateLeased)
+	e.underWay()
 	e.arm()
 	e.worker.kill()
 	e.worker.ensure()
-	e.ended()
-	e.adjudicate()
-	e.close()
+	e.conclude()
 }
 
 func provenDeath(e *executor) {
-	e.begin()
-	e.open()
-	e.submit(plan{Work: long}, plan{Prepare: long, Work: short})
-	e.in(1, stepfleet.StateRunning)
-	e.in(1, stepfleet.StateLeased)
+	e.underWay()
 	e.arm()
 	instance := e.worker.running().instance
 	e.worker.kill()
@@ -194,25 +187,18 @@ func provenDeath(e *executor) {
 		return e.ask("/v1/instances/"+instance+"/dead", map[string]any{"reason": "killed"}, nil)
 	})
 	e.worker.ensure()
-	e.ended()
-	e.adjudicate()
-	e.close()
+	e.conclude()
 }
 
 // cutOff keeps the worker from renewing until it has fenced itself.
 func cutOff(e *executor) {
-	e.begin()
-	e.open()
-	e.submit(plan{Work: long})
-	e.in(1, stepfleet.StateRunning)
+	e.running(1, plan{Work: long})
 	e.arm()
 	p := e.worker.running()
 	release := e.lockSession()
 	e.until("the worker has fenced itself", func() bool { return isClosed(p.fenced) })
 	release()
-	e.ended()
-	e.adjudicate()
-	e.close()
+	e.conclude()
 }
 
 // lostBells has the bell of a submit fail: the server rings again.
