@@ -111,18 +111,8 @@ func TestASecondSIGTERMEndsAServerBySignal(t *testing.T) {
 	s.holdUp(t)
 	s.stop(t)
 	began := time.Now()
-	ended := make(chan error, 1)
 	s.signal(t)
-	go func() { ended <- s.Wait() }()
-	for waiting := true; waiting; {
-		select {
-		case <-ended:
-			waiting = false
-		case <-time.After(100 * time.Millisecond):
-			// It came before the first was let go of, which is not told.
-			_ = s.Process.Signal(syscall.SIGTERM)
-		}
-	}
+	_ = s.Wait()
 	status, _ := s.ProcessState.Sys().(syscall.WaitStatus)
 	if !status.Signaled() || status.Signal() != syscall.SIGTERM {
 		t.Errorf("%s, want the end by SIGTERM", s.ProcessState)

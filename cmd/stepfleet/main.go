@@ -89,11 +89,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	command, err := parser.Parse(args)
 	parser.FatalIfErrorf(err)
 
-	// The first signal asks for an orderly stop. A second one is not caught and ends the process; only
-	// a worker catches it, too.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignalled()
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	g := &globals{ctx: ctx, log: logger(c, stderr), stdout: stdout, stderr: stderr}
 	err = command.Run(g)
 	if err == nil {
@@ -105,6 +102,28 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exit.code
 	}
 	return 1
+}
+
+// untilSignalled returns a context that the first SIGTERM or SIGINT ends: it asks for an orderly stop. A
+// second one is not caught and ends the process, however soon it comes; only a worker catches it, too.
+func untilSignalled() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		cancel()
+		signal.Stop(signals)
+		select {
+		case again := <-signals: // it came before the first was let go of
+			_ = syscall.Kill(os.Getpid(), again.(syscall.Signal))
+		default:
+		}
+	}()
+	return ctx, cancel
 }
 
 func logger(c cli, w io.Writer) *slog.Logger {
