@@ -2,6 +2,8 @@ package stepfleet
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"time"
 )
 
@@ -29,6 +31,34 @@ type Epoch int64
 
 // NoExecutor names no executor.
 const NoExecutor Epoch = 0
+
+// Executor is a run worker's executor as it asks to speak for its run.
+type Executor struct {
+	// Name is one that it gave itself.
+	Name string
+	// Resume says which start of the run it is of: 0 the first, n the n-th resume. It was fixed when the
+	// run worker was launched, so that it orders executors however late their requests come.
+	Resume int
+}
+
+// String is the executor as the audit has it.
+func (x Executor) String() string {
+	if x.Resume == 0 {
+		return x.Name
+	}
+	return fmt.Sprintf("%s of resume %d", x.Name, x.Resume)
+}
+
+// Validate returns ErrTaskInvalid for an executor that no run can have.
+func (x Executor) Validate() error {
+	switch {
+	case x.Name == "":
+		return fmt.Errorf("%w: the executor has no name", ErrTaskInvalid)
+	case x.Resume < 0 || x.Resume > math.MaxInt32:
+		return fmt.Errorf("%w: executor of resume %d: 0 is the first start, n the n-th resume", ErrTaskInvalid, x.Resume)
+	}
+	return nil
+}
 
 // Batch is one submission: the steps of one run that became ready together, by its executor, or
 // run workers, by a run launcher.
@@ -85,11 +115,12 @@ type Ruling struct {
 // lock, so that nothing of an old executor's takes effect once a new one has its epoch. An epoch
 // that the ledger has never given is ErrNotFound: the ledger was replaced, or has lost commits.
 type Intake interface {
-	// TakeEpoch makes the caller the run's executor and returns its epoch. Executor is a name that
-	// it gave itself: asking again under the name that has the epoch gives the same one. The
-	// notify URL is as for Rejoin. A run that is not known yet is created open, without an
-	// identity; the first Submit fixes that. It returns ErrRunClosed.
-	TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (Epoch, error)
+	// TakeEpoch makes the caller the run's executor and returns its epoch: asking again under the name
+	// that has the epoch gives the same one. The notify URL is as for Rejoin. A run that is not known
+	// yet is created open, without an identity; the first Submit fixes that. It returns ErrSuperseded
+	// to an executor of an earlier resume than the run's, whose request was held up: it must not take
+	// the run from the one that followed it. Otherwise it returns ErrRunClosed.
+	TakeEpoch(ctx context.Context, runID string, executor Executor, notifyURL string) (Epoch, error)
 	// Rejoin confirms the epoch, and records which server replica holds the run's stream from now
 	// on. It returns ErrSuperseded; a closed run can be rejoined.
 	Rejoin(ctx context.Context, runID string, epoch Epoch, notifyURL string) error

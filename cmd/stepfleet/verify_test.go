@@ -66,7 +66,7 @@ func (p *past) play() {
 	s, err := p.ledger.Register(ctx, stepfleet.SessionSpec{Worker: "box", Instance: "i", Slots: map[string]int{"default": 4}})
 	p.must(err)
 	p.session = s.ID
-	_, err = p.ledger.TakeEpoch(ctx, "r", "x", "")
+	_, err = p.ledger.TakeEpoch(ctx, "r", stepfleet.Executor{Name: "x"}, "")
 	p.must(err)
 	p.submit("a", "b", "c")
 	p.claim(2)

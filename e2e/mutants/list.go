@@ -20,6 +20,7 @@ var mutants = []seeded{
 	{name: "poison-counts-drains", lacks: "a worker that drains is no sign of poison", layer: "conformance", tests: ledgers},
 	{name: "audit-row-dropped", lacks: "every transition has its audit row", layer: "conformance", tests: ledgers},
 	{name: "adjudicate-without-epoch", lacks: "only the run's current executor says how attempts ended", layer: "conformance", tests: ledgers},
+	{name: "takeover-in-any-order", lacks: "an executor of an earlier resume does not take the run back", layer: "conformance", tests: ledgers},
 	{name: "dead-session-revived", lacks: "a dead session stays dead", layer: "conformance", tests: ledgers},
 	{name: "sweep-from-a-stale-read", lacks: "the sweep reads the task again under its lock", layer: "postgres", tests: "TestASweepTakes"},
 	{name: "sweep-in-one-statement", lacks: "marking a session is committed before what it holds is read", layer: "postgres", tests: "TestWhatAClaimGets"},

@@ -110,7 +110,7 @@ func code(answer map[string]any) string {
 // speak makes the test the run's executor; its epoch is 1.
 func (b *bench) speak(run string) {
 	b.t.Helper()
-	if _, err := b.ledger.TakeEpoch(b.t.Context(), run, "test", ""); err != nil {
+	if _, err := b.ledger.TakeEpoch(b.t.Context(), run, stepfleet.Executor{Name: "test"}, ""); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -456,6 +456,12 @@ func TestEpochs(t *testing.T) {
 		{`{"v":1,"executor":"b"}`, 2.0},
 		{`{"v":1,"executor":"a","epoch":1}`, "superseded"},
 		{`{"v":1}`, "task_invalid"},
+		{`{"v":1,"executor":"a","resume":1}`, 3.0},
+		{`{"v":1,"executor":"b"}`, "superseded"},
+		{`{"v":1,"executor":"b","resume":0}`, "superseded"},
+		{`{"v":1,"executor":"b","resume":1}`, 4.0},
+		{`{"v":1,"executor":"c","resume":-1}`, "task_invalid"},
+		{`{"v":1,"executor":"c","resume":2147483648}`, "task_invalid"},
 	} {
 		if got := epoch(c.body); got != c.want {
 			t.Errorf("%d: %v, want %v", i, got, c.want)
@@ -465,7 +471,7 @@ func TestEpochs(t *testing.T) {
 		t.Errorf("%d %v", status, answer)
 	}
 	b.call("POST", "/v1/runs/r1/close", `{"v":1,"reason":"over"}`)
-	if got := epoch(`{"v":1,"executor":"c"}`); got != "run_closed" {
+	if got := epoch(`{"v":1,"executor":"c","resume":1}`); got != "run_closed" {
 		t.Errorf("%v", got)
 	}
 }

@@ -128,7 +128,7 @@ func newFuzzed(t *testing.T) *fuzzed {
 
 // begin gives the first run its executor.
 func (f *fuzzed) begin(rt *rapid.T) {
-	if _, err := f.ledger.TakeEpoch(context.Background(), runIDs[0], "x", ""); err != nil {
+	if _, err := f.ledger.TakeEpoch(context.Background(), runIDs[0], stepfleet.Executor{Name: "x"}, ""); err != nil {
 		rt.Fatal(err)
 	}
 }

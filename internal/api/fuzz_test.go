@@ -48,7 +48,7 @@ func FuzzBody(f *testing.F) {
 			return // another address
 		}
 		handler, ledger := idle(t)
-		if _, err := ledger.TakeEpoch(t.Context(), "r1", "test", ""); err != nil {
+		if _, err := ledger.TakeEpoch(t.Context(), "r1", stepfleet.Executor{Name: "test"}, ""); err != nil {
 			t.Fatal(err)
 		}
 		for _, call := range posts {

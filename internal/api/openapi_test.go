@@ -117,6 +117,7 @@ func TestAnswersKeepTheContract(t *testing.T) {
 		c.check(schema, answer)
 	}
 	c.check("TakeEpoch", json.RawMessage(`{"v":1,"executor":"test"}`))
+	c.check("TakeEpoch", json.RawMessage(`{"v":1,"executor":"test","resume":1}`))
 	call("Epoch", "POST", "/v1/runs/r1/epoch", `{"v":1,"executor":"test"}`)
 	submitted := submission("r1", "a", "b", "c")
 	c.check("Submission", json.RawMessage(submitted))

@@ -195,6 +195,7 @@ func writeChanges(w http.ResponseWriter, changes []stepfleet.Change) {
 type epochRequest struct {
 	versioned
 	Executor string          `json:"executor"`
+	Resume   int             `json:"resume"`
 	Epoch    stepfleet.Epoch `json:"epoch"`
 }
 
@@ -207,7 +208,7 @@ func (a *API) epoch(w http.ResponseWriter, r *http.Request) error {
 	run, epoch := r.PathValue("run"), req.Epoch
 	var err error
 	if epoch == stepfleet.NoExecutor {
-		epoch, err = a.server.TakeEpoch(r.Context(), run, req.Executor)
+		epoch, err = a.server.TakeEpoch(r.Context(), run, stepfleet.Executor{Name: req.Executor, Resume: req.Resume})
 	} else {
 		err = a.server.Confirm(r.Context(), run, epoch)
 	}

@@ -157,7 +157,9 @@ func (tl *teller) register(name string) stepfleet.SessionID {
 	return s.ID
 }
 
-func (tl *teller) epoch(run string) { tl.must(tl.ledger.TakeEpoch(tl.ctx, run, "x", "")) }
+func (tl *teller) epoch(run string) {
+	tl.must(tl.ledger.TakeEpoch(tl.ctx, run, stepfleet.Executor{Name: "x"}, ""))
+}
 
 func (tl *teller) submit(run, step string, attempt int) {
 	payload := []byte("{}")

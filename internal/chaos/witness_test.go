@@ -24,7 +24,7 @@ func TestTheLedgerIsReadWhole(t *testing.T) {
 		}
 	}
 	for _, run := range []string{"killed", "queued"} {
-		epoch, err := l.TakeEpoch(ctx, run, "test", "")
+		epoch, err := l.TakeEpoch(ctx, run, stepfleet.Executor{Name: "test"}, "")
 		must(err)
 		key, payload := stepfleet.Key{RunID: run, StepKey: "a"}, []byte("{}")
 		_, err = l.Submit(ctx, stepfleet.Batch{

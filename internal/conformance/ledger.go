@@ -102,6 +102,11 @@ func (f *fixture) speak(runID string) stepfleet.Epoch {
 
 func (f *fixture) speakAs(runID, executor string) stepfleet.Epoch {
 	f.Helper()
+	return f.speakAfter(runID, stepfleet.Executor{Name: executor})
+}
+
+func (f *fixture) speakAfter(runID string, executor stepfleet.Executor) stepfleet.Epoch {
+	f.Helper()
 	f.runs[runID] = true
 	epoch, err := f.Ledger.TakeEpoch(f.ctx, runID, executor, "")
 	f.must(err)

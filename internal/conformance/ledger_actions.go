@@ -142,9 +142,12 @@ func (p *pair) epoch() stepfleet.Epoch {
 }
 
 func (p *pair) takeEpoch() {
-	runID, executor := p.run(), rapid.SampledFrom([]string{"x", "x", "x", "y"}).Draw(p.rt, "executor")
+	runID, executor := p.run(), stepfleet.Executor{
+		Name:   rapid.SampledFrom([]string{"x", "x", "x", "y"}).Draw(p.rt, "executor"),
+		Resume: rapid.SampledFrom([]int{0, 0, 0, 0, 0, 1, 2}).Draw(p.rt, "resume"),
+	}
 	p.both("take epoch", func(s side) string {
-		epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, executor, "http://"+executor)
+		epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, executor, "http://"+executor.Name)
 		return fmt.Sprint(code(err), epoch)
 	})
 	p.both("epochs", func(s side) string {

@@ -28,8 +28,10 @@ var epochExamples = map[string]func(*fixture){
 				f.Fatalf("executor %s, call %d: epoch %d, want %d", executor, i, got, want)
 			}
 		}
-		_, err := f.Ledger.TakeEpoch(f.ctx, "r", "", "")
-		f.refused(err, stepfleet.ErrTaskInvalid)
+		for _, nobody := range []stepfleet.Executor{{}, {Name: "a", Resume: -1}, {Name: "a", Resume: 1 << 31}} {
+			_, err := f.Ledger.TakeEpoch(f.ctx, "r", nobody, "")
+			f.refused(err, stepfleet.ErrTaskInvalid)
+		}
 		got, err := f.Ledger.Epochs(f.ctx, []string{"r", "nobody"})
 		if diff := cmp.Diff(map[string]stepfleet.Epoch{"r": 3}, got); diff != "" || err != nil {
 			f.Fatalf("%s %v", diff, err)
@@ -110,9 +112,42 @@ var epochExamples = map[string]func(*fixture){
 		}
 		_, err := f.Ledger.Submit(f.ctx, late)
 		f.refused(err, stepfleet.ErrSuperseded)
-		_, err = f.Ledger.TakeEpoch(f.ctx, "r", "a third", "")
+		_, err = f.Ledger.TakeEpoch(f.ctx, "r", stepfleet.Executor{Name: "a third"}, "")
 		f.refused(err, stepfleet.ErrRunClosed)
 		f.must(f.Ledger.Rejoin(f.ctx, "r", now, "")) // it may watch how its steps end
+	},
+	"an executor of an earlier resume does not take the run from a later one": func(f *fixture) {
+		resumed := stepfleet.Executor{Name: "resumed", Resume: 2}
+		f.speakAs("r", "first")
+		now := f.speakAfter("r", resumed)
+		late := []stepfleet.Executor{{Name: "first"}, {Name: "never heard of", Resume: 1}}
+		for _, old := range late { // its request was held up until now
+			_, err := f.Ledger.TakeEpoch(f.ctx, "r", old, "http://late")
+			f.refused(err, stepfleet.ErrSuperseded)
+		}
+		if again := f.speakAfter("r", resumed); again != now {
+			f.Errorf("the epoch is %d, and was %d", again, now)
+		}
+		b := batch("r", task("r", "a"))
+		b.Epoch = now
+		f.submitBatch(b)
+		if lease := f.claim(f.session(), 1).Leases[0]; lease.NotifyURL != "" {
+			f.Errorf("ends are told to %s: where the late one asked", lease.NotifyURL)
+		}
+		if diff := cmp.Diff([]string{"superseded", "superseded"}, f.refusals("r", stepfleet.VerbTakeover)); diff != "" {
+			f.Error(diff)
+		}
+		// Of one resume whoever asks last has it.
+		if twin := f.speakAfter("r", stepfleet.Executor{Name: "twin", Resume: 2}); twin != now+1 {
+			f.Errorf("another of the same resume has epoch %d, want %d", twin, now+1)
+		}
+		if _, err := f.Ledger.CloseRun(f.ctx, "r", now+1, "over"); err != nil {
+			f.Fatal(err)
+		}
+		_, err := f.Ledger.TakeEpoch(f.ctx, "r", late[0], "")
+		f.refused(err, stepfleet.ErrSuperseded) // it hears so also of what has ended
+		_, err = f.Ledger.TakeEpoch(f.ctx, "r", stepfleet.Executor{Name: "next", Resume: 3}, "")
+		f.refused(err, stepfleet.ErrRunClosed)
 	},
 	"steps need an executor, and run workers must have none": func(f *fixture) {
 		_, err := f.Ledger.Submit(f.ctx, batch("r", task("r", "a")))

@@ -254,7 +254,7 @@ var cancelExamples = map[string]func(*fixture){
 		}
 	},
 	"a notify url can come before the run and travels with claims": func(f *fixture) {
-		epoch, err := f.Ledger.TakeEpoch(f.ctx, "r", "executor", "http://one")
+		epoch, err := f.Ledger.TakeEpoch(f.ctx, "r", stepfleet.Executor{Name: "executor"}, "http://one")
 		f.must(err)
 		f.epochs["r"] = epoch
 		if views, err := f.Ledger.RunTasks(f.ctx, "r"); err != nil || len(views) != 0 {

@@ -112,7 +112,7 @@ var raceExamples = map[string]func(*fixture){
 			together(4, func(i int) {
 				switch i {
 				case 0:
-					taken, errs[i] = f.Ledger.TakeEpoch(f.ctx, run, "another", "")
+					taken, errs[i] = f.Ledger.TakeEpoch(f.ctx, run, stepfleet.Executor{Name: "another"}, "")
 				case 1:
 					_, errs[i] = f.Ledger.Submit(f.ctx, late)
 				case 2:
@@ -124,6 +124,25 @@ var raceExamples = map[string]func(*fixture){
 				}
 			})
 			f.checkTakeover(run, taken, errs[:])
+		}
+	},
+	"takeovers of all resumes at once: the last one has the run": func(f *fixture) {
+		for round := range 25 {
+			run := fmt.Sprint("resumes-", round)
+			f.runs[run] = true
+			const last = 4
+			together(last+1, func(i int) {
+				executor := stepfleet.Executor{Name: fmt.Sprint("executor-", i), Resume: i}
+				if _, err := f.Ledger.TakeEpoch(f.ctx, run, executor, ""); err != nil && !errors.Is(err, stepfleet.ErrSuperseded) {
+					f.Errorf("%s: %v", executor, err)
+				}
+			})
+			epochs, err := f.Ledger.Epochs(f.ctx, []string{run})
+			f.must(err)
+			again := f.speakAfter(run, stepfleet.Executor{Name: fmt.Sprint("executor-", last), Resume: last})
+			if again != epochs[run] {
+				f.Errorf("the last executor is given epoch %d, and the run was at %d: another had it", again, epochs[run])
+			}
 		}
 	},
 	"settle against sweep: one of them ends the task": func(f *fixture) {

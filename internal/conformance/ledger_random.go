@@ -185,7 +185,7 @@ func (s side) view(v stepfleet.View) string {
 func (p *pair) speak() {
 	for _, runID := range p.runIDs() {
 		p.both("take epoch", func(s side) string {
-			epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, "x", "")
+			epoch, err := s.Ledger.TakeEpoch(p.ctx, runID, stepfleet.Executor{Name: "x"}, "")
 			return fmt.Sprint(code(err), epoch)
 		})
 	}

@@ -247,7 +247,7 @@ func (s *Server) CloseRun(ctx context.Context, runID string, epoch stepfleet.Epo
 
 // TakeEpoch makes the caller the run's executor. The streams of the one before end here at once,
 // and at other replicas with their next look.
-func (s *Server) TakeEpoch(ctx context.Context, runID, executor string) (stepfleet.Epoch, error) {
+func (s *Server) TakeEpoch(ctx context.Context, runID string, executor stepfleet.Executor) (stepfleet.Epoch, error) {
 	epoch, err := s.ledger.TakeEpoch(ctx, runID, executor, s.cfg.URL)
 	if err != nil {
 		return 0, fmt.Errorf("executor %s of run %s: %w", executor, runID, err)

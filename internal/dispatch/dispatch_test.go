@@ -88,7 +88,7 @@ func batchOf(run string, steps ...string) stepfleet.Batch {
 // speak makes the test the run's executor; its epoch is 1.
 func (b *bench) speak(run string) {
 	b.t.Helper()
-	if epoch, err := b.server.TakeEpoch(b.ctx, run, "test"); err != nil || epoch != 1 {
+	if epoch, err := b.server.TakeEpoch(b.ctx, run, stepfleet.Executor{Name: "test"}); err != nil || epoch != 1 {
 		b.t.Fatal(epoch, err)
 	}
 }
@@ -347,11 +347,11 @@ func TestATakeoverEndsTheOldExecutorsStream(t *testing.T) {
 				defer st.Close()
 				before, take := time.Now(), b.server.TakeEpoch
 				if where != "here" {
-					take = func(ctx context.Context, run, executor string) (stepfleet.Epoch, error) {
+					take = func(ctx context.Context, run string, executor stepfleet.Executor) (stepfleet.Epoch, error) {
 						return b.ledger.TakeEpoch(ctx, run, executor, "http://other")
 					}
 				}
-				if epoch, err := take(b.ctx, "run-1", "another"); err != nil || epoch != 2 {
+				if epoch, err := take(b.ctx, "run-1", stepfleet.Executor{Name: "another"}); err != nil || epoch != 2 {
 					t.Fatal(epoch, err)
 				}
 				if views, err := st.Next(b.ctx); !errors.Is(err, stepfleet.ErrSuperseded) {
@@ -543,7 +543,7 @@ func TestCloseStreamsWhenTheServerEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- server.Run(ctx) }()
-		if _, err := server.TakeEpoch(t.Context(), "run-1", "test"); err != nil {
+		if _, err := server.TakeEpoch(t.Context(), "run-1", stepfleet.Executor{Name: "test"}); err != nil {
 			t.Fatal(err)
 		}
 		st, _, err := server.Open(t.Context(), "run-1", 1)

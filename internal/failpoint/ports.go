@@ -49,7 +49,7 @@ type ledger struct {
 // Ledger is the ledger, with points around what it writes.
 func Ledger(l stepfleet.Ledger) stepfleet.Ledger { return ledger{l, new(atomic.Bool)} }
 
-func (l ledger) TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (stepfleet.Epoch, error) {
+func (l ledger) TakeEpoch(ctx context.Context, runID string, executor stepfleet.Executor, notifyURL string) (stepfleet.Epoch, error) {
 	return act("takeover", func() (stepfleet.Epoch, error) { return l.Ledger.TakeEpoch(ctx, runID, executor, notifyURL) })
 }
 

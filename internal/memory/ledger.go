@@ -50,6 +50,7 @@ type run struct {
 	closedBy stepfleet.Epoch
 	epoch    stepfleet.Epoch
 	executor string
+	resume   int // which the executor is of
 	notify   string
 	lastTurn int64
 }

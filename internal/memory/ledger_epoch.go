@@ -46,12 +46,14 @@ func (l *Ledger) mustSpeak(verb stepfleet.Verb, runID string, epoch stepfleet.Ep
 }
 
 // TakeEpoch implements stepfleet.Intake.
-func (l *Ledger) TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (epoch stepfleet.Epoch, err error) {
+func (l *Ledger) TakeEpoch(
+	ctx context.Context, runID string, executor stepfleet.Executor, notifyURL string,
+) (epoch stepfleet.Epoch, err error) {
 	if err := validRunID(runID); err != nil {
 		return 0, fmt.Errorf("take the epoch of a run: %w", err)
 	}
-	if executor == "" {
-		return 0, fmt.Errorf("take the epoch of run %s: %w: the executor has no name", runID, stepfleet.ErrTaskInvalid)
+	if err := executor.Validate(); err != nil {
+		return 0, fmt.Errorf("take the epoch of run %s: %w", runID, err)
 	}
 	leave, err := l.enter(ctx, "take epoch")
 	if err != nil {
@@ -59,18 +61,31 @@ func (l *Ledger) TakeEpoch(ctx context.Context, runID, executor, notifyURL strin
 	}
 	defer leave(&err)
 	r := l.run(runID)
-	row := stepfleet.AuditRow{RunID: runID, Verb: stepfleet.VerbTakeover, Actor: speaker(r.epoch + 1), Detail: executor}
-	if r.closed {
-		row.Refused = stepfleet.ErrRunClosed.Code
+	row := stepfleet.AuditRow{RunID: runID, Verb: stepfleet.VerbTakeover, Actor: speaker(r.epoch + 1), Detail: executor.String()}
+	if refused := r.takeover(executor); refused != nil {
+		if row.Refused = refused.Code; refused == stepfleet.ErrSuperseded {
+			row.Actor = "executor 0" // it never had an epoch, or lost it
+		}
 		l.note(row)
-		return 0, fmt.Errorf("take the epoch of run %s: %w", runID, stepfleet.ErrRunClosed)
+		return 0, fmt.Errorf("take the epoch of run %s: %w", runID, refused)
 	}
-	if r.executor != executor {
-		r.epoch, r.executor = r.epoch+1, executor
+	if r.executor != executor.Name {
+		r.epoch, r.executor = r.epoch+1, executor.Name
 		l.note(row)
 	}
-	r.notify = notifyURL
+	r.resume, r.notify = executor.Resume, notifyURL
 	return r.epoch, nil
+}
+
+// takeover refuses an executor that must not take the run.
+func (r *run) takeover(executor stepfleet.Executor) *stepfleet.Refusal {
+	switch {
+	case executor.Resume < r.resume:
+		return stepfleet.ErrSuperseded
+	case r.closed:
+		return stepfleet.ErrRunClosed
+	}
+	return nil
 }
 
 // Rejoin implements stepfleet.Intake.

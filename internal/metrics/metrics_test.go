@@ -143,7 +143,7 @@ func want(t *testing.T, text string, lines ...string) {
 
 func submit(t *testing.T, l stepfleet.Ledger, run string, steps ...string) {
 	t.Helper()
-	epoch, err := l.TakeEpoch(t.Context(), run, "executor", "")
+	epoch, err := l.TakeEpoch(t.Context(), run, stepfleet.Executor{Name: "executor"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}

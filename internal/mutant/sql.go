@@ -17,6 +17,7 @@ const (
 	expireStatement     = "renewed_at <= $2::timestamptz - run_lease AS over"
 	submitStatement     = "'submit', $18"
 	receiptsStatement   = "WITH ORDINALITY g (step_hash, attempt, ord)\nJOIN stepfleet.task t"
+	takeoverStatement   = "coalesce((SELECT epoch FROM taken), 0)"
 	adjudicateStatement = "INSERT INTO stepfleet.adjudication"
 	renewStatement      = "SET renewed_at = clock_timestamp(), state = 'alive'"
 	lockSession         = "SELECT state FROM stepfleet.session WHERE id = $1 FOR NO KEY UPDATE"
@@ -43,6 +44,9 @@ var changes = map[string][]change{
 	"submit-acked-before-commit": {
 		{receiptsStatement, "FROM unnest($2", "FROM (SELECT set_config('synchronous_commit', 'off', true) AS soon) o JOIN unnest($2"},
 		{receiptsStatement, "g (step_hash, attempt, ord)\n", "g (step_hash, attempt, ord) ON o.soon <> ''\n"},
+	},
+	"takeover-in-any-order": {
+		{takeoverStatement, "WHEN resume > $5 THEN 'superseded' ", ""},
 	},
 	"sweep-from-a-stale-read": {
 		{sweepStatement, "LIMIT $2 FOR NO KEY UPDATE OF t SKIP LOCKED", "LIMIT $2"},

@@ -17,7 +17,7 @@ type ledger struct {
 // and so do the heartbeats and the check, which find out soonest that the ledger is back.
 func Ledger(l stepfleet.Ledger, b *Breaker) stepfleet.Ledger { return ledger{l, b} }
 
-func (l ledger) TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (stepfleet.Epoch, error) {
+func (l ledger) TakeEpoch(ctx context.Context, runID string, executor stepfleet.Executor, notifyURL string) (stepfleet.Epoch, error) {
 	return do(ctx, l.b, guarded, "take_epoch", func() (stepfleet.Epoch, error) { return l.Ledger.TakeEpoch(ctx, runID, executor, notifyURL) })
 }
 

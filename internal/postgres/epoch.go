@@ -11,19 +11,21 @@ import (
 
 // takeEpoch makes an executor the one that speaks for the run. The run's row is there and locked.
 // The executor that has the epoch already gets it again: its first request may have been delayed
-// until after its second, and must not take the run from it.
+// until after its second, and must not take the run from it. Nor may one of an earlier resume, whose
+// request was delayed until after that of the executor that followed it.
 //
-// Guard: the run open.
+// Guard: the resume not before the run's, the run open.
 const takeEpoch = `
 WITH was AS MATERIALIZED (
-    SELECT epoch, executor, CASE state WHEN 'closed' THEN 'run_closed' ELSE '' END AS code
+    SELECT epoch, executor, CASE WHEN resume > $5 THEN 'superseded' WHEN state = 'closed' THEN 'run_closed' ELSE '' END AS code
     FROM stepfleet.run WHERE run_id = $1
 ), taken AS (
-    UPDATE stepfleet.run r SET epoch = w.epoch + CASE WHEN w.executor = $2 THEN 0 ELSE 1 END, executor = $2, notify_url = $3
+    UPDATE stepfleet.run r SET epoch = w.epoch + CASE WHEN w.executor = $2 THEN 0 ELSE 1 END, executor = $2,
+        resume = $5, notify_url = $3
     FROM was w WHERE r.run_id = $1 AND w.code = '' RETURNING r.epoch
 ), aud AS (
     INSERT INTO stepfleet.audit (run_id, verb, actor, refused, detail)
-    SELECT $1, $4::text, 'executor ' || (w.epoch + 1), w.code, $2::text FROM was w WHERE w.code <> '' OR w.executor <> $2
+    SELECT $1, $4::text, 'executor ' || CASE w.code WHEN 'superseded' THEN 0 ELSE w.epoch + 1 END, w.code, $6::text FROM was w WHERE w.code <> '' OR w.executor <> $2
 )
 SELECT code, coalesce((SELECT epoch FROM taken), 0) FROM was`
 
@@ -74,20 +76,21 @@ const epochs = `
 SELECT run_id, epoch FROM stepfleet.run WHERE run_id = ANY ($1::text[])`
 
 // TakeEpoch implements stepfleet.Intake.
-func (l *Ledger) TakeEpoch(ctx context.Context, runID, executor, notifyURL string) (stepfleet.Epoch, error) {
+func (l *Ledger) TakeEpoch(ctx context.Context, runID string, executor stepfleet.Executor, notifyURL string) (stepfleet.Epoch, error) {
 	op := "take the epoch of run " + runID
 	if err := validRunID(runID); err != nil {
 		return 0, fmt.Errorf("%s: %w", op, err)
 	}
-	if executor == "" {
-		return 0, fmt.Errorf("%s: %w: the executor has no name", op, stepfleet.ErrTaskInvalid)
+	if err := executor.Validate(); err != nil {
+		return 0, fmt.Errorf("%s: %w", op, err)
 	}
+	executor.Name = clean(executor.Name)
 	var verdict string
 	var epoch stepfleet.Epoch
 	err := l.run(ctx, op, idempotent, func(q *pgx.Batch) {
 		q.Queue(insertRun, runID)
 		q.Queue(lockRun, runID)
-		q.Queue(takeEpoch, runID, clean(executor), clean(notifyURL), string(stepfleet.VerbTakeover)).
+		q.Queue(takeEpoch, runID, executor.Name, clean(notifyURL), string(stepfleet.VerbTakeover), executor.Resume, executor.String()).
 			QueryRow(func(row pgx.Row) error { return row.Scan(&verdict, &epoch) })
 	})
 	if err != nil {

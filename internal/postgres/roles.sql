@@ -23,7 +23,7 @@ GRANT INSERT ON stepfleet.outcome, stepfleet.audit TO stepfleet_worker;
 GRANT USAGE ON SEQUENCE stepfleet.audit_id TO stepfleet_worker;
 
 -- Server: intake, cancel, close, sweep, and all reading.
-GRANT SELECT, INSERT, UPDATE (identity, state, epoch, last_turn, notify_url, closed_at, close_reason, executor, closed_by)
+GRANT SELECT, INSERT, UPDATE (identity, state, epoch, last_turn, notify_url, closed_at, close_reason, executor, resume, closed_by)
     ON stepfleet.run TO stepfleet_server;
 GRANT SELECT, UPDATE (state, ended_at, end_reason) ON stepfleet.session TO stepfleet_server;
 GRANT SELECT, INSERT ON stepfleet.payload, stepfleet.lane_turn, stepfleet.outcome, stepfleet.audit TO stepfleet_server;

@@ -68,7 +68,7 @@ var calls = []struct {
 	call func(t *testing.T, l *postgres.Ledger) error
 }{
 	{"take an epoch", []string{postgres.ServerRole}, func(t *testing.T, l *postgres.Ledger) error {
-		_, err := l.TakeEpoch(t.Context(), "r", "x", "")
+		_, err := l.TakeEpoch(t.Context(), "r", stepfleet.Executor{Name: "x"}, "")
 		return err
 	}},
 	{"submit", []string{postgres.ServerRole}, func(t *testing.T, l *postgres.Ledger) error {

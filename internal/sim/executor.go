@@ -28,12 +28,13 @@ type run struct {
 // executor is a run worker's executor, as the plugin's: it submits, reads Dagster's log and the ledger,
 // retries, and says how attempts ended that did not.
 type executor struct {
-	run   *run
-	s     *simulation
-	p     *process
-	at    *server // the replica that it uses
-	epoch stepfleet.Epoch
-	sent  map[stepfleet.Key]bool
+	run    *run
+	s      *simulation
+	p      *process
+	at     *server // the replica that it uses
+	resume int     // which resume of the run it is of
+	epoch  stepfleet.Epoch
+	sent   map[stepfleet.Key]bool
 }
 
 // execute starts an executor of the run; one before it may still be there.
@@ -41,7 +42,7 @@ func (r *run) execute() {
 	if r.ended {
 		return
 	}
-	x := &executor{run: r, s: r.s, at: pick(r.s.world, r.s.servers...), sent: map[stepfleet.Key]bool{}}
+	x := &executor{run: r, s: r.s, at: pick(r.s.world, r.s.servers...), resume: len(r.executors), sent: map[stepfleet.Key]bool{}}
 	r.executors = append(r.executors, x)
 	x.p = r.s.world.process(fmt.Sprintf("%s/exec-%d", r.id, len(r.executors)))
 	x.p.fragile = true
@@ -74,15 +75,31 @@ func asks[T any](x *executor, f func(roleServer) (T, error)) (T, error) {
 	return v, err
 }
 
+// takes asks a server for the run.
+func (x *executor) takes(role roleServer) (stepfleet.Epoch, error) {
+	who := stepfleet.Executor{Name: x.p.name, Resume: x.resume}
+	if x.s.cfg.Mutant == NoOrder {
+		who.Resume = 0
+	}
+	return role.TakeEpoch(context.Background(), x.run.id, who)
+}
+
+// leave ends an executor that another one has followed.
+func (x *executor) leave() {
+	x.s.world.say(x.p, "is superseded")
+	x.p.kill()
+}
+
 func (x *executor) work() {
-	name, w := x.p.name, x.s.world
+	w := x.s.world
 	for {
-		epoch, err := asks(x, func(role roleServer) (stepfleet.Epoch, error) {
-			return role.TakeEpoch(context.Background(), x.run.id, name)
-		})
+		epoch, err := asks(x, x.takes)
 		if errors.Is(err, stepfleet.ErrRunClosed) {
 			x.finish()
 			return
+		}
+		if errors.Is(err, stepfleet.ErrSuperseded) {
+			x.leave()
 		}
 		if x.epoch = epoch; err == nil {
 			break
@@ -93,8 +110,7 @@ func (x *executor) work() {
 		switch err := x.turn(); {
 		case err == nil:
 		case errors.Is(err, stepfleet.ErrSuperseded):
-			w.say(x.p, "is superseded")
-			x.p.kill()
+			x.leave()
 		case errors.Is(err, errFinished), errors.Is(err, stepfleet.ErrRunClosed):
 			x.finish()
 			return

@@ -87,7 +87,7 @@ func (s *simulation) nemesis() {
 	var kinds []func()
 	for _, kind := range []func(){
 		s.killWorker, s.stopWorker, s.cutWorker, s.drainWorker, s.killChild, s.stopChild, s.killServer, s.stopServer,
-		s.failover, s.jumpServer, s.loseLog, s.bells.purge, s.killExecutor, s.takeOver, s.cancel,
+		s.failover, s.jumpServer, s.loseLog, s.bells.purge, s.killExecutor, s.takeOver, s.takeLate, s.cancel,
 	} {
 		if w.chance(0.4) {
 			kinds = append(kinds, kind)
@@ -191,6 +191,20 @@ func (s *simulation) takeOver() {
 		x.p.stop(s.ttls())
 	}
 	x.run.execute()
+}
+
+// takeLate delivers the request of an executor for its run, which the network has held up until now, after
+// another has followed the executor.
+func (s *simulation) takeLate() {
+	r := pick(s.world, s.runs...)
+	if len(r.executors) < 2 {
+		return
+	}
+	x, at := pick(s.world, r.executors[:len(r.executors)-1]...), pick(s.world, s.servers...)
+	s.network.spawn(func() {
+		_, err := ask(s, at, x.takes)
+		s.world.say(x.p, "asked for its run long ago, and is answered now: %v", err)
+	})
 }
 
 func (s *simulation) executing() *executor {

@@ -68,6 +68,7 @@ func (s *simulation) judge() (Verdict, error) {
 	v.Problems = append(v.Problems, s.lostForNothing(views)...)
 	v.Problems = append(v.Problems, s.wronged...)
 	v.Problems = append(v.Problems, s.zombies(rows)...)
+	v.Problems = append(v.Problems, s.takenBack(rows)...)
 	for _, r := range s.runs {
 		if !r.ended {
 			v.Problems = append(v.Problems, r.id+" has not ended")
@@ -132,6 +133,29 @@ func (s *simulation) zombies(rows []stepfleet.AuditRow) (found []string) {
 			}
 			break
 		}
+	}
+	return found
+}
+
+// takenBack finds executors that took their run from one that had followed them.
+func (s *simulation) takenBack(rows []stepfleet.AuditRow) (found []string) {
+	resumes := map[string]int{}
+	for _, r := range s.runs {
+		for _, x := range r.executors {
+			resumes[x.p.name] = x.resume
+		}
+	}
+	last := map[string]string{} // by run, the executor of the latest resume so far
+	for _, row := range rows {
+		if row.Verb != stepfleet.VerbTakeover || row.Refused != "" {
+			continue
+		}
+		name, _, _ := strings.Cut(row.Detail, " ")
+		if follower, ok := last[row.RunID]; ok && resumes[name] < resumes[follower] {
+			found = append(found, fmt.Sprintf("L3 %s: %s took it from %s, which had followed it", row.RunID, name, follower))
+			continue
+		}
+		last[row.RunID] = name
 	}
 	return found
 }

@@ -95,7 +95,7 @@ func do(o *port, op string, f func() error) error {
 	return err
 }
 
-func (o *port) TakeEpoch(_ context.Context, run, executor, url string) (stepfleet.Epoch, error) {
+func (o *port) TakeEpoch(_ context.Context, run string, executor stepfleet.Executor, url string) (stepfleet.Epoch, error) {
 	return call(o, "epoch", callLimit, func() (stepfleet.Epoch, error) { return o.Ledger.TakeEpoch(arrived, run, executor, url) })
 }
 

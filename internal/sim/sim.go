@@ -49,11 +49,13 @@ const (
 	RepairBlind        Mutant = "repair-blind"         // the server decides without Dagster's log
 	OldFence           Mutant = "old-fence"            // a revoke without an answer is taken for not done
 	AckEarly           Mutant = "ack-early"            // a submit without an answer is taken for done
+	NoOrder            Mutant = "no-order"             // executors do not say which resume of the run they are of
 )
 
 // Mutants are all of them.
 var Mutants = []Mutant{
 	SweepSuspects, CountedBeats, SettleWithoutFence, NoSelfFence, NoStart, NoEventGate, RepairBlind, OldFence, AckEarly,
+	NoOrder,
 }
 
 // The deadlines are short, so that a history sees all of them pass.

@@ -134,7 +134,7 @@ func (b *bench) submitTimed(ring bool, timeoutSeconds int, steps ...string) {
 // submitEdited is submit after the edit of each task.
 func (b *bench) submitEdited(ring bool, edit func(*stepfleet.Task), steps ...string) {
 	b.t.Helper()
-	epoch, err := b.ledger.TakeEpoch(b.ctx, "run-1", "test", "http://server")
+	epoch, err := b.ledger.TakeEpoch(b.ctx, "run-1", stepfleet.Executor{Name: "test"}, "http://server")
 	if err != nil {
 		b.t.Fatal(err)
 	}
