@@ -26,6 +26,8 @@ type Exit struct {
 	Result *Result
 	// Status is the exit status, or minus the signal.
 	Status int
+	// PID is the number of the process, which led a group of that number.
+	PID int
 	// HostDied says that the process was taken down by the end of what had started it, and not by
 	// anything of its own.
 	HostDied bool

@@ -236,7 +236,8 @@ type Claims interface {
 	// know whether their end is in Dagster's log. From then on nobody owns them, the session is
 	// refused everything, and the server decides how they ended, as of a dead session's. It is
 	// idempotent by (task, fence) as Settle is. Errors a task: ErrFenced.
-	Abandon(ctx context.Context, session SessionID, refs []Ref, reason string) ([]error, error)
+	// The process is the one that ran them: what it is called by in the names of its connections.
+	Abandon(ctx context.Context, session SessionID, refs []Ref, process int, reason string) ([]error, error)
 }
 
 // Beats are a server's heartbeats up to now: when the last one was, by the ledger's clock, and for how
@@ -295,6 +296,14 @@ type Orphan struct {
 	FirstAttempt int
 	// Gone is how long ago its session was found dead, or has abandoned it.
 	Gone time.Duration
+	// Connections is the name of those to Dagster's database on which its process may have sent
+	// something (ConnectionName): that process's own, or the worker's whose processes are all gone. It is
+	// empty where nobody knows, or others have connections of that name.
+	Connections string
+	// InFlight is how long after that a statement of its process may still be under way in Dagster's
+	// database: the session's run lease, which is longer than a statement may take
+	// (Lifetimes.ValidateStatements).
+	InFlight time.Duration
 	// Reason says which session had it, and what became of that.
 	Reason string
 	// Worker is the name of the session's worker.

@@ -34,7 +34,7 @@ type serverCmd struct {
 	QueueFIFO    bool     `name:"queue-fifo" help:"The SQS queues are FIFO queues: their names end in .fifo." env:"STEPFLEET_QUEUE_FIFO"`
 	CreateQueues bool     `help:"Create SQS queues that do not exist." env:"STEPFLEET_CREATE_QUEUES"`
 	DagsterURL   string   `name:"dagster-url" help:"Dagster's webserver: runs that have ended there are closed here, and cancelled runs whose run worker is gone are ended there. Without it the first is left to executors, the second to Dagster's run monitoring." env:"STEPFLEET_DAGSTER_URL"`
-	DagsterDSN   string   `name:"dagster-dsn-file" help:"File with the URL of Dagster's database, for a role that may read event_logs: the server asks there how steps ended whose workers died. Without it, it asks Dagster's webserver, for at most a minute." env:"STEPFLEET_DAGSTER_DSN_FILE"`
+	DagsterDSN   string   `name:"dagster-dsn-file" help:"File with the URL of Dagster's database, for a role that may read event_logs and, to be sure of what the network holds back, end connections (Dagster's own, or a member of pg_signal_backend and pg_read_all_stats): the server asks there how steps ended whose workers died. Without it, it asks Dagster's webserver, for at most a minute." env:"STEPFLEET_DAGSTER_DSN_FILE"`
 	Prepare      bool     `help:"Keep statements prepared; not behind a pooler that does not track them." env:"STEPFLEET_PREPARE"`
 	MaxPayload   int      `help:"Largest payload of a step, in bytes; the default is the most." default:"8388608" env:"STEPFLEET_MAX_PAYLOAD_BYTES"`
 

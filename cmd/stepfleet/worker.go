@@ -134,7 +134,7 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	relay := c.relay(g, func() bool { return w.HoldsLeases() })
 	host := pyhost.New(pyhost.Config{
 		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec),
-		Spool: c.spool(), DatabaseSocket: relay.Dir(), Env: c.storageEnv(lifetimes), Logger: g.log,
+		Spool: c.spool(), DatabaseSocket: relay.Dir(), Env: c.storageEnv(lifetimes, spec.Instance), Logger: g.log,
 	})
 	ports.Host = failpoint.Host(host)
 	counted.IdleProcesses(host.Idle)
@@ -285,11 +285,12 @@ func patience(l stepfleet.Lifetimes) time.Duration {
 }
 
 // storageEnv tells the steps' processes how to write events.
-func (c *workerCmd) storageEnv(l stepfleet.Lifetimes) []string {
+func (c *workerCmd) storageEnv(l stepfleet.Lifetimes, instance string) []string {
 	return []string{
 		fmt.Sprintf("STEPFLEET_OUTAGE_SECONDS=%d", int(patience(l).Seconds())),
 		fmt.Sprintf("STEPFLEET_STATEMENT_TIMEOUT=%dms", c.statementTimeout(l).Milliseconds()),
 		fmt.Sprintf("STEPFLEET_FENCED_EVENTS=%t", c.FencedEvents),
+		"STEPFLEET_CONNECTION_NAME=" + stepfleet.ConnectionName(instance),
 	}
 }
 

@@ -17,7 +17,7 @@ func TestProcessesArePatientAsLongAsTheRunLeaseLetsThem(t *testing.T) {
 	} {
 		l := stepfleet.DefaultLifetimes()
 		l.RunLease = lease
-		if env := (&workerCmd{}).storageEnv(l); !slices.Contains(env, want) {
+		if env := (&workerCmd{}).storageEnv(l, "i"); !slices.Contains(env, want) {
 			t.Errorf("run lease %s: %v, want %s", lease, env, want)
 		}
 	}

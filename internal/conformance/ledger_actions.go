@@ -321,7 +321,7 @@ func (p *pair) sweep() {
 func (p *pair) abandon() {
 	r := p.ref()
 	p.both("abandon", func(s side) string {
-		return codes(s.Ledger.Abandon(p.ctx, s.sessions[r.session], []stepfleet.Ref{s.ref(r)}, "gone"))
+		return codes(s.Ledger.Abandon(p.ctx, s.sessions[r.session], []stepfleet.Ref{s.ref(r)}, abandonedProcess, "gone"))
 	})
 }
 

@@ -10,9 +10,12 @@ import (
 	"github.com/stepfleet/stepfleet"
 )
 
+// abandonedProcess is what had run the tasks that are abandoned here.
+const abandonedProcess = 42
+
 func (f *fixture) abandon(s stepfleet.SessionID, ref stepfleet.Ref) error {
 	f.Helper()
-	return f.first(f.Ledger.Abandon(f.ctx, s, []stepfleet.Ref{ref}, "killed in its last write"))
+	return f.first(f.Ledger.Abandon(f.ctx, s, []stepfleet.Ref{ref}, abandonedProcess, "killed in its last write"))
 }
 
 // repairExamples are about running tasks that have lost their owner.
@@ -30,8 +33,8 @@ var repairExamples = map[string]func(*fixture){
 		f.dead(s)
 		f.must(f.abandon(other, left.Ref))
 		want := []stepfleet.Orphan{
-			{Ref: running.Ref, Key: running.Key, Kind: stepfleet.KindStep, Worker: "worker-1"},
-			{Ref: stepfleet.Ref{TaskID: left.TaskID, Fence: 2}, Key: left.Key, Kind: stepfleet.KindStep, Worker: "worker-2"},
+			{Ref: running.Ref, Key: running.Key, Kind: stepfleet.KindStep, Worker: "worker-1", InFlight: lives.RunLease, Connections: stepfleet.ConnectionNameOf("instance-1", 0)},
+			{Ref: stepfleet.Ref{TaskID: left.TaskID, Fence: 2}, Key: left.Key, Kind: stepfleet.KindStep, Worker: "worker-2", InFlight: lives.RunLease, Connections: stepfleet.ConnectionNameOf("instance-2", abandonedProcess)},
 		}
 		got := f.orphans()
 		if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(stepfleet.Orphan{}, "Gone", "Reason")); diff != "" {
@@ -50,6 +53,30 @@ var repairExamples = map[string]func(*fixture){
 			f.Fatalf("%+v %v", page, err)
 		}
 		f.inState(mine.TaskID, stepfleet.StateRunning, 1)
+	},
+	"connections of a dead session are not told from those of a later one of its instance": func(f *fixture) {
+		of := func(instance string) stepfleet.SessionID {
+			f.Helper()
+			s, err := f.Ledger.Register(f.ctx, stepfleet.SessionSpec{
+				Worker: "w", Instance: instance, Slots: map[string]int{queue: 1},
+				SessionTTL: lives.SessionTTL, RunLease: lives.RunLease,
+			})
+			f.must(err)
+			return s.ID
+		}
+		first := of("instance")
+		f.running(first)
+		f.dead(first)
+		named := func(want string) {
+			f.Helper()
+			if got := f.orphans(); len(got) != 1 || got[0].Connections != want {
+				f.Errorf("%+v, want connections %q", got, want)
+			}
+		}
+		of("another")
+		named(stepfleet.ConnectionNameOf("instance", 0))
+		of("instance")
+		named("")
 	},
 	"an orphan knows the least attempt of its step": func(f *fixture) {
 		s := f.session()

@@ -1,7 +1,12 @@
 // Package dagsterlog reads Dagster's event log in PostgreSQL, for the server's sweep: how attempts
 // ended whose workers cannot say. It writes nothing; a role that may read event_logs is enough. One
-// that may also see what others run (pg_read_all_stats, or Dagster's own role) makes verdicts of lost
-// attempts faster.
+// that may also see what others run and end their connections (pg_read_all_stats and
+// pg_signal_backend, or Dagster's own role) makes verdicts of lost attempts faster.
+//
+// A process that is gone may have sent a statement that the network still holds. While a connection lives
+// that has its name, no answer is final, and one that does nothing is ended: PostgreSQL then reads nothing
+// that comes on it later. A connection that is only being made brings nothing: a client sends no statement
+// before the server has let it in.
 package dagsterlog
 
 import (
@@ -114,9 +119,15 @@ func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfl
 	}
 	var oldest float64
 	var blind bool
+	var remaining map[int]bool
+	connections := connectionsOf(orphans)
 	ends := map[step][]end{}
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, underway).Scan(&oldest, &blind); err != nil {
+			return err
+		}
+		var err error
+		if remaining, err = connections.remaining(ctx, tx); err != nil {
 			return err
 		}
 		rows, err := tx.Query(ctx, endings, runs, keys, stepfleet.Endings)
@@ -131,6 +142,9 @@ func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfl
 		})
 		return err
 	})
+	if err == nil && len(remaining) > 0 {
+		err = l.terminate(ctx, connections)
+	}
 	if err != nil {
 		return nil, wrap(err)
 	}
@@ -141,10 +155,9 @@ func (l *Log) Endings(ctx context.Context, orphans []stepfleet.Orphan) ([]stepfl
 	}
 	out := make([]stepfleet.Ending, len(orphans))
 	for i, o := range orphans {
-		gone := o.Gone + time.Since(began)
 		out[i] = stepfleet.Ending{
 			Event: o.EndingOf(timely(ends[step{o.RunID, o.StepKey}], o.FirstAttempt)),
-			Final: gone >= least && time.Duration(oldest*float64(time.Second)) < o.Gone,
+			Final: o.Gone+time.Since(began) >= least && !remaining[i] && time.Duration(oldest*float64(time.Second)) < o.Gone,
 		}
 	}
 	return out, nil

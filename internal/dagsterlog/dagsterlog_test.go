@@ -167,25 +167,33 @@ func TestWhatWasSentHasAMomentToBeRead(t *testing.T) {
 // A role that does not see what others run waits longer instead.
 func TestARoleThatSeesNoTransactionsWaitsLonger(t *testing.T) {
 	f := newFixture(t)
-	const role, password = "stepfleet_log_reader", "x"
-	f.exec(`DO $$ BEGIN CREATE ROLE ` + role + ` LOGIN PASSWORD '` + password + `'; EXCEPTION WHEN duplicate_object THEN NULL; END $$`)
-	u, err := url.Parse(f.dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.User = url.UserPassword(role, password)
-	u.Scheme = "postgresql+psycopg2" // as Dagster's configuration may have it
-	reader := f.open(u.String())
-	_, err = reader.Endings(t.Context(), []stepfleet.Orphan{orphan("r", "a", 0, 0, 0)})
+	reader := f.login()
+	_, err := reader.Endings(t.Context(), []stepfleet.Orphan{orphan("r", "a", 0, 0, 0)})
 	if !errors.Is(err, stepfleet.ErrUnavailable) || !strings.Contains(err.Error(), "grant SELECT") {
 		t.Errorf("without the right to read: %v", err)
 	}
-	f.exec(`GRANT SELECT ON event_logs TO ` + role)
+	f.exec(`GRANT SELECT ON event_logs TO ` + readerRole)
 	for gone, want := range map[time.Duration]bool{time.Second: false, 4 * time.Second: true} {
 		if got := f.ending(reader, orphan("r", "a", 0, 0, gone)); got.Final != want {
 			t.Errorf("%s after the end: %+v", gone, got)
 		}
 	}
+}
+
+const readerRole = "stepfleet_log_reader"
+
+// login is the log as a role without any right has it.
+func (f *fixture) login() *dagsterlog.Log {
+	f.Helper()
+	const password = "x"
+	f.exec(`DO $$ BEGIN CREATE ROLE ` + readerRole + ` LOGIN PASSWORD '` + password + `'; EXCEPTION WHEN duplicate_object THEN NULL; END $$`)
+	u, err := url.Parse(f.dsn)
+	if err != nil {
+		f.Fatal(err)
+	}
+	u.User = url.UserPassword(readerRole, password)
+	u.Scheme = "postgresql+psycopg2" // as Dagster's configuration may have it
+	return f.open(u.String())
 }
 
 func TestALogThatCannotBeAskedIsUnavailable(t *testing.T) {

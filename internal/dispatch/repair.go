@@ -13,9 +13,9 @@ import (
 const (
 	repairEvery = time.Second            // looking for some
 	repairSoon  = 100 * time.Millisecond // the same while writes to Dagster's log may be under way
-	// inFlightMax is how long such writes are waited for: one that takes longer is stuck, and its
-	// task must end.
-	inFlightMax = 60 * time.Second
+	// inFlightMargin is how much longer than a statement may take such writes are waited for: one that
+	// is still there is stuck, and its task must end.
+	inFlightMargin = 5 * time.Second
 )
 
 // Duties that one server has at a time. The holder prolongs its hold as long as there is something
@@ -131,7 +131,7 @@ func (s *Server) judge(ctx context.Context, page []stepfleet.Orphan, log *LogOut
 			out = append(out, o.Decide(end.Event, "Dagster's log has its "+end.Event+"; "+o.Reason))
 		case end.Final:
 			out = append(out, o.Decide("", o.Reason))
-		case o.Gone >= inFlightMax:
+		case o.Gone >= o.InFlight+inFlightMargin:
 			out = append(out, o.Decide("", o.Reason+"; Dagster's log has no end of it, with writes still under way"))
 		default:
 			waiting = true

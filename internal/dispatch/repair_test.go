@@ -62,13 +62,31 @@ func TestALostAttemptWithProofOfDeathIsDecidedWithinASecond(t *testing.T) {
 	})
 }
 
+// A statement that waits behind a lock may take as long as its worker lets it.
+func TestAWriteIsWaitedForAsLongAsAStatementMayTake(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.log.set(false, time.Hour)
+		key := b.orphan("run-1")
+		lt := stepfleet.DefaultLifetimes()
+		longest := lt.RunLease - lt.SessionTTL
+		if err := lt.ValidateStatements(longest); err != nil || lt.ValidateStatements(longest+1) == nil {
+			t.Fatalf("%s is not the longest statement: %v", longest, err)
+		}
+		time.Sleep(longest)
+		b.log.show(key, stepfleet.EventSuccess)
+		time.Sleep(time.Second)
+		b.want("run-1", stepfleet.StateSucceeded)
+	})
+}
+
 func TestWritesThatNeverEndAreNotWaitedForForEver(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.log.set(false, time.Hour)
 		b.orphan("run-1")
-		time.Sleep(59 * time.Second)
+		lease := stepfleet.DefaultLifetimes().RunLease
+		time.Sleep(lease)
 		b.want("run-1", stepfleet.StateRunning)
-		time.Sleep(2 * time.Second)
+		time.Sleep(6 * time.Second)
 		if v := b.want("run-1", stepfleet.StateLost); !strings.Contains(v.Reason, "under way") {
 			t.Errorf("reason %q", v.Reason)
 		}
@@ -128,7 +146,7 @@ func TestAnAbandonedTaskIsDecided(t *testing.T) {
 		b.submit("run-1", "a")
 		session := b.worker(1)
 		ref := b.claimAndStart(session)
-		if errs, err := b.ledger.Abandon(b.ctx, session, []stepfleet.Ref{ref}, "killed in its last write"); err != nil || errs[0] != nil {
+		if errs, err := b.ledger.Abandon(b.ctx, session, []stepfleet.Ref{ref}, 42, "killed in its last write"); err != nil || errs[0] != nil {
 			t.Fatal(errs, err)
 		}
 		time.Sleep(1100 * time.Millisecond)

@@ -73,9 +73,10 @@ type task struct {
 	turn          int64
 	releasedFence stepfleet.Fence
 	deaths        int
-	// abandonedBy is the session that has abandoned the task, since when.
+	// abandonedBy is the session that has abandoned the task, since when, and process what had run it.
 	abandonedBy stepfleet.SessionID
 	abandonedAt time.Time
+	process     int
 }
 
 type session struct {

@@ -282,21 +282,21 @@ func (l *Ledger) Revoke(ctx context.Context, id stepfleet.SessionID, ref stepfle
 }
 
 // Abandon implements stepfleet.Claims.
-func (l *Ledger) Abandon(ctx context.Context, id stepfleet.SessionID, refs []stepfleet.Ref, reason string) (errs []error, err error) {
+func (l *Ledger) Abandon(ctx context.Context, id stepfleet.SessionID, refs []stepfleet.Ref, process int, reason string) (errs []error, err error) {
 	leave, err := l.enter(ctx, "abandon")
 	if err != nil {
 		return nil, err
 	}
 	defer leave(&err)
 	for _, ref := range refs {
-		errs = append(errs, l.abandon(id, ref, reason))
+		errs = append(errs, l.abandon(id, ref, process, reason))
 	}
 	return errs, nil
 }
 
-func (l *Ledger) abandon(id stepfleet.SessionID, ref stepfleet.Ref, reason string) error {
+func (l *Ledger) abandon(id stepfleet.SessionID, ref stepfleet.Ref, process int, reason string) error {
 	if t := l.owned(id, ref, stepfleet.StateRunning); t != nil {
-		t.abandonedBy, t.abandonedAt = id, l.now()
+		t.abandonedBy, t.abandonedAt, t.process = id, l.now(), process
 		l.move(t, stepfleet.VerbAbandon, stepfleet.StateRunning, actor(id), reason)
 		t.Session, t.Worker = 0, ""
 		return nil

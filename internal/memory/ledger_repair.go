@@ -40,13 +40,14 @@ func (l *Ledger) Orphans(ctx context.Context, after stepfleet.TaskID, max int) (
 		}
 		o := stepfleet.Orphan{
 			Ref: stepfleet.Ref{TaskID: t.ID, Fence: t.Fence}, Key: t.Key, Kind: t.Kind, CancelRequested: t.CancelRequested,
-			FirstAttempt: t.Attempt, Worker: s.Worker,
+			FirstAttempt: t.Attempt, Worker: s.Worker, InFlight: s.RunLease,
 		}
 		if t.Session == 0 {
 			o.Gone, o.Reason = l.since(t.abandonedAt), fmt.Sprintf("session %d has abandoned it", s.ID)
 		} else {
 			o.Gone, o.Reason = l.since(s.endedAt), fmt.Sprintf("session %d is dead: %s", s.ID, s.EndReason)
 		}
+		o.Connections = l.connections(t, s)
 		for _, other := range l.tasks {
 			if other.RunID == t.RunID && other.StepKey == t.StepKey {
 				o.FirstAttempt = min(o.FirstAttempt, other.Attempt)
@@ -55,6 +56,22 @@ func (l *Ledger) Orphans(ctx context.Context, after stepfleet.TaskID, max int) (
 		out = append(out, o)
 	}
 	return out, nil
+}
+
+// connections is the name of those that the orphan's process may have used.
+func (l *Ledger) connections(t *task, s *session) string {
+	if s.Instance == "" || t.Session == 0 && t.process == 0 {
+		return ""
+	}
+	if t.Session == 0 {
+		return stepfleet.ConnectionNameOf(s.Instance, t.process)
+	}
+	for _, later := range l.sessions {
+		if later.Instance == s.Instance && later.ID > s.ID {
+			return ""
+		}
+	}
+	return stepfleet.ConnectionNameOf(s.Instance, 0)
 }
 
 // Decide implements stepfleet.Keeper.

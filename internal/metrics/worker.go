@@ -189,8 +189,8 @@ func (w *work) givenUp(verb stepfleet.Verb, refs []stepfleet.Ref, errs []error) 
 	}
 }
 
-func (l worker) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
-	errs, err := l.Ledger.Abandon(ctx, session, refs, reason)
+func (l worker) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, process int, reason string) ([]error, error) {
+	errs, err := l.Ledger.Abandon(ctx, session, refs, process, reason)
 	l.w.givenUp(stepfleet.VerbAbandon, refs, errs)
 	return errs, err
 }

@@ -81,8 +81,8 @@ func (l ledger) Revoke(ctx context.Context, session stepfleet.SessionID, ref ste
 	return do(ctx, l.b, passing, "revoke", func() (stepfleet.Fence, error) { return l.Ledger.Revoke(ctx, session, ref, reason) })
 }
 
-func (l ledger) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
-	return do(ctx, l.b, passing, "abandon", func() ([]error, error) { return l.Ledger.Abandon(ctx, session, refs, reason) })
+func (l ledger) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, process int, reason string) ([]error, error) {
+	return do(ctx, l.b, passing, "abandon", func() ([]error, error) { return l.Ledger.Abandon(ctx, session, refs, process, reason) })
 }
 
 func (l ledger) Beat(ctx context.Context, server string) (time.Time, error) {

@@ -15,7 +15,8 @@ import (
 func (r *Relay) take(ctx context.Context, who *login) (*backend, error) {
 	key := who.key()
 	if b := r.pop(key); b != nil {
-		if b.ask("", pingTimeout) == nil {
+		taken, _ := who.names()
+		if b.ask(pingTimeout, rename(taken)) == nil {
 			return b, nil
 		}
 		// The others have come from where this one has. To ask them one by one would take as long
@@ -69,12 +70,18 @@ func (r *Relay) forget(key string) {
 }
 
 // give keeps a connection for the next client, its session reset, when the last one has left it
-// between two statements and outside a transaction.
-func (r *Relay) give(key string, b *backend, clean bool) {
-	if !clean || time.Since(b.born) > maxAge || b.ask("DISCARD ALL", resetTimeout) != nil {
+// between two statements and outside a transaction. A reset gives it back the name that it began with,
+// which is that of a process: whoever ends what that one has left must not take it for such.
+func (r *Relay) give(who *login, b *backend, clean bool) {
+	reset := []string{"DISCARD ALL"}
+	if _, idle := who.names(); idle != "" {
+		reset = append(reset, rename(idle))
+	}
+	if !clean || time.Since(b.born) > maxAge || b.ask(resetTimeout, reset...) != nil {
 		r.drop(b)
 		return
 	}
+	key := who.key()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.used, b)
@@ -84,6 +91,15 @@ func (r *Relay) give(key string, b *backend, clean bool) {
 	}
 	b.since = time.Now()
 	r.idle[key] = append(r.idle[key], b)
+}
+
+// rename is the statement that gives a connection its name; an empty one, which PostgreSQL answers like
+// any other, where it has none.
+func rename(name string) string {
+	if name == "" {
+		return ""
+	}
+	return "SET application_name = '" + name + "'" // of letters, digits and slashes
 }
 
 func (r *Relay) using(pid uint32, secret []byte) *backend {

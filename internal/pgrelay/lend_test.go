@@ -80,7 +80,7 @@ func TestAConnectionMadeSlowlyAnswersItsClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.close()
-	if err := b.ask("SELECT 1", resetTimeout); err != nil {
+	if err := b.ask(resetTimeout, "SELECT 1"); err != nil {
 		t.Errorf("the first statement: %v", err)
 	}
 }

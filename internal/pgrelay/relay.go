@@ -16,7 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"regexp"
 	"sync"
 	"time"
 
@@ -179,7 +181,7 @@ func (r *Relay) serve(ctx context.Context, client net.Conn) {
 		return
 	}
 	clean := b.welcome(client) == nil && carry(client, b, r.cfg.MayWrite)
-	r.give(who.key(), b, clean)
+	r.give(who, b, clean)
 }
 
 // login is what a client asks for.
@@ -188,9 +190,27 @@ type login struct {
 	params map[string]string
 }
 
-// key tells connections apart that may not serve in each other's place.
+// key tells connections apart that may not serve in each other's place. Whose they are is said anew with
+// each client.
 func (l *login) key() string {
-	return fmt.Sprintf("%q %q", l.dsn, l.params) // %q of a map is sorted
+	params := maps.Clone(l.params)
+	if options, ok := params["options"]; ok {
+		params["options"] = processName.ReplaceAllString(options, "$1")
+	}
+	return fmt.Sprintf("%q %q", l.dsn, params) // %q of a map is sorted
+}
+
+// processName is how a client's options name its connections: by what those of its worker begin with, and
+// its own number (stepfleet.ConnectionNameOf).
+var processName = regexp.MustCompile(`(-c application_name=(stepfleet/[0-9a-f]+)/)([0-9]+)`)
+
+// names are what the connection is called while the client has it, and while nobody has; nothing where the
+// client names none.
+func (l *login) names() (taken, idle string) {
+	if m := processName.FindStringSubmatch(l.params["options"]); m != nil {
+		return m[2] + "/" + m[3], m[2]
+	}
+	return "", ""
 }
 
 // maxLogin bounds the message with the connection string: room is made for what it says to have, before

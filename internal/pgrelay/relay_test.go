@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/pgrelay"
 	"github.com/stepfleet/stepfleet/internal/testenv"
 )
@@ -144,6 +146,42 @@ func TestTheNextClientGetsTheConnectionWithoutItsSession(t *testing.T) {
 	}
 	if memory == "77MB" || tables != 0 || locks != 0 {
 		t.Errorf("the session was handed on: work_mem %s, %d tables, %d locks", memory, tables, locks)
+	}
+}
+
+// Connections pass from one process to the next, and what is said of a process by the name must not pass on.
+func TestAConnectionHasTheNameOfWhoHasIt(t *testing.T) {
+	dsn := testenv.Postgres(t)
+	r := relay(t, always, 0)
+	named := func(process int) string {
+		u, err := url.Parse(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := u.Query()
+		q.Set("options", "-c statement_timeout=60s -c application_name="+stepfleet.ConnectionNameOf("i", process))
+		u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20")
+		return u.String()
+	}
+	is := func(name string) string { return "application_name = '" + name + "'" }
+	watcher := direct(t, dsn)
+	first := mustDial(t, r, named(11))
+	backend := pid(t, first)
+	await(t, watcher, backend, is(stepfleet.ConnectionNameOf("i", 11)), 1)
+	hangUp(t, first)
+	await(t, watcher, backend, is(stepfleet.ConnectionName("i")), 1)
+	second := next(t, r, named(22), backend)
+	await(t, watcher, backend, is(stepfleet.ConnectionNameOf("i", 22)), 1)
+	var timeout string
+	if err := second.QueryRow(t.Context(), "SHOW statement_timeout").Scan(&timeout); err != nil || timeout != "1min" {
+		t.Errorf("statement_timeout %q, %v", timeout, err)
+	}
+	hangUp(t, second)
+	await(t, watcher, backend, is(stepfleet.ConnectionName("i")), 1)
+	stranger := mustDial(t, r, dsn)
+	defer hangUp(t, stranger)
+	if pid(t, stranger) == backend {
+		t.Error("one that names no connection has got one with a name")
 	}
 }
 

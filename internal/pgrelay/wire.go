@@ -49,16 +49,29 @@ func (b *backend) welcome(client net.Conn) error {
 	return wire.Flush()
 }
 
-// ask sends one simple query on a connection that nobody uses, and reads its answer to the end.
-func (b *backend) ask(query string, timeout time.Duration) error {
+// ask sends simple queries at once, on a connection that nobody uses, and reads their answers to the end.
+func (b *backend) ask(timeout time.Duration, queries ...string) error {
 	_ = b.conn.SetDeadline(time.Now().Add(timeout)) // an error shows below
-	message, err := (&pgproto3.Query{String: query}).Encode(nil)
-	if err != nil {
+	var messages []byte
+	for _, query := range queries {
+		var err error
+		if messages, err = (&pgproto3.Query{String: query}).Encode(messages); err != nil {
+			return err
+		}
+	}
+	if _, err := b.conn.Write(messages); err != nil {
 		return err
 	}
-	if _, err := b.conn.Write(message); err != nil {
-		return err
+	for _, query := range queries {
+		if err := b.answer(query); err != nil {
+			return err
+		}
 	}
+	return b.conn.SetDeadline(time.Time{})
+}
+
+// answer reads the answer to one query to the end.
+func (b *backend) answer(query string) error {
 	for {
 		kind, length, err := peekHeader(b.r)
 		if err != nil {
@@ -68,14 +81,13 @@ func (b *backend) ask(query string, timeout time.Duration) error {
 			return fmt.Errorf("PostgreSQL refuses %q", query)
 		}
 		status, err := readBody(b.r, length)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if kind == 'Z' {
-			if status != idleStatus {
-				return fmt.Errorf("the session is not idle after %q", query)
-			}
-			return b.conn.SetDeadline(time.Time{})
+		case kind == 'Z' && status != idleStatus:
+			return fmt.Errorf("the session is not idle after %q", query)
+		case kind == 'Z':
+			return nil
 		}
 	}
 }

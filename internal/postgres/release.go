@@ -43,16 +43,16 @@ SELECT verdict FROM judged ORDER BY ord`
 
 // Release implements stepfleet.Claims.
 func (l *Ledger) Release(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
-	return l.giveUp(ctx, "release", release, session, refs, reason)
+	return l.giveUp(ctx, "release", release, session, refs, clean(reason))
 }
 
 // giveUp runs a statement by which a session lets go of tasks, once they are locked.
-func (l *Ledger) giveUp(ctx context.Context, verb, statement string, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
+func (l *Ledger) giveUp(ctx context.Context, verb, statement string, session stepfleet.SessionID, refs []stepfleet.Ref, more ...any) ([]error, error) {
 	ids, fences := split(refs)
 	var verdicts []string
 	err := l.run(ctx, fmt.Sprintf("%s %d tasks of session %d", verb, len(refs), session), idempotent, func(q *pgx.Batch) {
 		q.Queue(lockTasks, ids)
-		q.Queue(statement, session, ids, fences, clean(reason)).Query(scanVerdicts(&verdicts))
+		q.Queue(statement, append([]any{session, ids, fences}, more...)...).Query(scanVerdicts(&verdicts))
 	})
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ WITH given AS MATERIALIZED (
     FROM judged j WHERE t.id = j.task_id AND j.verdict = '' AND t.state = 'running' AND t.fence = j.fence
     RETURNING t.id, t.run_id, t.fence
 ), marked AS (
-    UPDATE stepfleet.held SET abandoned_at = clock_timestamp()
+    UPDATE stepfleet.held SET abandoned_at = clock_timestamp(), process = $5
     WHERE session_id = $1 AND task_id = ANY (ARRAY(SELECT id FROM won))
 ), aud AS (
     INSERT INTO stepfleet.audit (task_id, run_id, verb, actor, from_state, to_state, fence, refused, detail)
@@ -93,8 +93,8 @@ WITH given AS MATERIALIZED (
 SELECT verdict FROM judged ORDER BY ord`
 
 // Abandon implements stepfleet.Claims.
-func (l *Ledger) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, reason string) ([]error, error) {
-	return l.giveUp(ctx, "abandon", abandon, session, refs, reason)
+func (l *Ledger) Abandon(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref, process int, reason string) ([]error, error) {
+	return l.giveUp(ctx, "abandon", abandon, session, refs, clean(reason), process)
 }
 
 // revoke raises the fence under the owner's own process. The task is locked.

@@ -14,10 +14,17 @@ import (
 // orphans lists running tasks without an owner. Only of those does it read the task: of everything
 // that is held, the session's state and the mark of an abandoned task say enough. The OFFSET keeps the
 // planner to that order: it takes a state that is rare for a reason to read the whole table.
+//
+// Connections are told apart by the worker's instance, and of a dead session's only while no later one
+// of that instance can have any.
 const orphans = `
 SELECT t.id, t.fence, t.run_id, t.step_key, t.attempt, t.kind, t.cancel_requested,
     (SELECT min(o.attempt) FROM stepfleet.task o WHERE o.run_id = t.run_id AND o.step_hash = t.step_hash),
     extract(epoch FROM clock_timestamp() - coalesce(h.abandoned_at, s.ended_at))::float8,
+    extract(epoch FROM s.run_lease)::float8,
+    CASE WHEN h.process > 0 OR h.abandoned_at IS NULL
+        AND NOT EXISTS (SELECT FROM stepfleet.session l WHERE l.instance = s.instance AND l.id > s.id) THEN s.instance ELSE '' END,
+    h.process,
     'session ' || s.id || CASE WHEN h.abandoned_at IS NULL THEN ' is dead: ' || s.end_reason ELSE ' has abandoned it' END, s.worker
 FROM stepfleet.held h
 JOIN stepfleet.session s ON s.id = h.session_id AND (s.state = 'dead' OR h.abandoned_at IS NOT NULL)
@@ -72,10 +79,15 @@ RETURNING true`
 func (l *Ledger) Orphans(ctx context.Context, after stepfleet.TaskID, max int) ([]stepfleet.Orphan, error) {
 	scan := func(row pgx.CollectableRow) (stepfleet.Orphan, error) {
 		var o stepfleet.Orphan
-		var gone float64
+		var gone, inFlight float64
+		var instance string
+		var process int
 		err := row.Scan(&o.TaskID, &o.Fence, &o.RunID, &o.StepKey, &o.Attempt, &o.Kind, &o.CancelRequested,
-			&o.FirstAttempt, &gone, &o.Reason, &o.Worker)
-		o.Gone = seconds(gone)
+			&o.FirstAttempt, &gone, &inFlight, &instance, &process, &o.Reason, &o.Worker)
+		o.Gone, o.InFlight = seconds(gone), seconds(inFlight)
+		if instance != "" {
+			o.Connections = stepfleet.ConnectionNameOf(instance, process)
+		}
 		return o, err
 	}
 	return read(ctx, l, "list tasks that nobody owns", scan, orphans, int64(after), max)

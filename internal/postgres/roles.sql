@@ -17,7 +17,7 @@ GRANT SELECT, INSERT (worker, instance, host, pid, version, slots, session_ttl, 
     UPDATE (state, draining, renewed_at, ended_at, end_reason) ON stepfleet.session TO stepfleet_worker;
 GRANT SELECT, UPDATE (fence, released_fence, session_id, claimed_at, started_at, ended_at, state) ON stepfleet.task TO stepfleet_worker;
 GRANT SELECT, INSERT, DELETE, UPDATE (since) ON stepfleet.ready TO stepfleet_worker; -- claims lock what they take
-GRANT SELECT, INSERT, DELETE, UPDATE (abandoned_at) ON stepfleet.held TO stepfleet_worker;
+GRANT SELECT, INSERT, DELETE, UPDATE (abandoned_at, process) ON stepfleet.held TO stepfleet_worker;
 GRANT SELECT, UPDATE (turn) ON stepfleet.lane_turn TO stepfleet_worker;
 GRANT INSERT ON stepfleet.outcome, stepfleet.audit TO stepfleet_worker;
 GRANT USAGE ON SEQUENCE stepfleet.audit_id TO stepfleet_worker;

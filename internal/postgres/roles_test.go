@@ -99,7 +99,7 @@ var calls = []struct {
 		return second(l.TakeDuty(t.Context(), "repair", "s", time.Second))
 	}},
 	{"abandon", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
-		return second(l.Abandon(t.Context(), 999, []stepfleet.Ref{{TaskID: 1, Fence: 1}}, "x"))
+		return second(l.Abandon(t.Context(), 999, []stepfleet.Ref{{TaskID: 1, Fence: 1}}, 1, "x"))
 	}},
 	{"register", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
 		_, err := l.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Instance: "i"})

@@ -261,6 +261,7 @@ func (c *child) end(exit stepfleet.Exit) {
 		return
 	}
 	c.killGroup()
+	exit.PID = c.pid
 	c.hasExit, c.exit = true, exit
 	c.mu.Unlock()
 	_ = c.conn.SetReadDeadline(time.Now().Add(lastWords)) // fails only on a closed connection

@@ -168,7 +168,7 @@ func (o *port) release(_ context.Context, id stepfleet.SessionID, ref stepfleet.
 }
 
 func (o *port) abandon(_ context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) error {
-	return one(o, "abandon", func() ([]error, error) { return o.Ledger.Abandon(arrived, id, []stepfleet.Ref{ref}, why) })
+	return one(o, "abandon", func() ([]error, error) { return o.Ledger.Abandon(arrived, id, []stepfleet.Ref{ref}, 0, why) })
 }
 
 func (o *port) Revoke(_ context.Context, id stepfleet.SessionID, ref stepfleet.Ref, why string) (stepfleet.Fence, error) {

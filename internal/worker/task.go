@@ -328,7 +328,7 @@ func (t *task) report(ref stepfleet.Ref, exit stepfleet.Exit, started bool) erro
 func (t *task) abandon(ref stepfleet.Ref, exit stepfleet.Exit) error {
 	reason := "it was granted its ending event; " + describeExit(exit.Status)
 	err := retry(t.l.over, t.log, "abandon", func(ctx context.Context) error {
-		errs, err := t.l.w.ports.Claims.Abandon(ctx, t.l.session, []stepfleet.Ref{ref}, reason)
+		errs, err := t.l.w.ports.Claims.Abandon(ctx, t.l.session, []stepfleet.Ref{ref}, exit.PID, reason)
 		if err != nil {
 			return err
 		}

@@ -20,8 +20,15 @@ _PORT = 5432
 # is over with its run lease, should the server hold it up and nobody be left to see to it.
 TIMEOUT_VARIABLE = "STEPFLEET_STATEMENT_TIMEOUT"
 _TIMEOUT = re.compile(r"[1-9][0-9]*(ms|s|min)?")
-# What a pooler says that does not pass on what a connection begins with.
-_UNSUPPORTED = "unsupported startup parameter"
+# By what the connections of this worker's processes go, which the worker sets (ConnectionName in
+# connections.go). A server that decides how an attempt ended finds what its process has left by it,
+# and ends it. So the name must not get to a connection that others may use: it goes with a setting
+# that says nothing, and that nobody but PostgreSQL itself takes.
+NAME_VARIABLE = "STEPFLEET_CONNECTION_NAME"
+_NAME = re.compile(r"stepfleet/[0-9a-f]+")
+_NAMED = "-c stepfleet.named=on"
+# What a pooler says that does not pass on what a connection begins with: PgBouncer, and RDS Proxy.
+_UNSUPPORTED = ("unsupported startup parameter", "support command-line options")
 
 # What the relay's driver takes from a connection string as libpq does.
 _TOLD = frozenset({"host", "port", "user", "password", "dbname", "connect_timeout"}) | {
@@ -57,39 +64,43 @@ def use(engine: Any) -> None:
             return None
 
 
-def bound_statements(engine: Any) -> None:
-    """Has the server break off what takes too long, where the connection string says nothing of it,
-    and no pooler refuses that. It goes with the connection's start and costs no round trip."""
-    timeout = os.environ.get(TIMEOUT_VARIABLE, "")
-    if not _TIMEOUT.fullmatch(timeout) or engine.dialect.driver != "psycopg2":
+def introduce(engine: Any) -> None:
+    """Has connections begin with what the worker says of them: after how long the server breaks off
+    a statement, and whose they are. What the connection string says itself stands, and a pooler
+    that takes neither gets neither. It goes with the connection's start and costs no round trip."""
+    if engine.dialect.driver != "psycopg2":
         return
     import sqlalchemy.event
 
-    told: list[dict[str, Any]] = []
     refused = False
+    added = ""  # by the last connection, whose parameters the next one may find
 
     @sqlalchemy.event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, args: Any, params: dict[str, Any]) -> None:
-        own = params.get("options", "")
-        if not refused and "statement_timeout" not in f"{own} {args}":
-            params["options"] = f"{own} {_option(timeout)}".strip()
-            told.append(params)
+        nonlocal added
+        own = params.get("options", "").removesuffix(added).strip()
+        added = "" if refused else _options(f"{own} {args}", params)
+        if added or "options" in params:
+            params["options"] = f"{own} {added}".strip()
 
     @sqlalchemy.event.listens_for(engine, "handle_error")
     def failed(context: Any) -> None:
         nonlocal refused
-        if (
-            not refused
-            and context.connection is None
-            and _UNSUPPORTED in str(context.original_exception)
-        ):
+        said = str(context.original_exception)
+        if context.connection is None and any(words in said for words in _UNSUPPORTED):
             refused = True  # whoever connects tries again
-            for params in told:
-                params["options"] = params["options"].removesuffix(_option(timeout)).strip()
 
 
-def _option(timeout: str) -> str:
-    return f"-c statement_timeout={timeout}"
+def _options(own: str, params: Mapping[str, Any]) -> str:
+    options: list[str] = []
+    timeout = os.environ.get(TIMEOUT_VARIABLE, "")
+    if _TIMEOUT.fullmatch(timeout) and "statement_timeout" not in own:
+        options.append(f"-c statement_timeout={timeout}")
+    name = os.environ.get(NAME_VARIABLE, "")
+    said = "application_name" in params or "application_name" in own
+    if _NAME.fullmatch(name) and not said and "PGAPPNAME" not in os.environ:
+        options.append(f"{_NAMED} -c application_name={name}/{os.getpgrp()}")
+    return " ".join(options)
 
 
 def connection_string(args: Sequence[Any], params: Mapping[str, Any]) -> str | None:

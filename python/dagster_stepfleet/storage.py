@@ -250,7 +250,7 @@ def _engine(storage: Any, url: str) -> Any:
         from dagster._core.storage.sql import create_engine
 
         engine = create_engine(url, **options)
-    relay.bound_statements(engine)
+    relay.introduce(engine)
     if provider is None:
         relay.use(engine)
     _ping_when_stale(engine)

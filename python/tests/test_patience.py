@@ -339,6 +339,53 @@ def test_statements_are_bounded_where_nobody_else_has(
         assert _timeout(instance) == want, "of every connection"
 
 
+@pytest.mark.parametrize("timeout", ["1500ms", "0"])
+@pytest.mark.parametrize(
+    ("options", "without_options", "query", "want"),
+    [
+        ("", False, {}, "stepfleet/0123abcd/{group}"),
+        ("-csearch_path=public", False, {}, "stepfleet/0123abcd/{group}"),
+        ("-capplication_name=mine", False, {}, "mine"),
+        ("", False, {"application_name": "mine"}, "mine"),
+        ("", True, {}, ""),
+    ],
+)
+def test_connections_say_which_process_has_them(
+    tmp_path, proxy, monkeypatch, timeout, options, without_options, query, want
+):
+    monkeypatch.setenv(relay.TIMEOUT_VARIABLE, timeout)
+    monkeypatch.setenv(relay.NAME_VARIABLE, "stepfleet/0123abcd")
+    monkeypatch.setattr(patience, "_patience_seconds", 20.0)
+    url = sqlalchemy.make_url(proxy.url).update_query_dict(query)
+    if options:
+        url = url.update_query_dict({"options": options})
+    text = url.render_as_string(hide_password=False)
+    (tmp_path / "dagster.yaml").write_text(
+        f"telemetry: {{enabled: false}}\nstorage: {{postgres: {{postgres_url: '{text}'}}}}\n"
+    )
+    proxy.without_options = without_options
+    with DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+        storage.pool(instance)
+        assert _name(instance) == want.format(group=os.getpgrp())
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:  # as a template's, of a group of its own, which connects anew
+            try:
+                os.setpgid(0, 0)
+                os.write(write, _name(instance).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with open(read) as told:
+            assert told.read() == want.format(group=child)
+        os.waitpid(child, 0)
+
+
+def _name(instance) -> str:
+    with storage.storages(instance)[0]._connect() as connection:
+        return connection.exec_driver_sql("SHOW application_name").scalar()
+
+
 def test_a_write_that_took_too_long_is_made_again(instance, behind, postgres_url, monkeypatch):
     asked = Asked(monkeypatch)
     run = create_run(instance, "chain")

@@ -94,7 +94,7 @@ OWN_VARIABLES = frozenset(
     for name in (
         *("RUN_ID", "STEP_KEY", "ATTEMPT", "IDEMPOTENCY_KEY", "FENCE", "WORKER"),
         *("URL", "DEV_ID", "DEV_LIFE", "PREPARE", "SPOOL", "DATABASE_SOCKET"),
-        *("STATEMENT_TIMEOUT", "FENCED_EVENTS"),
+        *("STATEMENT_TIMEOUT", "FENCED_EVENTS", "CONNECTION_NAME"),
     )
 )
 
