@@ -189,11 +189,15 @@ func (c *workerCmd) ports(g *globals, m *metrics.Metrics, secret string) (worker
 	if err != nil {
 		return worker.Ports{}, nil, err
 	}
-	claims, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker", MaxConns: 4, Prepare: c.Prepare})
+	// A renewal that comes back closes the breaker for claims too: it is one database.
+	database := outage.New(m.Breaker("postgres", g.log))
+	options := postgres.Options{MayRepeat: database.MayRepeat, Logger: g.log, AppName: "stepfleet worker", MaxConns: 4, Prepare: c.Prepare}
+	claims, err := postgres.Open(g.ctx, dsn, options)
 	if err != nil {
 		return worker.Ports{}, nil, fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
-	renewals, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker renewals", MaxConns: 1, Prepare: c.Prepare})
+	options.AppName, options.MaxConns = "stepfleet worker renewals", 1
+	renewals, err := postgres.Open(g.ctx, dsn, options)
 	if err != nil {
 		claims.Close()
 		return worker.Ports{}, nil, err
@@ -206,8 +210,7 @@ func (c *workerCmd) ports(g *globals, m *metrics.Metrics, secret string) (worker
 	}
 	m.Pool("claims", func() metrics.Pool { return metrics.Pool(claims.PoolStats()) })
 	m.Pool("renewals", func() metrics.Pool { return metrics.Pool(renewals.PoolStats()) })
-	// A renewal that comes back closes the breaker for claims too: it is one database.
-	counted, database := m.Worker(), outage.New(m.Breaker("postgres", g.log))
+	counted := m.Worker()
 	notifier := &api.Notifier{Token: secret, Client: http.DefaultClient}
 	return worker.Ports{
 		Claims: outage.Ledger(counted(failpoint.Ledger(claims)), database), Renewals: outage.Ledger(counted(failpoint.Ledger(renewals)), database),
