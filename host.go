@@ -35,6 +35,9 @@ type Exit struct {
 
 // Process is one step process. Its methods may be called at any time, also after its end.
 type Process interface {
+	// Warm says whether the process waited ready when the job came. One that was started for it, or
+	// had to be waited for, was not.
+	Warm() bool
 	// Terminate asks the process to stop, with SIGTERM, as Dagster's own executors do.
 	Terminate()
 	// Interrupt asks once more, with SIGINT, for which a step that ignores SIGTERM may still have

@@ -228,8 +228,12 @@ func TestServerSaysWhatIsWrongWithTheSchemaAndServesWhenItIsMended(t *testing.T)
 	execSQL(t, dsn, fmt.Sprintf("INSERT INTO stepfleet.goose_db_version (version_id, is_applied) VALUES (%d, true)", newer))
 	awaitProbe(t, server+"/readyz", http.StatusServiceUnavailable, "the schema has version 4711")
 	awaitProbe(t, server+"/readyz", http.StatusServiceUnavailable, "upgrade this binary")
+	late := startProgram(t, t.TempDir(), env, "worker", "--queue", "default:1", "--host-mode", "cold")
+	lateURL := late.awaitLine(t, `worker begins.* probes=(\S+)`)
+	awaitProbe(t, lateURL+"/readyz", http.StatusServiceUnavailable, "upgrade this binary")
 	execSQL(t, dsn, fmt.Sprintf("DELETE FROM stepfleet.goose_db_version WHERE version_id = %d", newer))
 	awaitProbe(t, server+"/readyz", http.StatusOK, "")
+	awaitProbe(t, lateURL+"/readyz", http.StatusOK, "")
 }
 
 func execSQL(t *testing.T, dsn, sql string) {

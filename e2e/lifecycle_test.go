@@ -68,6 +68,7 @@ func TestStackStopsCleanlyAndGoesOn(t *testing.T) {
 	t.Run("a second dev is refused", func(t *testing.T) { testSecondDevIsRefused(t, d, project) })
 	done := d.dagster.launch(t, "one", config{})
 	d.dagster.awaitEnd(t, inputTimeout, done, dagsterapi.RunSuccess)
+	t.Run("every process has metrics", func(t *testing.T) { testMetricsOfEveryProcess(t, d) })
 	file, _ := release(t)
 	going := d.dagster.launch(t, "one", config{ops: map[string]any{"work": behaviour{"release": file}}})
 	d.awaitBegins(t, inputTimeout, 1, going)

@@ -60,12 +60,15 @@ func (c *serverCmd) Run(g *globals) error {
 		return err
 	}
 	defer listener.Close()
-	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet server", Prepare: c.Prepare})
+	counted := metrics.New(version)
+	database := outage.New(counted.Breaker("postgres", g.log))
+	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{
+		MayRepeat: database.MayRepeat, Logger: g.log, AppName: "stepfleet server", Prepare: c.Prepare,
+	})
 	if err != nil {
 		return fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
 	defer ledger.Close()
-	counted := metrics.New(version)
 	bells, err := sqs.Open(g.ctx, sqs.Options{Prefix: c.QueuePrefix, FIFO: c.QueueFIFO, OnRequest: counted.Requests(), Logger: g.log})
 	if err != nil {
 		return err
@@ -84,7 +87,7 @@ func (c *serverCmd) Run(g *globals) error {
 		Name: fmt.Sprintf("%s:%d", host, os.Getpid()), URL: address.String(), Queues: c.Queue,
 		Lifetimes: lifetimes, MaxPayloadBytes: c.MaxPayload, Dagster: c.dagster(g, counted), Logger: g.log,
 		EventLog: failpoint.EventLog(events), EventLogPatience: patience,
-	}, watchedLedger(g, counted, ledger), watchedRinger(g, counted, ringer{bells, c.CreateQueues}))
+	}, watchedLedger(counted, ledger, database), watchedRinger(g, counted, ringer{bells, c.CreateQueues}))
 	if err != nil {
 		return err
 	}
@@ -131,9 +134,9 @@ func tellUnfit(ctx context.Context, log *slog.Logger, check func(context.Context
 }
 
 // watchedLedger is the server's ledger, counted and behind its breaker.
-func watchedLedger(g *globals, m *metrics.Metrics, ledger *postgres.Ledger) stepfleet.Ledger {
+func watchedLedger(m *metrics.Metrics, ledger *postgres.Ledger, database *outage.Breaker) stepfleet.Ledger {
 	m.Pool("server", func() metrics.Pool { return metrics.Pool(ledger.PoolStats()) })
-	watched := outage.Ledger(m.Server(failpoint.Ledger(ledger)), outage.New(m.Breaker("postgres", g.log)))
+	watched := outage.Ledger(m.Server(failpoint.Ledger(ledger)), database)
 	m.Workers(watched)
 	return watched
 }

@@ -136,8 +136,8 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 		Python: c.Python, Mode: pyhost.Mode(c.HostMode), Preload: c.preload(), Idle: idle(spec),
 		Spool: c.spool(), DatabaseSocket: relay.Dir(), Env: c.storageEnv(lifetimes, spec.Instance), Logger: g.log,
 	})
-	ports.Host = failpoint.Host(host)
-	counted.IdleProcesses(host.Idle)
+	ports.Host = counted.Host(failpoint.Host(host))
+	counted.Children(host.Children)
 	counted.LocationsDown(host.Down)
 	w, err = worker.New(worker.Config{
 		Spec: spec, Lifetimes: lifetimes, StatementTimeout: c.statementTimeout(lifetimes), DrainTimeout: c.DrainTimeout, KillGrace: c.KillGrace,
@@ -189,11 +189,15 @@ func (c *workerCmd) ports(g *globals, m *metrics.Metrics, secret string) (worker
 	if err != nil {
 		return worker.Ports{}, nil, err
 	}
-	claims, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker", MaxConns: 4, Prepare: c.Prepare})
+	// A renewal that comes back closes the breaker for claims too: it is one database.
+	database := outage.New(m.Breaker("postgres", g.log))
+	options := postgres.Options{MayRepeat: database.MayRepeat, Logger: g.log, AppName: "stepfleet worker", MaxConns: 4, Prepare: c.Prepare}
+	claims, err := postgres.Open(g.ctx, dsn, options)
 	if err != nil {
 		return worker.Ports{}, nil, fmt.Errorf("STEPFLEET_DATABASE_URL: %w", err)
 	}
-	renewals, err := postgres.Open(g.ctx, dsn, postgres.Options{Logger: g.log, AppName: "stepfleet worker renewals", MaxConns: 1, Prepare: c.Prepare})
+	options.AppName, options.MaxConns = "stepfleet worker renewals", 1
+	renewals, err := postgres.Open(g.ctx, dsn, options)
 	if err != nil {
 		claims.Close()
 		return worker.Ports{}, nil, err
@@ -206,11 +210,9 @@ func (c *workerCmd) ports(g *globals, m *metrics.Metrics, secret string) (worker
 	}
 	m.Pool("claims", func() metrics.Pool { return metrics.Pool(claims.PoolStats()) })
 	m.Pool("renewals", func() metrics.Pool { return metrics.Pool(renewals.PoolStats()) })
-	// A renewal that comes back closes the breaker for claims too: it is one database.
-	counted, database := m.Worker(), outage.New(m.Breaker("postgres", g.log))
 	notifier := &api.Notifier{Token: secret, Client: http.DefaultClient}
 	return worker.Ports{
-		Claims: outage.Ledger(counted(failpoint.Ledger(claims)), database), Renewals: outage.Ledger(counted(failpoint.Ledger(renewals)), database),
+		Claims: outage.Ledger(m.Worker(failpoint.Ledger(claims)), database), Renewals: outage.Ledger(m.Worker(failpoint.Ledger(renewals)), database),
 		Bells:    outage.Listener(m.Listener(failpoint.Listener(bells)), outage.New(m.Breaker("sqs", g.log))),
 		Notifier: outage.NewNotifier(failpoint.Notify(notifier.Notify), func() *outage.Breaker { return outage.New(m.Breaker("server", g.log)) }),
 	}, closeBoth, nil

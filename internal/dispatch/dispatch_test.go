@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -424,6 +425,26 @@ func TestProofOfDeathTakesOverAtOnce(t *testing.T) {
 		if again, _ := b.ledger.Tasks(b.ctx, []stepfleet.TaskID{c.Leases[0].TaskID}); again[0].State != stepfleet.StateQueued {
 			t.Errorf("the lease is %s", again[0].State)
 		}
+	})
+}
+
+// Nothing ends a task that only waits, and how long it has waited is there to see.
+func TestATaskWaitsForAWorkerOfItsQueue(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.submit("run-1", "a")
+		if _, err := b.ledger.Register(b.ctx, stepfleet.SessionSpec{Worker: "other", Slots: map[string]int{"other": 4}}); err != nil {
+			t.Fatal(err)
+		}
+		const waited = 3 * time.Hour
+		time.Sleep(waited)
+		lanes, err := b.ledger.Lanes(b.ctx)
+		waits := func(l stepfleet.Lane) bool { return l.Queue == "default" && l.Ready == 1 && l.OldestAge >= waited }
+		if err != nil || !slices.ContainsFunc(lanes, waits) {
+			t.Errorf("the queues are %+v, %v", lanes, err)
+		}
+		session := b.worker(1)
+		b.settle(session, b.claimAndStart(session))
+		b.want("run-1", stepfleet.StateSucceeded)
 	})
 }
 

@@ -25,6 +25,13 @@ const Prefix = "stepfleet_"
 // maxScrape bounds what a scrape waits for the ledger.
 const maxScrape = 2 * time.Second
 
+// Histograms have classic buckets, and native ones for a Prometheus that asks for them: each a tenth wider
+// than the one before, and no more than so many.
+const (
+	nativeFactor  = 1.1
+	nativeBuckets = 160
+)
+
 // The classic buckets, in seconds: of one call or of what the fleet adds to a step, and of what a step
 // or its wait for a slot may take.
 var (
@@ -42,6 +49,7 @@ type Metrics struct {
 	breakers    *prometheus.GaugeVec
 	refused     *prometheus.CounterVec
 	pools       pools
+	work        *work
 }
 
 // series is what docs/metrics.md says of one name.
@@ -77,7 +85,10 @@ func (m *Metrics) gauge(name, help string, labels ...string) *prometheus.GaugeVe
 }
 
 func (m *Metrics) histogram(buckets []float64, name, help string, labels ...string) *prometheus.HistogramVec {
-	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: m.note("histogram", name, help, labels), Help: help, Buckets: buckets}, labels)
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: m.note("histogram", name, help, labels), Help: help, Buckets: buckets,
+		NativeHistogramBucketFactor: nativeFactor, NativeHistogramMaxBucketNumber: nativeBuckets,
+	}, labels)
 	m.registry.MustRegister(h)
 	return h
 }

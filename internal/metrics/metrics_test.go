@@ -3,6 +3,7 @@ package metrics
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,9 @@ as a bearer token (` + "`authorization: {credentials_file: ...}`" + ` in Prometh
 loopback name must be allowed with ` + "`--allow-host`" + `. The local AWS has no token and answers on loopback
 only.
 
+Histograms have classic buckets, and native ones for a Prometheus that scrapes them
+(` + "`scrape_native_histograms`" + `). There is no autoscaler yet, and so no series of one.
+
 No run, step, task or session is a label: queues, outcomes and error codes are few. For one task there
 is the ledger. Beside these there are Go's own series (` + "`go_`" + `) and the process's (` + "`process_`" + `).
 
@@ -56,8 +60,8 @@ func roles() map[string]*Metrics {
 	worker := New("test")
 	worker.Requests()
 	worker.Pool("claims", pool)
-	worker.Worker()
-	worker.IdleProcesses(func() int { return 3 })
+	worker.Worker(memory.NewLedger())
+	worker.Children(func() map[string]int { return map[string]int{"idle": 3} })
 	worker.LocationsDown(func() []string { return []string{"shop"} })
 	outage.Listener(worker.Listener(memory.NewBells()), breaker(worker, "sqs"))
 
@@ -91,8 +95,52 @@ func TestMetricsPageIsComplete(t *testing.T) {
 	}
 }
 
+// core are the series that dashboards and alerts are built on, by the process that has them.
+var core = map[string][]string{
+	"stepfleet server": {
+		"tasks_total", "task_queue_wait_seconds", "queue_oldest_age_seconds", "workers", "sqs_requests_total",
+		"db_pool_connections", "db_pool_max_connections", "db_pool_waits_total", "db_pool_wait_seconds_total", "build_info",
+	},
+	"stepfleet worker": {
+		"tasks_total", "task_claim_seconds", "step_start_overhead_seconds", "task_execution_seconds", "task_deliveries_total",
+		"fenced_writes_total", "lease_renewals_total", "python_children", "sqs_requests_total",
+		"db_pool_connections", "db_pool_max_connections", "db_pool_waits_total", "db_pool_wait_seconds_total", "build_info",
+	},
+	"stepfleet aws": {"build_info"},
+}
+
+func TestTheCoreSeriesAreThere(t *testing.T) {
+	all := roles()
+	for role, names := range core {
+		for _, name := range names {
+			if !slices.ContainsFunc(all[role].series, func(s series) bool { return s.name == Prefix+name }) {
+				t.Errorf("%s has no series %s", role, name)
+			}
+		}
+	}
+}
+
+// A Prometheus that asks for native histograms gets them beside the classic ones.
+func TestHistogramsAreNativeToo(t *testing.T) {
+	m := New("test")
+	m.histogram(callBuckets, "probe_seconds", "A probe.").WithLabelValues().Observe(.3)
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != Prefix+"probe_seconds" {
+			continue
+		}
+		h := f.GetMetric()[0].GetHistogram()
+		if len(h.GetPositiveSpan()) == 0 || len(h.GetBucket()) != len(callBuckets) {
+			t.Errorf("%d native spans and %d classic buckets", len(h.GetPositiveSpan()), len(h.GetBucket()))
+		}
+	}
+}
+
 // bounded are the labels there may be: each has few values, whatever runs.
-var bounded = []string{"queue", "outcome", "state", "code", "result", "verb", "kind", "op", "dependency", "pool", "route", "status", "version", "service", "code_location"}
+var bounded = []string{"queue", "outcome", "state", "code", "result", "verb", "kind", "op", "dependency", "pool", "mode", "route", "status", "version", "service", "code_location"}
 
 func TestLabelsAreBounded(t *testing.T) {
 	for role, m := range roles() {
@@ -168,8 +216,7 @@ func TestAFleetIsCounted(t *testing.T) {
 	serving, working := New("1.2.3"), New("1.2.3")
 	server := serving.Server(ledger)
 	serving.Workers(server)
-	around := working.Worker()
-	worker, renewals := around(ledger), around(ledger)
+	worker, renewals := working.Worker(ledger), working.Worker(ledger)
 	ctx := t.Context()
 
 	submit(t, server, "run-1", "a", "b", "c", "d")
@@ -193,13 +240,13 @@ func TestAFleetIsCounted(t *testing.T) {
 	}
 	want(t, scrape(t, working),
 		`stepfleet_build_info{version="1.2.3"} 1`,
-		`stepfleet_tasks_claimed_total{queue="default"} 3`,
+		`stepfleet_task_deliveries_total{kind="first",queue="default"} 3`,
+		`stepfleet_task_claim_seconds_count{queue="default"} 3`,
 		`stepfleet_claims_total{queue="default",result="tasks"} 1`,
 		`stepfleet_starts_total{code="ok",queue="default"} 2`,
-		`stepfleet_task_start_seconds_count{queue="default"} 2`,
 		`stepfleet_slots{queue="default"} 4`,
 		`stepfleet_slots_used{queue="default"} 3`,
-		`stepfleet_session_renewals_total{code="ok"} 1`,
+		`stepfleet_lease_renewals_total{result="ok"} 1`,
 		`stepfleet_sessions_total 1`,
 	)
 	want(t, scrape(t, serving),
@@ -235,7 +282,7 @@ func TestAFleetIsCounted(t *testing.T) {
 	want(t, scrape(t, working),
 		`stepfleet_tasks_total{outcome="succeeded",queue="default"} 1`,
 		`stepfleet_task_execution_seconds_sum{queue="default"} 2`,
-		`stepfleet_writes_refused_total{code="fenced",verb="settle"} 1`,
+		`stepfleet_fenced_writes_total{code="fenced",verb="settle"} 1`,
 		`stepfleet_slots_used{queue="default"} 0`,
 	)
 	want(t, scrape(t, serving),
@@ -245,6 +292,88 @@ func TestAFleetIsCounted(t *testing.T) {
 		`stepfleet_task_queue_wait_seconds_count{queue="default"} 1`,
 		`stepfleet_workers{state="alive"} 0`,
 	)
+}
+
+// launcher is a host whose processes waited ready when it is warm.
+type launcher struct {
+	stepfleet.Host
+	warm bool
+}
+
+func (l launcher) Launch(context.Context, stepfleet.Job, stepfleet.Gate) (stepfleet.Process, error) {
+	return launched{warm: l.warm}, nil
+}
+
+type launched struct {
+	stepfleet.Process
+	warm bool
+}
+
+func (l launched) Warm() bool { return l.warm }
+
+// The start may be recorded before the worker hears that its process has the task.
+func TestOverheadIsShownByMode(t *testing.T) {
+	ledger, m := memory.NewLedger(), New("test")
+	worker := m.Worker(ledger)
+	submit(t, ledger, "run-1", "a", "b", "c")
+	leases, session := claim(t, worker, "w", 3)
+	launch := func(i int, warm bool) {
+		if _, err := m.Host(launcher{warm: warm}).Launch(t.Context(), stepfleet.Job{Lease: leases[i]}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	launch(0, true)
+	start(t, worker, session, leases[0].Ref, leases[1].Ref)
+	start(t, worker, session, leases[0].Ref) // its answer was lost
+	launch(1, false)
+	launch(2, true) // it never starts
+	want(t, scrape(t, m),
+		`stepfleet_step_start_overhead_seconds_count{mode="warm",queue="default"} 1`,
+		`stepfleet_step_start_overhead_seconds_count{mode="cold",queue="default"} 1`,
+	)
+}
+
+func claim(t *testing.T, l stepfleet.Ledger, instance string, max int) ([]stepfleet.Lease, stepfleet.SessionID) {
+	t.Helper()
+	session, err := l.Register(t.Context(), stepfleet.SessionSpec{Worker: instance, Instance: instance, Slots: map[string]int{"default": 4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, ID: instance, Queue: "default", Max: max})
+	if err != nil || len(claimed.Leases) == 0 {
+		t.Fatal(claimed, err)
+	}
+	return claimed.Leases, session.ID
+}
+
+func start(t *testing.T, l stepfleet.Ledger, session stepfleet.SessionID, refs ...stepfleet.Ref) {
+	t.Helper()
+	errs, err := l.Start(t.Context(), session, refs)
+	if err := errors.Join(append(errs, err)...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// One task is delivered again after its worker gave it back, and a second time while it had it.
+func TestDeliveriesAreShownByKind(t *testing.T) {
+	ledger := memory.NewLedger()
+	first, second := New("test"), New("test")
+	one, two := first.Worker(ledger), second.Worker(ledger)
+	submit(t, ledger, "run-1", "a")
+	leases, session := claim(t, one, "one", 1)
+	if errs, err := ledger.Release(t.Context(), session, []stepfleet.Ref{leases[0].Ref}, "behind its back"); err != nil || errs[0] != nil {
+		t.Fatal(errs, err)
+	}
+	claim(t, two, "two", 1)
+	if errs, err := one.Start(t.Context(), session, []stepfleet.Ref{leases[0].Ref}); err != nil || !errors.Is(errs[0], stepfleet.ErrFenced) {
+		t.Fatal(errs, err)
+	}
+	want(t, scrape(t, first),
+		`stepfleet_task_deliveries_total{kind="first",queue="default"} 1`,
+		`stepfleet_task_deliveries_total{kind="duplicate",queue="default"} 1`,
+		`stepfleet_fenced_writes_total{code="fenced",verb="start"} 1`,
+	)
+	want(t, scrape(t, second), `stepfleet_task_deliveries_total{kind="redelivery",queue="default"} 1`)
 }
 
 func TestBellsAreCounted(t *testing.T) {
@@ -341,7 +470,7 @@ func TestPoolsAreShown(t *testing.T) {
 
 func BenchmarkACountedCall(b *testing.B) {
 	m := New("test")
-	l := outage.Ledger(m.Worker()(nothing{}), outage.New(m.Breaker("postgres", slog.New(slog.DiscardHandler))))
+	l := outage.Ledger(m.Worker(nothing{}), outage.New(m.Breaker("postgres", slog.New(slog.DiscardHandler))))
 	b.ReportAllocs()
 	for b.Loop() {
 		_, _ = l.Claim(b.Context(), stepfleet.ClaimRequest{Queue: "default"})

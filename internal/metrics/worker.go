@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -10,38 +11,46 @@ import (
 	"github.com/stepfleet/stepfleet"
 )
 
-// work is what a worker holds, as its calls of the ledger tell it.
+// work is what a worker holds, as its calls of the ledger and of the host tell it.
 type work struct {
-	claims, claimed, starts, ended, refused *prometheus.CounterVec
-	renewals                                *prometheus.CounterVec
-	sessions                                *prometheus.CounterVec
-	overhead, execution                     *prometheus.HistogramVec
+	claims, deliveries, starts, ended, fenced *prometheus.CounterVec
+	renewals                                  *prometheus.CounterVec
+	sessions                                  *prometheus.CounterVec
+	claim, overhead, execution                *prometheus.HistogramVec
 
 	mu      sync.Mutex
 	slots   map[string]int
-	held    map[stepfleet.TaskID]held
+	held    map[stepfleet.TaskID]*held
 	renewed time.Time // when the last renewal that came back was sent; zero without a session
 }
 
 type held struct {
 	queue string
-	asked time.Time // when the claim that got it was sent
+	asked time.Time     // when the claim that got it was sent
+	mode  string        // warm or cold, once it has a process
+	took  time.Duration // from the claim to the recorded start, once there is one
 }
 
-// Worker counts what a worker does. It returns what to put around each of its ledgers: the one for
-// claims and the one for renewals are counted together.
-func (m *Metrics) Worker() func(stepfleet.Ledger) stepfleet.Ledger {
+// Worker counts what a worker does with its ledgers: the one for claims and the one for renewals are
+// counted together.
+func (m *Metrics) Worker(l stepfleet.Ledger) stepfleet.Ledger { return worker{l, m.worker()} }
+
+func (m *Metrics) worker() *work {
+	if m.work != nil {
+		return m.work
+	}
 	w := &work{
-		claims:    m.counter("claims_total", "Claims, by what came of them: tasks, empty, or the code of a refusal.", "queue", "result"),
-		claimed:   m.counter("tasks_claimed_total", "Tasks that claims have got.", "queue"),
-		starts:    m.counter("starts_total", "Starts of user code asked for, by answer: ok or the code of a refusal.", "queue", "code"),
-		ended:     m.counter("tasks_total", endedHelp, "queue", "outcome"),
-		refused:   m.counter("writes_refused_total", "Writes of this worker that the ledger refused, such as those with an old fence.", "verb", "code"),
-		renewals:  m.counter("session_renewals_total", "Renewals of the session, by answer: ok or the code of a refusal.", "code"),
-		sessions:  m.counter("sessions_total", "Sessions that this process has begun."),
-		overhead:  m.histogram(callBuckets, "task_start_seconds", "From the claim that got a task to its recorded start: what this worker adds to a step.", "queue"),
-		execution: m.histogram(taskBuckets, "task_execution_seconds", "How long user code ran.", "queue"),
-		held:      map[stepfleet.TaskID]held{},
+		claims:     m.counter("claims_total", "Claims, by what came of them: tasks, empty, or the code of a refusal.", "queue", "result"),
+		claim:      m.histogram(callBuckets, "task_claim_seconds", "From asking the ledger for tasks to having them, for each task that was got.", "queue"),
+		deliveries: m.counter("task_deliveries_total", "Tasks got by claims: first, or a redelivery of one that a worker had held and not started. Of both, those are counted as duplicate once more that were another's when this worker wanted to start them.", "queue", "kind"),
+		starts:     m.counter("starts_total", "Starts of user code asked for, by answer: ok or the code of a refusal.", "queue", "code"),
+		ended:      m.counter("tasks_total", endedHelp, "queue", "outcome"),
+		fenced:     m.counter("fenced_writes_total", "Writes of this worker that the ledger refused, such as those with an old fence.", "verb", "code"),
+		renewals:   m.counter("lease_renewals_total", "Renewals of the session, by result: ok or the code of a refusal.", "result"),
+		sessions:   m.counter("sessions_total", "Sessions that this process has begun."),
+		overhead:   m.histogram(callBuckets, "step_start_overhead_seconds", "From the claim that got a task to its recorded start: what this worker adds to a step. Warm, when a process waited ready for it, else cold.", "queue", "mode"),
+		execution:  m.histogram(taskBuckets, "task_execution_seconds", "How long user code ran.", "queue"),
+		held:       map[stepfleet.TaskID]*held{},
 	}
 	slots := m.desc("gauge", "slots", "Slots of this worker.", "queue")
 	used := m.desc("gauge", "slots_used", "Slots that hold a task.", "queue")
@@ -61,13 +70,54 @@ func (m *Metrics) Worker() func(stepfleet.Ledger) stepfleet.Ledger {
 			to <- gaugeOf(age, time.Since(w.renewed).Seconds())
 		}
 	}, slots, used, age)
-	return func(l stepfleet.Ledger) stepfleet.Ledger { return worker{l, w} }
+	m.work = w
+	return w
 }
 
-// IdleProcesses shows how many processes wait ready for a task.
-func (m *Metrics) IdleProcesses(read func() int) {
-	idle := m.desc("gauge", "idle_processes", "Warm Python processes that wait for a task.")
-	m.scraped(func(to chan<- prometheus.Metric) { to <- gaugeOf(idle, float64(read())) }, idle)
+// Host notes which tasks found a process that waited for them.
+func (m *Metrics) Host(h stepfleet.Host) stepfleet.Host { return host{h, m.worker()} }
+
+type host struct {
+	stepfleet.Host
+	w *work
+}
+
+func (h host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gate) (stepfleet.Process, error) {
+	process, err := h.Host.Launch(ctx, job, gate)
+	if err == nil {
+		mode := "cold"
+		if process.Warm() {
+			mode = "warm"
+		}
+		h.w.started(job.TaskID, func(held *held) { held.mode = mode })
+	}
+	return process, err
+}
+
+// started notes one of two things that are told of a task's start in either order, and with the second
+// how long it has taken.
+func (w *work) started(id stepfleet.TaskID, note func(*held)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := w.held[id]
+	if h == nil {
+		return // of a session that is over
+	}
+	known := h.mode != "" && h.took != 0
+	note(h)
+	if !known && h.mode != "" && h.took != 0 {
+		w.overhead.WithLabelValues(h.queue, h.mode).Observe(h.took.Seconds())
+	}
+}
+
+// Children shows how many step processes there are in each state.
+func (m *Metrics) Children(read func() map[string]int) {
+	children := m.desc("gauge", "python_children", "Step processes: starting, idle while they wait for a task, or busy with one.", "state")
+	m.scraped(func(to chan<- prometheus.Metric) {
+		for state, n := range read() {
+			to <- gaugeOf(children, float64(n), state)
+		}
+	}, children)
 }
 
 // LocationsDown shows which code locations do not load. Their names are those of the command line.
@@ -131,15 +181,25 @@ func (l worker) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepflee
 		result = "empty"
 	default:
 		result = "tasks"
-		l.w.claimed.WithLabelValues(req.Queue).Add(float64(len(claimed.Leases)))
-		l.w.mu.Lock()
-		for _, lease := range claimed.Leases {
-			l.w.held[lease.TaskID] = held{req.Queue, asked}
-		}
-		l.w.mu.Unlock()
+		l.w.got(req.Queue, asked, claimed.Leases)
 	}
 	l.w.claims.WithLabelValues(req.Queue, result).Inc()
 	return claimed, err
+}
+
+func (w *work) got(queue string, asked time.Time, leases []stepfleet.Lease) {
+	took := time.Since(asked)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, lease := range leases {
+		kind := "first"
+		if lease.Fence > 1 { // each change of owner raises it
+			kind = "redelivery"
+		}
+		w.deliveries.WithLabelValues(queue, kind).Inc()
+		w.claim.WithLabelValues(queue).Observe(took.Seconds())
+		w.held[lease.TaskID] = &held{queue: queue, asked: asked}
+	}
 }
 
 func (l worker) Start(ctx context.Context, session stepfleet.SessionID, refs []stepfleet.Ref) ([]error, error) {
@@ -147,11 +207,14 @@ func (l worker) Start(ctx context.Context, session stepfleet.SessionID, refs []s
 	for i, each := range errs {
 		h := l.w.get(refs[i].TaskID)
 		l.w.starts.WithLabelValues(h.queue, codeOf(each)).Inc()
+		if errors.Is(each, stepfleet.ErrFenced) {
+			l.w.deliveries.WithLabelValues(h.queue, "duplicate").Inc()
+		}
 		if refusal := stepfleet.RefusalOf(each); refusal != nil && !refusal.Retry {
 			l.w.refuse(stepfleet.VerbStart, each)
 			l.w.drop(refs[i].TaskID)
-		} else if each == nil && !h.asked.IsZero() {
-			l.w.overhead.WithLabelValues(h.queue).Observe(time.Since(h.asked).Seconds())
+		} else if each == nil {
+			l.w.started(refs[i].TaskID, func(h *held) { h.took = max(time.Since(h.asked), 1) })
 		}
 	}
 	return errs, err
@@ -204,13 +267,16 @@ func (l worker) Revoke(ctx context.Context, session stepfleet.SessionID, ref ste
 }
 
 func (w *work) refuse(verb stepfleet.Verb, err error) {
-	w.refused.WithLabelValues(string(verb), codeOf(err)).Inc()
+	w.fenced.WithLabelValues(string(verb), codeOf(err)).Inc()
 }
 
 func (w *work) get(id stepfleet.TaskID) held {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.held[id]
+	if h := w.held[id]; h != nil {
+		return *h
+	}
+	return held{}
 }
 
 // drop forgets a task that this worker no longer holds.
@@ -219,5 +285,8 @@ func (w *work) drop(id stepfleet.TaskID) held {
 	defer w.mu.Unlock()
 	h := w.held[id]
 	delete(w.held, id)
-	return h
+	if h == nil {
+		return held{}
+	}
+	return *h
 }

@@ -97,6 +97,10 @@ const (
 	passing kind = true  // it is made
 )
 
+// MayRepeat says whether an adapter may repeat a call within itself, before anybody hears that it found
+// nobody: while the breaker is closed, and within the retry budget.
+func (b *Breaker) MayRepeat() bool { return b.State() == Closed && b.budget.spend(time.Now()) }
+
 // call is one call that is under way.
 type call struct {
 	kind  kind

@@ -270,6 +270,31 @@ func TestTheRetryBudget(t *testing.T) {
 }
 
 // A settle that is not recorded keeps a run waiting: the budget is not for what always passes.
+// Repeats within a call count as any other, and an open breaker lets none through: a probe is one call.
+func TestRepeatsWithinACallAreInTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Dependency: "ledger"})
+		repeats := func() (n int) {
+			for b.MayRepeat() {
+				n++
+			}
+			return n
+		}
+		if n := repeats(); n != repeatsSaved+1 { // and one by the trickle
+			t.Errorf("%d repeats without a call", n)
+		}
+		for range 3 * callsPerRepeat {
+			asked(b, guarded, nil)
+		}
+		if n := repeats(); n != 3 {
+			t.Errorf("%d repeats of %d calls", n, 3*callsPerRepeat)
+		}
+	})
+	if opened(t).MayRepeat() {
+		t.Error("a call that an open breaker let pass may be repeated")
+	}
+}
+
 func TestTheRetryBudgetHoldsUpNoSettle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{Dependency: "ledger"})

@@ -217,3 +217,31 @@ func TestDirectDependenciesAreDocumented(t *testing.T) {
 		}
 	}
 }
+
+// fewestKept are the inputs that every fuzz target of the product begins with, and plain tests run.
+const fewestKept = 20
+
+var fuzzTarget = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`)
+
+func TestEveryFuzzTargetHasKeptInputs(t *testing.T) {
+	targets := 0
+	walk(t, func(path string) {
+		if !strings.HasSuffix(path, "_test.go") || strings.Contains(path, "/localaws/") {
+			return
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range fuzzTarget.FindAllStringSubmatch(string(raw), -1) {
+			targets++
+			kept := filepath.Join(filepath.Dir(path), "testdata", "fuzz", found[1])
+			if files, _ := os.ReadDir(kept); len(files) < fewestKept {
+				t.Errorf("%s has %d inputs, want %d: keep what scripts/fuzz has found, from $(go env GOCACHE)/fuzz, and what a person would try", kept, len(files), fewestKept)
+			}
+		}
+	})
+	if targets < 10 {
+		t.Errorf("there are %d fuzz targets: has their form changed?", targets)
+	}
+}

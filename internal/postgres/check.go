@@ -43,11 +43,11 @@ func (l *Ledger) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return f.judge(l.opts.MinServerVersion, SchemaVersion(), l.opts.AllowUnsafe)
+	return f.judge(l.opts.MinServerVersion, SchemaVersion())
 }
 
 // judge says what is wrong and what to do about it, the first thing first.
-func (f facts) judge(minServer int, want int64, allowUnsafe bool) error {
+func (f facts) judge(minServer int, want int64) error {
 	refuse := func(r *stepfleet.Refusal, format string, args ...any) error {
 		return fmt.Errorf("check ledger: %w: %s", r, fmt.Sprintf(format, args...))
 	}
@@ -58,9 +58,9 @@ func (f facts) judge(minServer int, want int64, allowUnsafe bool) error {
 		return refuse(stepfleet.ErrUnavailable, "the server is a replica (or recovers): connect to the primary")
 	case f.readOnly:
 		return refuse(stepfleet.ErrUnavailable, "transactions are read-only: check default_transaction_read_only of the role, database and server")
-	case f.fsync != "on" && !allowUnsafe:
+	case f.fsync != "on":
 		return refuse(stepfleet.ErrSchema, "fsync is off, so acknowledged work can be lost: set fsync = on")
-	case f.synchronousCommit == "off" && !allowUnsafe:
+	case f.synchronousCommit == "off":
 		return refuse(stepfleet.ErrSchema, "synchronous_commit is off, so acknowledged work can be lost: set it to on for stepfleet's role")
 	case f.schema == 0:
 		return refuse(stepfleet.ErrSchema, "the schema is not there: run `stepfleet migrate`")

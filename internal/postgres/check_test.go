@@ -10,25 +10,23 @@ import (
 
 func TestJudgeSaysWhatToDo(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		spoil  func(*facts)
-		want   *stepfleet.Refusal
-		text   string
-		unsafe bool
+		name  string
+		spoil func(*facts)
+		want  *stepfleet.Refusal
+		text  string
 	}{
-		{"good", func(*facts) {}, nil, "", false},
-		{"old", func(f *facts) { f.serverVersion, f.version = 140002, "14.2" }, stepfleet.ErrSchema, "PostgreSQL 14.2 is too old: stepfleet needs 15 or newer", false},
-		{"replica", func(f *facts) { f.inRecovery = true }, stepfleet.ErrUnavailable, "connect to the primary", false},
-		{"read-only", func(f *facts) { f.readOnly = true }, stepfleet.ErrUnavailable, "default_transaction_read_only", false},
-		{"fsync", func(f *facts) { f.fsync = "off" }, stepfleet.ErrSchema, "set fsync = on", false},
-		{"fsync allowed", func(f *facts) { f.fsync = "off" }, nil, "", true},
-		{"commit", func(f *facts) { f.synchronousCommit = "off" }, stepfleet.ErrSchema, "synchronous_commit", false},
-		{"no schema", func(f *facts) { f.schema = 0 }, stepfleet.ErrSchema, "run `stepfleet migrate`", false},
-		{"newer", func(f *facts) { f.schema++ }, stepfleet.ErrSchema, "upgrade this binary", false},
+		{"good", func(*facts) {}, nil, ""},
+		{"old", func(f *facts) { f.serverVersion, f.version = 140002, "14.2" }, stepfleet.ErrSchema, "PostgreSQL 14.2 is too old: stepfleet needs 15 or newer"},
+		{"replica", func(f *facts) { f.inRecovery = true }, stepfleet.ErrUnavailable, "connect to the primary"},
+		{"read-only", func(f *facts) { f.readOnly = true }, stepfleet.ErrUnavailable, "default_transaction_read_only"},
+		{"fsync", func(f *facts) { f.fsync = "off" }, stepfleet.ErrSchema, "set fsync = on"},
+		{"commit", func(f *facts) { f.synchronousCommit = "off" }, stepfleet.ErrSchema, "synchronous_commit"},
+		{"no schema", func(f *facts) { f.schema = 0 }, stepfleet.ErrSchema, "run `stepfleet migrate`"},
+		{"newer", func(f *facts) { f.schema++ }, stepfleet.ErrSchema, "upgrade this binary"},
 	} {
 		f := facts{serverVersion: 160004, version: "16.4", fsync: "on", synchronousCommit: "on", schema: SchemaVersion()}
 		c.spoil(&f)
-		err := f.judge(DefaultMinServerVersion, SchemaVersion(), c.unsafe)
+		err := f.judge(DefaultMinServerVersion, SchemaVersion())
 		if stepfleet.RefusalOf(err) != c.want || c.want != nil && !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", c.name, err)
 		}

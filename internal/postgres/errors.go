@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -17,6 +18,11 @@ import (
 // maxTries bounds one method's attempts: PostgreSQL's own requests to try again, and lost
 // connections where trying again is harmless. Longer outages are the caller's to wait out.
 const maxTries = 3
+
+// pauseCeilings bound the pauses before the repeats, which are far shorter than those of
+// stepfleet.Backoff: a deadlock is over once it was broken, and a connection that was cut while it was idle
+// is replaced by the next one. With full jitter those who failed together do not come back together.
+var pauseCeilings = [maxTries - 1]time.Duration{10 * time.Millisecond, 40 * time.Millisecond}
 
 // repeatable says what may be done about a lost connection.
 type repeatable bool
@@ -43,11 +49,11 @@ func (l *Ledger) run(ctx context.Context, op string, again repeatable, queue fun
 		if err == nil {
 			return nil
 		}
-		if try == maxTries || ctx.Err() != nil || !mayRepeat(err, again) {
+		if try == maxTries || ctx.Err() != nil || !mayRepeat(err, again) || !l.opts.MayRepeat() {
 			return wrap(op, err)
 		}
 		l.log.Debug("ledger call repeated", "op", op, "try", try, "error", err)
-		if wait(ctx, time.Duration(try*try)*10*time.Millisecond) != nil {
+		if wait(ctx, rand.N(pauseCeilings[try-1])) != nil {
 			return wrap(op, err)
 		}
 	}

@@ -32,6 +32,27 @@ func TestCutConnectionsAreRetried(t *testing.T) {
 	}
 }
 
+// Where the budget for repeats is used up, a lost connection is the caller's to wait out, who hears what it is.
+func TestRepeatsKeepToTheBudget(t *testing.T) {
+	dsn := testenv.Migrated(t)
+	pool := rawPool(t, dsn)
+	left := 1
+	l := open(t, dsn, postgres.Options{MaxConns: 1, MayRepeat: func() bool { left--; return left >= 0 }})
+	for i, want := range []error{nil, nil, stepfleet.ErrUnavailable} {
+		if _, err := l.Submit(t.Context(), one("r", "a")); !errors.Is(err, want) {
+			t.Fatalf("submit %d: %v, want %v", i, err, want)
+		}
+		_, err := pool.Exec(t.Context(), `SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'stepfleet'`)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left != -1 {
+		t.Errorf("the budget was asked %d times, want once for each lost connection", 1-left)
+	}
+}
+
 // What was acknowledged before the server was killed is there when it is back, and the same
 // ledger goes on.
 func TestKilledServer(t *testing.T) {

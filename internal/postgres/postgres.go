@@ -45,13 +45,14 @@ type Options struct {
 	MaxConns int
 	// MinServerVersion as in server_version_num; 0 is PostgreSQL 15.
 	MinServerVersion int
-	// AllowUnsafe lets Check pass on a server that may lose acknowledged commits.
-	AllowUnsafe bool
 	// Prepare keeps statements prepared on their connection, which halves the database's work for
 	// a single task. Not behind a pooler in transaction mode, unless it tracks prepared statements.
 	Prepare bool
 	// AppName is shown in pg_stat_activity; empty is "stepfleet".
 	AppName string
+	// MayRepeat is asked before a call is repeated within itself: the retry budget of whoever watches the
+	// database. Nil always lets it.
+	MayRepeat func() bool
 	// Logger hears of retries and of partitions that could not be made; nil is quiet.
 	Logger *slog.Logger
 }
@@ -75,6 +76,9 @@ func Open(ctx context.Context, dsn string, opts Options) (*Ledger, error) {
 	}
 	if opts.MinServerVersion == 0 {
 		opts.MinServerVersion = DefaultMinServerVersion
+	}
+	if opts.MayRepeat == nil {
+		opts.MayRepeat = func() bool { return true }
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)

@@ -25,7 +25,9 @@ const (
 // child is one step process: idle, then busy with one task, then gone.
 type child struct {
 	conn    *net.UnixConn
-	reaper  int // the template that reaps it; 0 when this process does
+	reaper  int       // the template that reaps it; 0 when this process does
+	since   time.Time // when it was put among those that wait
+	warm    bool      // it waited ready when its task came
 	log     *slog.Logger
 	ready   chan struct{} // closed when it waits for a task
 	ended   chan struct{} // closed when it has told its result, since its step's end is in the log
@@ -275,6 +277,9 @@ func (c *child) killGroup() {
 		_ = syscall.Kill(-c.pid, syscall.SIGKILL) // no such group: nothing left to kill
 	}
 }
+
+// Warm implements stepfleet.Process.
+func (c *child) Warm() bool { return c.warm }
 
 // Terminate implements stepfleet.Process.
 func (c *child) Terminate() { c.signal(syscall.SIGTERM) }

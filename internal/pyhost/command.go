@@ -100,6 +100,7 @@ func startCold(ctx context.Context, cfg Config) (*child, error) {
 		return nil, err
 	}
 	c := newChild(conn, 0, cfg.Logger)
+	cfg.children.add(c)
 	c.setPID(proc.cmd.Process.Pid)
 	go func() {
 		<-proc.gone

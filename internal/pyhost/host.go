@@ -61,6 +61,8 @@ type Config struct {
 	// Env is what the processes find in their environment besides, as NAME=value.
 	Env    []string
 	Logger *slog.Logger
+
+	children *children // of the host that has this configuration
 }
 
 const (
@@ -90,6 +92,7 @@ type Host struct {
 
 // New returns a host that has no process yet.
 func New(cfg Config) *Host {
+	cfg.children = &children{all: map[*child]struct{}{}}
 	h := &Host{cfg: cfg, log: cfg.Logger, settled: make(chan struct{})}
 	if cfg.Spool != "" {
 		h.logs = newLogKeeper(cfg)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -156,6 +157,16 @@ func receiveWithin(t *testing.T, c <-chan struct{}, otherwise string) {
 	}
 }
 
+// awaitChildren waits until the host has these step processes.
+func awaitChildren(t *testing.T, h *pyhost.Host, want map[string]int) {
+	t.Helper()
+	for end := time.Now().Add(wait); !maps.Equal(h.Children(), want); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("there are the processes %v, want %v", h.Children(), want)
+		}
+	}
+}
+
 func modes(t *testing.T, f func(t *testing.T, mode pyhost.Mode)) {
 	for _, mode := range []pyhost.Mode{pyhost.ModeFork, pyhost.ModeCold} {
 		t.Run(string(mode), func(t *testing.T) { f(t, mode) })
@@ -172,7 +183,18 @@ func TestAStepRunsAndReports(t *testing.T) {
 		t.Setenv("THEIR_SETTING", "-user")
 		t.Setenv("STEPFLEET_WITHHELD_ENV", "SOMETHING_ELSE,OUR_SETTING")
 		gate := newGate()
-		exit := exitOf(t, launch(t, startHost(t, mode, dir), run, payload, gate))
+		host := startHost(t, mode, dir)
+		if mode == pyhost.ModeFork {
+			awaitChildren(t, host, map[string]int{"starting": 0, "idle": 1, "busy": 0})
+		}
+		p := launch(t, host, run, payload, gate)
+		if p.Warm() != (mode == pyhost.ModeFork) {
+			t.Errorf("the process of mode %s is warm: %t", mode, p.Warm())
+		}
+		exit := exitOf(t, p)
+		if mode == pyhost.ModeCold {
+			awaitChildren(t, host, map[string]int{"starting": 0, "idle": 0, "busy": 0})
+		}
 		if exit.Result == nil || !exit.Result.Success || exit.Result.Event != "STEP_SUCCESS" || exit.Status != 0 {
 			t.Fatalf("exit %+v result %+v", exit, exit.Result)
 		}

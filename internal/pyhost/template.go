@@ -18,6 +18,7 @@ type template struct {
 	conn *net.UnixConn
 	proc *command
 	log  *slog.Logger
+	all  *children // of its host, from any template
 
 	loaded chan frame
 	idle   chan *child   // ready, not yet taken
@@ -47,7 +48,7 @@ func startTemplate(cfg Config) (*template, error) {
 		return nil, err
 	}
 	t := &template{
-		conn: conn, proc: proc, log: cfg.Logger,
+		conn: conn, proc: proc, log: cfg.Logger, all: cfg.children,
 		loaded:   make(chan frame, 1),
 		idle:     make(chan *child, max(cfg.Idle, 1)),
 		want:     make(chan struct{}, max(cfg.Idle, 1)),
@@ -180,6 +181,7 @@ func (t *template) pauseAfter(c *child, fails int) int {
 func (t *template) offer(c *child) {
 	select {
 	case <-c.ready:
+		c.since = time.Now()
 		t.idle <- c // has room: there are no more children than tokens
 	case <-c.Done():
 		t.want <- struct{}{}
@@ -188,9 +190,11 @@ func (t *template) offer(c *child) {
 
 // take returns an idle child and lets another one be forked in its place.
 func (t *template) take(ctx context.Context) (*child, error) {
+	asked := time.Now()
 	select {
 	case c := <-t.idle:
 		t.want <- struct{}{}
+		c.warm = c.since.Before(asked)
 		return c, nil
 	case <-t.gone:
 		return nil, fmt.Errorf("%w: %w", errTemplateGone, t.err())
@@ -215,6 +219,7 @@ func (t *template) fork() (*child, error) {
 	t.next++
 	id := t.next
 	c := newChild(conn, t.proc.cmd.Process.Pid, t.log)
+	t.all.add(c)
 	t.children[id] = c
 	t.mu.Unlock()
 	err = sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs)

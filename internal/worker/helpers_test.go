@@ -283,6 +283,8 @@ type scriptedProcess struct {
 	exit stepfleet.Exit
 }
 
+func (p *scriptedProcess) Warm() bool { return true }
+
 func (p *scriptedProcess) Terminate() { p.signals <- "terminate" }
 
 func (p *scriptedProcess) Interrupt() { p.signals <- "interrupt" }

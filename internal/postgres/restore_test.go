@@ -1,0 +1,109 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/postgres"
+	"github.com/stepfleet/stepfleet/internal/testenv"
+)
+
+// A backup that is restored, or a failover to a replica that lags, takes back what was acknowledged since.
+// Whoever knows of that is told, and nothing of theirs is written: executors by the epoch of their run,
+// workers by their session.
+func TestARestoredBackupRefusesWhoKnowsMore(t *testing.T) {
+	dsn := testenv.Migrated(t)
+	before, err := postgres.Open(t.Context(), dsn, postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	takeEpoch(t, before, "taken over since", "first", 1)
+	before.Close() // a copy is made without users
+	backup := copyOf(t, dsn)
+
+	l := open(t, dsn, postgres.Options{})
+	takeEpoch(t, l, "taken over since", "second", 2)
+	takeEpoch(t, l, "begun since", "first", 1)
+	if _, err := l.Submit(t.Context(), one("submitted since", "a")); err != nil {
+		t.Fatal(err)
+	}
+	session, err := l.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Slots: map[string]int{"default": 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, ID: "c", Queue: "default", Max: 1})
+	if err != nil || len(claimed.Leases) != 1 {
+		t.Fatal(claimed, err)
+	}
+	refs := []stepfleet.Ref{claimed.Leases[0].Ref}
+	if errs, err := l.Start(t.Context(), session.ID, refs); err != nil || errs[0] != nil {
+		t.Fatal(errs, err)
+	}
+
+	restored := open(t, backup, postgres.Options{})
+	for run, epoch := range map[string]stepfleet.Epoch{"taken over since": 2, "begun since": 1} {
+		batch := one(run, "a")
+		batch.Epoch, batch.Tasks[0].Kind = epoch, stepfleet.KindStep
+		if _, err := restored.Submit(t.Context(), batch); !errors.Is(err, stepfleet.ErrNotFound) {
+			t.Errorf("submit of the run that was %s: %v", run, err)
+		}
+		if _, err := restored.Adjudicate(t.Context(), run, epoch, []stepfleet.Key{batch.Tasks[0].Key}); !errors.Is(err, stepfleet.ErrNotFound) {
+			t.Errorf("adjudicate in the run that was %s: %v", run, err)
+		}
+	}
+	if _, err := restored.Renew(t.Context(), session.ID); !errors.Is(err, stepfleet.ErrSessionDead) {
+		t.Errorf("renew: %v", err)
+	}
+	end := stepfleet.Settlement{Ref: refs[0], Result: stepfleet.Result{V: 1, Success: true, Outcome: stepfleet.StateSucceeded}}
+	if errs, err := restored.Settle(t.Context(), session.ID, []stepfleet.Settlement{end}); err != nil || stepfleet.RefusalOf(errs[0]) == nil {
+		t.Errorf("settle: %v %v", errs, err)
+	}
+	if views, err := restored.RunTasks(t.Context(), "submitted since"); err != nil || len(views) != 0 {
+		t.Errorf("the run that was submitted since has %+v, %v", views, err)
+	}
+}
+
+func takeEpoch(t *testing.T, l *postgres.Ledger, run, executor string, want stepfleet.Epoch) {
+	t.Helper()
+	if epoch, err := l.TakeEpoch(t.Context(), run, executor, ""); err != nil || epoch != want {
+		t.Fatalf("epoch %d of run %s, %v, want %d", epoch, run, err, want)
+	}
+}
+
+// copyOf copies a database that nobody uses, and returns the copy's DSN.
+func copyOf(t *testing.T, dsn string) string {
+	t.Helper()
+	address, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.TrimPrefix(address.Path, "/")
+	exec := func(sql string) error {
+		maintenance := *address
+		maintenance.Path = "/postgres"
+		conn, err := pgx.Connect(context.Background(), maintenance.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close(context.Background())
+		_, err = conn.Exec(context.Background(), sql)
+		return err
+	}
+	backup := name + "_backup"
+	if err := exec("CREATE DATABASE " + backup + " TEMPLATE " + name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := exec("DROP DATABASE IF EXISTS " + backup + " WITH (FORCE)"); err != nil {
+			t.Logf("drop %s: %v", backup, err)
+		}
+	})
+	address.Path = "/" + backup
+	return address.String()
+}
