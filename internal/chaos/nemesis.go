@@ -169,8 +169,12 @@ func (n *nemesis) act(ctx context.Context, i *Injected) error {
 		return n.killService(i)
 	case schedule.KillTemplate, schedule.KillChild, schedule.KillRunWorker:
 		return n.killBelow(i)
-	case schedule.PauseServer, schedule.PauseWorker, schedule.PauseHost, schedule.PauseAWS, schedule.PauseDaemon, schedule.PauseWebserver, schedule.PauseCode:
+	case schedule.PauseServer, schedule.PauseWorker, schedule.PauseAWS, schedule.PauseDaemon, schedule.PauseWebserver, schedule.PauseCode:
 		return n.pauseService(ctx, i)
+	case schedule.PauseHost, schedule.FreezeHost:
+		return n.pauseHost(ctx, i)
+	case schedule.KillEnding, schedule.KillEnded:
+		return n.killEnding(ctx, i)
 	case schedule.PauseTemplate, schedule.PauseChild, schedule.PauseRunWorker:
 		return n.pauseBelow(ctx, i)
 	case schedule.PostgresRestart:
@@ -182,7 +186,7 @@ func (n *nemesis) act(ctx context.Context, i *Injected) error {
 	case schedule.SQSPurge:
 		return n.purge(ctx, i)
 	case schedule.ClockOffset:
-		return n.moveClock(i)
+		return n.stepClock(ctx, i)
 	case schedule.Cancel:
 		return n.cancel(ctx, i)
 	case schedule.RollingRestart:
