@@ -151,6 +151,11 @@ func (n *network) endpoints() devstack.Endpoints {
 	return n.at
 }
 
+// isQuiet says that little passes on an edge: a server asks Dagster only about what nobody can speak for.
+func (n *network) isQuiet(edge *proxy.Edge) bool {
+	return strings.HasPrefix(edge.Name, "server-log/") || strings.HasPrefix(edge.Name, "server-webserver/")
+}
+
 // of returns the edges of these kinds that are a process's.
 func (n *network) of(name string, kinds ...string) []*proxy.Edge {
 	var found []*proxy.Edge

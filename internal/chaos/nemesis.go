@@ -40,6 +40,8 @@ const (
 	victimInterval = 100 * time.Millisecond
 	// landWait bounds the time from a signal to its effect.
 	landWait = 3 * time.Second
+	// quietWait is how long a fault of an edge on which little passes waits for something to hit.
+	quietWait = 15 * time.Second
 	// againWait is how long after the plan's end kinds of which too few have landed are tried again.
 	againWait = 30 * time.Second
 )
@@ -226,6 +228,9 @@ func (n *nemesis) breakEdge(ctx context.Context, i *Injected, edge *proxy.Edge, 
 	}
 	if err != nil {
 		return err
+	}
+	if n.net.isQuiet(edge) {
+		within(quietWait, func() bool { return injection.Hits() > 0 || ctx.Err() != nil })
 	}
 	i.Target, i.Landed = edge.Name, time.Now()
 	hold(ctx, i.Hold)

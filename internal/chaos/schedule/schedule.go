@@ -159,7 +159,7 @@ func (p Plan) fault(chance *rand.Rand, kind Kind, at time.Duration, next map[str
 	case SQSError, SQSThrottle, SQSLoss, SQSDuplicate, SQSReorder:
 		f.Share = 0.3 + 0.7*chance.Float64()
 	case KillEnding:
-		f.Delay = between(0, 0.03)
+		f.Delay = between(0, 0.06)
 	case ClockOffset:
 		f.Offset = clockStep(chance)
 	}

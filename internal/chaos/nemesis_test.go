@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	stdnet "net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet/internal/audit"
+	"github.com/stepfleet/stepfleet/internal/chaos/proxy"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 )
@@ -157,5 +159,33 @@ func TestAStepOfAClockLandsWhenTheProcessSaysSo(t *testing.T) {
 	i = &Injected{Fault: i.Fault}
 	if err := n.stepClock(t.Context(), i); err == nil || i.Ok() {
 		t.Errorf("a process that does not look at its clock was hit: %+v", i)
+	}
+}
+
+// On an edge that is used once in a while a fault waits for that: what nobody meets is no fault.
+func TestAFaultOfAQuietEdgeWaitsForSomethingToHit(t *testing.T) {
+	net, err := newNetwork(1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer net.Close()
+	s := &stack{Config: Config{Log: slog.New(slog.DiscardHandler)}, net: net}
+	n := newNemesis(s, nil)
+	const short = 20 * time.Millisecond
+	i := &Injected{Fault: schedule.Fault{Kind: schedule.LinkCut, Hold: short}}
+	done := make(chan error, 1)
+	go func() { done <- n.breakEdge(t.Context(), i, net.of(serverName(0), "server-log")[0], proxy.Cut) }()
+	select {
+	case err := <-done:
+		t.Fatalf("it has not waited: %v", err)
+	case <-time.After(5 * short):
+	}
+	conn, err := stdnet.Dial("tcp", net.dagster[serverName(0)])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := <-done; err != nil || !i.Ok() || i.Hits == 0 {
+		t.Errorf("%v, %+v", err, i)
 	}
 }
