@@ -9,9 +9,9 @@ import (
 // suspendClock counts the time a suspended machine sleeps, which Go's monotonic clock does not: a
 // laptop that wakes up must know that its leases have run out.
 func suspendClock() func() time.Time {
-	base := time.Now().Round(0).Add(clockOffset())
+	base := time.Now().Round(0)
 	origin := boottime()
-	return func() time.Time { return base.Add(boottime() - origin) }
+	return func() time.Time { return base.Add(drifted(boottime() - origin)) }
 }
 
 func boottime() time.Duration {

@@ -113,7 +113,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if _, err := phase(r, c, "stop the stack", func() (any, error) { return nil, stop() }); err != nil {
 		return nil, err
 	}
-	o.runs, o.faults, o.left = load.records(), n.results(), len(supervise.Marked(s.state.ID))
+	o.runs, o.faults, o.left = load.records(o.dagster), n.results(), len(supervise.Marked(s.state.ID))
 	_, err = phase(r, c, "judge", func() (any, error) { return nil, r.judge(ctx, c, o) })
 	return r, err
 }
@@ -121,7 +121,8 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 // plan is what the schedule is made from.
 func (c *Config) plan() schedule.Plan {
 	return schedule.Plan{
-		Seed: c.Seed, Duration: c.Duration, TTL: c.Lifetimes.SessionTTL, PerMinute: c.PerMinute, Least: c.Least, Without: c.without(),
+		Seed: c.Seed, Duration: c.Duration, TTL: c.Lifetimes.SessionTTL, RunLease: c.Lifetimes.RunLease,
+		PerMinute: c.PerMinute, Least: c.Least, Without: c.without(),
 	}
 }
 

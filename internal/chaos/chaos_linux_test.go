@@ -4,9 +4,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
@@ -53,28 +56,33 @@ func TestAProcessIsSentThroughItsProxies(t *testing.T) {
 	}
 	defer n.Close()
 	at := devstack.Endpoints{
-		Servers: []string{"127.0.0.1:1", "127.0.0.1:2"}, AWS: "http://127.0.0.1:3",
+		Servers: []string{"127.0.0.1:1", "127.0.0.1:2"}, AWS: "http://127.0.0.1:3", Dagster: "http://127.0.0.1:5",
 		Database: devstack.Database{
-			Address: "127.0.0.1:4", WorkerURL: "postgres://u:p@127.0.0.1:4/stepfleet?sslmode=disable",
+			Address: "127.0.0.1:4", ServerURL: "postgres://s:p@127.0.0.1:4/stepfleet?sslmode=disable", WorkerURL: "postgres://u:p@127.0.0.1:4/stepfleet?sslmode=disable",
 			DagsterURL: "postgresql+psycopg2://u:p@127.0.0.1:4/dagster?sslmode=disable",
 		},
 	}
 	n.moved(at)
-	environ := n.environment("worker-2", at)
-	want := map[string]bool{
-		"STEPFLEET_URL=http://" + n.api["worker-2"]:                                                            true,
-		"STEPFLEET_DATABASE_URL=postgres://u:p@" + n.ledger["worker-2"] + "/stepfleet?sslmode=disable":         true,
-		"DAGSTER_DATABASE_URL=postgresql+psycopg2://u:p@" + n.dagster["worker-2"] + "/dagster?sslmode=disable": true,
-		"AWS_ENDPOINT_URL_SQS=http://" + n.sqs["worker-2"]:                                                     true,
-	}
-	for _, variable := range environ {
-		if !want[variable] {
-			t.Errorf("unexpected %s", variable)
+	const dagster = "DAGSTER_DATABASE_URL=postgresql+psycopg2://u:p@"
+	for process, want := range map[string][]string{
+		"worker-2": {
+			"STEPFLEET_URL=http://" + n.api["worker-2"],
+			"STEPFLEET_DATABASE_URL=postgres://u:p@" + n.ledger["worker-2"] + "/stepfleet?sslmode=disable",
+			dagster + n.dagster["worker-2"] + "/dagster?sslmode=disable",
+			"AWS_ENDPOINT_URL_SQS=http://" + n.sqs["worker-2"],
+		},
+		"server-2": {
+			"STEPFLEET_URL=http://" + n.api[outsiders],
+			"STEPFLEET_DATABASE_URL=postgres://s:p@" + n.ledger["server-2"] + "/stepfleet?sslmode=disable",
+			"AWS_ENDPOINT_URL_SQS=http://" + n.sqs["server-2"],
+			"STEPFLEET_ADVERTISE_URL=http://" + n.advertise["server-2"],
+			"STEPFLEET_DAGSTER_URL=http://" + n.webserver["server-2"],
+		},
+		"daemon": {"STEPFLEET_URL=http://" + n.api[outsiders]},
+	} {
+		if diff := cmp.Diff(want, n.environment(process, at)); diff != "" {
+			t.Errorf("%s: %s", process, diff)
 		}
-		delete(want, variable)
-	}
-	if len(want) > 0 {
-		t.Errorf("missing %v of %v", want, environ)
 	}
 	if edges := n.of("worker-2", "worker-PG", "renewals-PG", "child-PG"); len(edges) != 3 || edges[0].Targets()[0] != "127.0.0.1:4" {
 		t.Errorf("%v, want the three edges of a worker to PostgreSQL", edges)
@@ -108,6 +116,36 @@ func TestAPauseIsSeenInTheProcessTable(t *testing.T) {
 	_ = cmd.Wait()
 	if err := n.pause(t.Context(), &Injected{}, []proctable.Process{p}); err == nil {
 		t.Error("a pause of a process that is gone has landed")
+	}
+}
+
+// A host stands still only when nothing below it goes on, and goes on whole.
+func TestAHostIsStoppedWithAllBelowIt(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "sleep 60 & sleep 60 & wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() }()
+	host, ok := proctable.Read(cmd.Process.Pid)
+	if !ok || !within(time.Second, func() bool { return len(proctable.Descendants(host.PID)) == 2 }) {
+		t.Fatal("no such processes")
+	}
+	tree := stopTree(host)
+	all := func(stopped bool) func() bool {
+		return func() bool {
+			return !slices.ContainsFunc(tree, func(p proctable.Process) bool { return p.Stopped() != stopped })
+		}
+	}
+	if len(tree) != 3 || tree[0].PID != host.PID || !within(time.Second, all(true)) {
+		t.Errorf("%v; want the host and its two children to stand still", tree)
+	}
+	n := newNemesis(&stack{}, nil)
+	for victim := range 2 { // both orders
+		i := &Injected{Fault: schedule.Fault{Kind: schedule.FreezeHost, Victim: victim}}
+		if err := n.pause(t.Context(), i, slices.Clone(tree)); err != nil || !i.Ok() || !within(time.Second, all(false)) {
+			t.Errorf("%v, %+v: it does not go on", err, i)
+		}
 	}
 }
 

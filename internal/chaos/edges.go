@@ -16,16 +16,22 @@ import (
 //
 //	worker-PG, renewals-PG    a worker's two pools to the ledger, told apart by their application name
 //	child-PG                  a worker's steps and run workers to Dagster's storage, by the relay
-//	server-PG, server-SQS     a server's
 //	worker-SQS                a worker's
 //	worker-server             the workers' notifications to a server
+//	server-PG, server-SQS     a server's, to the ledger and to SQS
+//	server-log                a server's to Dagster's database, for verdicts
+//	server-webserver          a server's to Dagster's webserver
 //	executor-server           a worker's run workers, and Dagster's own processes, to the servers, which
 //	                          take turns as behind a load balancer
+//
+// What Dagster's own processes do with its database, and with each other, is not broken here: that is
+// Dagster's, and PostgreSQL and those processes are hit as a whole.
 type network struct {
 	edges     []*proxy.Edge
 	listeners []*proxy.Listener
 	ledger    map[string]string // process -> host:port of its ledger
-	dagster   map[string]string // worker -> of Dagster's storage
+	dagster   map[string]string // worker or server -> of Dagster's storage
+	webserver map[string]string // server -> of Dagster's webserver
 	sqs       map[string]string
 	api       map[string]string // process -> host:port of the servers' API
 	advertise map[string]string // server -> host:port for workers
@@ -52,11 +58,12 @@ const outsiders = "dagster"
 func newNetwork(servers, workers int) (*network, error) {
 	n := &network{
 		ledger: map[string]string{}, dagster: map[string]string{}, sqs: map[string]string{},
-		api: map[string]string{}, advertise: map[string]string{},
+		api: map[string]string{}, advertise: map[string]string{}, webserver: map[string]string{},
 	}
 	postgres := func() []string { return one(n.endpoints().Database.Address) }
 	sqs := func() []string { return one(strings.TrimPrefix(n.endpoints().AWS, "http://")) }
 	all := func() []string { return n.endpoints().Servers }
+	webserver := func() []string { return one(strings.TrimPrefix(n.endpoints().Dagster, "http://")) }
 	err := n.listen(n.api, outsiders, "executor-server", all)
 	for i := range servers {
 		name := serverName(i)
@@ -70,6 +77,8 @@ func newNetwork(servers, workers int) (*network, error) {
 			err,
 			n.listen(n.ledger, name, "server-PG", postgres),
 			n.listen(n.sqs, name, "server-SQS", sqs),
+			n.listen(n.dagster, name, "server-log", postgres),
+			n.listen(n.webserver, name, "server-webserver", webserver),
 			n.listen(n.advertise, name, "worker-server", own),
 		)
 	}
@@ -142,6 +151,11 @@ func (n *network) endpoints() devstack.Endpoints {
 	return n.at
 }
 
+// isQuiet says that little passes on an edge: a server asks Dagster only about what nobody can speak for.
+func (n *network) isQuiet(edge *proxy.Edge) bool {
+	return strings.HasPrefix(edge.Name, "server-log/") || strings.HasPrefix(edge.Name, "server-webserver/")
+}
+
 // of returns the edges of these kinds that are a process's.
 func (n *network) of(name string, kinds ...string) []*proxy.Edge {
 	var found []*proxy.Edge
@@ -161,27 +175,28 @@ func (n *network) environment(process string, at devstack.Endpoints) []string {
 	if !ok {
 		api = n.api[outsiders]
 	}
+	ledger, storage := at.Database.WorkerURL, n.dagster[process]
+	if isServer(process) {
+		ledger, storage = at.Database.ServerURL, "" // that one has it from a file
+	}
 	environ := []string{"STEPFLEET_URL=http://" + api}
-	if through := n.ledger[process]; through != "" {
-		ledger := at.Database.WorkerURL
-		if strings.HasPrefix(process, serverName(0)) {
-			ledger = at.Database.ServerURL
+	for _, way := range []struct{ variable, through, url string }{
+		{"STEPFLEET_DATABASE_URL", n.ledger[process], ledger},
+		{"DAGSTER_DATABASE_URL", storage, at.Database.DagsterURL},
+		{"AWS_ENDPOINT_URL_SQS", n.sqs[process], at.AWS},
+		{"STEPFLEET_ADVERTISE_URL", n.advertise[process], "http://server"},
+		{"STEPFLEET_DAGSTER_URL", n.webserver[process], at.Dagster},
+	} {
+		if way.through != "" {
+			environ = append(environ, way.variable+"="+via(way.url, way.through))
 		}
-		environ = append(environ, "STEPFLEET_DATABASE_URL="+via(ledger, through))
-	}
-	if through := n.dagster[process]; through != "" {
-		environ = append(environ, "DAGSTER_DATABASE_URL="+via(at.Database.DagsterURL, through))
-	}
-	if through := n.sqs[process]; through != "" {
-		environ = append(environ, "AWS_ENDPOINT_URL_SQS=http://"+through)
-	}
-	if through := n.advertise[process]; through != "" {
-		environ = append(environ, "STEPFLEET_ADVERTISE_URL=http://"+through)
 	}
 	return environ
 }
 
-// via returns the database's address with another host.
+func isServer(process string) bool { return strings.HasPrefix(process, serverName(0)) }
+
+// via returns an address with another host.
 func via(dsn, address string) string {
 	u, err := url.Parse(dsn)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/audit"
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 	"github.com/stepfleet/stepfleet/internal/proctable"
 )
@@ -36,13 +37,14 @@ type load struct {
 	*stack
 	id string
 
-	mu        sync.Mutex
-	runs      map[string]*runRecord
-	cancelled map[string]time.Time
-	effects   tail[effect]
-	opened    tail[opened]
-	open      map[string]effect // attempts that have begun and not ended, by key and process
-	workers   map[string]int    // run -> process of its last run worker
+	mu      sync.Mutex
+	runs    map[string]*runRecord
+	cancels map[string]cancelling
+	effects tail[effect]
+	opened  tail[opened]
+	open    map[string]effect // attempts in user code, by key and process
+	ended   map[string]effect // attempts whose user code has ended and whose process lives
+	workers map[string]int    // run -> process of its last run worker
 }
 
 // runRecord is a run of the load.
@@ -50,7 +52,7 @@ type runRecord struct {
 	ID        string               `json:"id"`
 	Job       string               `json:"job"`
 	Status    dagsterapi.RunStatus `json:"status"`
-	Cancelled time.Time            `json:"cancelled,omitzero"` // by the nemesis
+	Cancelled time.Time            `json:"cancelled,omitzero"` // by the nemesis, and Dagster has heard it
 	// Failures are what Dagster's log says of why the run did not succeed.
 	Failures []string `json:"failures,omitempty"`
 }
@@ -65,6 +67,8 @@ type effect struct {
 	At      float64 `json:"at"`
 	process proctable.Process
 }
+
+func (e effect) time() time.Time { return time.UnixMicro(int64(e.At * 1e6)) }
 
 // opened is a line that an executor writes when it opens its run.
 type opened struct {
@@ -111,9 +115,9 @@ func (t *tail[T]) more() ([]T, error) {
 
 func newLoad(s *stack) *load {
 	return &load{
-		stack: s, id: uuid.NewString(), runs: map[string]*runRecord{}, cancelled: map[string]time.Time{},
+		stack: s, id: uuid.NewString(), runs: map[string]*runRecord{}, cancels: map[string]cancelling{},
 		effects: tail[effect]{path: s.effectLog()}, opened: tail[opened]{path: s.executors()},
-		open: map[string]effect{}, workers: map[string]int{},
+		open: map[string]effect{}, ended: map[string]effect{}, workers: map[string]int{},
 	}
 }
 
@@ -162,7 +166,7 @@ func (l *load) look(ctx context.Context) (open int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range runs {
-		l.runs[r.ID] = &runRecord{ID: r.ID, Job: r.Job, Status: r.Status, Cancelled: l.cancelled[r.ID]}
+		l.runs[r.ID] = &runRecord{ID: r.ID, Job: r.Job, Status: r.Status}
 		if !r.Status.Ended() {
 			open++
 		}
@@ -170,13 +174,16 @@ func (l *load) look(ctx context.Context) (open int, err error) {
 	return open, nil
 }
 
-// records returns the runs, by id.
-func (l *load) records() []runRecord {
+// records returns the runs, by id, with the cancels that have come through.
+func (l *load) records(log []audit.DagsterEvent) []runRecord {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	cancelled := l.cancelled(log)
 	var all []runRecord
 	for _, r := range l.runs {
-		all = append(all, *r)
+		one := *r
+		one.Cancelled = cancelled[r.ID]
+		all = append(all, one)
 	}
 	slices.SortFunc(all, func(a, b runRecord) int { return bytes.Compare([]byte(a.ID), []byte(b.ID)) })
 	return all
@@ -201,29 +208,51 @@ func (l *load) drain(ctx context.Context) error {
 func (l *load) busy() []effect {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.follow()
+	return living(l.open)
+}
+
+// ending returns the attempts whose user code has ended since, and whose process lives.
+func (l *load) ending(since time.Time) []effect {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.follow()
+	return slices.DeleteFunc(living(l.ended), func(e effect) bool { return e.time().Before(since) })
+}
+
+// follow reads what the effect log has more.
+func (l *load) follow() {
 	lines, err := l.effects.more()
 	if err != nil {
 		l.Log.Warn("effect log", "error", err)
 	}
 	for _, e := range lines {
 		key := fmt.Sprintf("%s %d", e.Key, e.PID)
-		if e.Event != "begin" {
+		if begun, ok := l.open[key]; e.Event != "begin" {
+			e.process = begun.process
 			delete(l.open, key)
+			if ok {
+				l.ended[key] = e
+			}
 		} else if p, ok := proctable.Read(e.PID); ok {
 			e.process = p
 			l.open[key] = e
 		}
 	}
-	var busy []effect
-	for key, e := range l.open {
+}
+
+// living forgets the attempts whose process is gone, and returns the others.
+func living(attempts map[string]effect) []effect {
+	var all []effect
+	for key, e := range attempts {
 		if !e.process.Alive() {
-			delete(l.open, key)
+			delete(attempts, key)
 			continue
 		}
-		busy = append(busy, e)
+		all = append(all, e)
 	}
-	slices.SortFunc(busy, func(a, b effect) int { return a.PID - b.PID })
-	return busy
+	slices.SortFunc(all, func(a, b effect) int { return a.PID - b.PID })
+	return all
 }
 
 // works reports whether a step runs on the worker now.
@@ -254,32 +283,6 @@ func (l *load) runWorker(hits func(run string) int) (run string, found proctable
 		}
 	}
 	return run, found, ok
-}
-
-// cancel terminates a run that goes on.
-func (n *nemesis) cancel(ctx context.Context, i *Injected) error {
-	var going []string
-	for _, r := range n.load.records() {
-		if r.Status == "STARTED" && r.Cancelled.IsZero() {
-			going = append(going, r.ID)
-		}
-	}
-	if len(going) == 0 {
-		return errNoVictim
-	}
-	run := going[i.Victim%len(going)]
-	ctx, stop := context.WithTimeout(ctx, callTimeout)
-	defer stop()
-	// From here on it may have happened, also when the answer is lost.
-	n.load.mu.Lock()
-	n.load.cancelled[run] = time.Now()
-	n.load.mu.Unlock()
-	i.Target, i.Run = "run "+run, run
-	if err := n.dagster.TerminateRun(ctx, run); err != nil {
-		return fmt.Errorf("%w: %w", errNoVictim, err)
-	}
-	i.Landed = time.Now()
-	return nil
 }
 
 // settle waits until every run has ended and the ledger has no task left to end.

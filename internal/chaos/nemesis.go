@@ -40,6 +40,8 @@ const (
 	victimInterval = 100 * time.Millisecond
 	// landWait bounds the time from a signal to its effect.
 	landWait = 3 * time.Second
+	// quietWait is how long a fault of an edge on which little passes waits for something to hit.
+	quietWait = 15 * time.Second
 	// againWait is how long after the plan's end kinds of which too few have landed are tried again.
 	againWait = 30 * time.Second
 )
@@ -169,8 +171,12 @@ func (n *nemesis) act(ctx context.Context, i *Injected) error {
 		return n.killService(i)
 	case schedule.KillTemplate, schedule.KillChild, schedule.KillRunWorker:
 		return n.killBelow(i)
-	case schedule.PauseServer, schedule.PauseWorker, schedule.PauseHost, schedule.PauseAWS, schedule.PauseDaemon, schedule.PauseWebserver, schedule.PauseCode:
+	case schedule.PauseServer, schedule.PauseWorker, schedule.PauseAWS, schedule.PauseDaemon, schedule.PauseWebserver, schedule.PauseCode:
 		return n.pauseService(ctx, i)
+	case schedule.PauseHost, schedule.FreezeHost:
+		return n.pauseHost(ctx, i)
+	case schedule.KillEnding, schedule.KillEnded:
+		return n.killEnding(ctx, i)
 	case schedule.PauseTemplate, schedule.PauseChild, schedule.PauseRunWorker:
 		return n.pauseBelow(ctx, i)
 	case schedule.PostgresRestart:
@@ -182,7 +188,7 @@ func (n *nemesis) act(ctx context.Context, i *Injected) error {
 	case schedule.SQSPurge:
 		return n.purge(ctx, i)
 	case schedule.ClockOffset:
-		return n.moveClock(i)
+		return n.stepClock(ctx, i)
 	case schedule.Cancel:
 		return n.cancel(ctx, i)
 	case schedule.RollingRestart:
@@ -222,6 +228,9 @@ func (n *nemesis) breakEdge(ctx context.Context, i *Injected, edge *proxy.Edge, 
 	}
 	if err != nil {
 		return err
+	}
+	if n.net.isQuiet(edge) {
+		within(quietWait, func() bool { return injection.Hits() > 0 || ctx.Err() != nil })
 	}
 	i.Target, i.Landed = edge.Name, time.Now()
 	hold(ctx, i.Hold)

@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -80,7 +81,7 @@ func (n *nemesis) end(i *Injected, p proctable.Process, name string, sig syscall
 	return nil
 }
 
-// pauseService stops a supervised process for a while, a host with all that is below it.
+// pauseService stops a supervised process for a while.
 func (n *nemesis) pauseService(ctx context.Context, i *Injected) error {
 	name := serviceOf(i)
 	p, err := n.service(i, name)
@@ -88,28 +89,59 @@ func (n *nemesis) pauseService(ctx context.Context, i *Injected) error {
 		return err
 	}
 	defer n.give(name)
-	victims := []proctable.Process{p}
-	if i.Kind == schedule.PauseHost {
-		victims = append(victims, proctable.Descendants(p.PID)...)
-	}
-	return n.pause(ctx, i, victims)
+	return n.pause(ctx, i, []proctable.Process{p})
 }
 
-// pause stops the processes and lets them go on. The first of them says whether it landed.
+// pauseHost stops a worker with all that is below it. One is frozen when it runs a step, which its
+// wake-up then finds over the run lease.
+func (n *nemesis) pauseHost(ctx context.Context, i *Injected) error {
+	name := serviceOf(i)
+	if i.Kind == schedule.FreezeHost && !n.load.works(name) {
+		return errNoVictim
+	}
+	p, err := n.service(i, name)
+	if err != nil {
+		return err
+	}
+	defer n.give(name)
+	return n.pause(ctx, i, stopTree(p))
+}
+
+// stopTree stops a process and all below it, also those that are forked meanwhile.
+func stopTree(root proctable.Process) []proctable.Process {
+	var tree []proctable.Process
+	for more := []proctable.Process{root}; len(more) > 0; {
+		for _, p := range more {
+			_ = p.Signal(syscall.SIGSTOP)
+		}
+		tree = append(tree, more...)
+		more = slices.DeleteFunc(proctable.Descendants(root.PID), func(p proctable.Process) bool {
+			return slices.ContainsFunc(tree, func(q proctable.Process) bool { return p.PID == q.PID && p.Start == q.Start })
+		})
+	}
+	return tree
+}
+
+// pause stops the processes and lets them go on, in this order or in the other. The first of them says
+// whether it landed.
 func (n *nemesis) pause(ctx context.Context, i *Injected, victims []proctable.Process) error {
+	first := victims[0]
 	defer func() {
+		if i.Victim%2 == 1 {
+			slices.Reverse(victims)
+		}
 		for _, p := range victims {
 			_ = p.Signal(syscall.SIGCONT)
 		}
 		i.Healed = time.Now()
 	}()
 	for _, p := range victims {
-		if err := p.Signal(syscall.SIGSTOP); err != nil && p == victims[0] {
+		if err := p.Signal(syscall.SIGSTOP); err != nil && p == first {
 			return errNoVictim
 		}
 	}
 	at := time.Now()
-	if !within(landWait, victims[0].Stopped) {
+	if !within(landWait, first.Stopped) {
 		return errNoVictim
 	}
 	i.Landed = at
@@ -159,7 +191,7 @@ func (n *nemesis) takeBelow(i *Injected) (proctable.Process, string, error) {
 	if err != nil {
 		return proctable.Process{}, "", err
 	}
-	key := fmt.Sprint("pid ", p.PID)
+	key := pidKey(p.PID)
 	if !n.take(key) {
 		return proctable.Process{}, "", errNoVictim
 	}
@@ -220,19 +252,6 @@ func (n *nemesis) pausePostgres(ctx context.Context, i *Injected) error {
 	}
 	defer n.give("postgres")
 	return n.pause(ctx, i, append([]proctable.Process{p}, proctable.Descendants(p.PID)...))
-}
-
-// moveClock gives a worker's next life a clock that is wrong, and begins that life.
-func (n *nemesis) moveClock(i *Injected) error {
-	name := serviceOf(i)
-	p, err := n.service(i, name)
-	if err != nil {
-		return err
-	}
-	defer n.give(name)
-	n.setOffset(name, i.Offset)
-	defer n.setOffset(name, 0) // of the life after that
-	return n.end(i, p, name, syscall.SIGTERM, n.Drain+drainSlack)
 }
 
 // drainSlack is what a worker takes to end beside its drain.

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -49,10 +48,8 @@ type stack struct {
 	dagster *dagsterapi.Client
 	queues  *sqs.Client
 	http    *http.Client
+	clocks  *clocks
 	state   devstack.State // as it was when the stack was ready: addresses, not process ids
-
-	mu      sync.Mutex
-	offsets map[string]time.Duration // of clocks, by worker; for its next lives
 }
 
 func (c *Config) effectLog() string { return filepath.Join(c.Dir, "effects.jsonl") }
@@ -62,7 +59,7 @@ func (c *Config) devDir() string    { return filepath.Join(c.Dir, "stack") }
 
 // startStack starts everything, on fresh state and free ports.
 func startStack(ctx context.Context, c Config) (*stack, error) {
-	s := &stack{Config: c, offsets: map[string]time.Duration{}, http: &http.Client{Timeout: callTimeout}}
+	s := &stack{Config: c, http: &http.Client{Timeout: callTimeout}}
 	for _, path := range []string{c.effectLog(), c.history(), c.executors()} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
@@ -73,6 +70,9 @@ func startStack(ctx context.Context, c Config) (*stack, error) {
 		return nil, err
 	}
 	var err error
+	if s.clocks, err = newClocks(c); err != nil {
+		return nil, err
+	}
 	if s.net, err = newNetwork(servers, workers); err != nil {
 		return nil, err
 	}
@@ -125,22 +125,19 @@ func (s *stack) environment(process string, at devstack.Endpoints) []string {
 	if s.FIFO {
 		environ = append(environ, "STEPFLEET_QUEUE_FIFO=true")
 	}
-	if offset := s.offset(process); offset != 0 {
-		environ = append(environ, "STEPFLEET_CLOCK_OFFSET="+offset.String())
+	if through := s.net.dagster[process]; isServer(process) {
+		environ = append(environ, "STEPFLEET_DAGSTER_DSN_FILE="+s.dsnFile(process, via(at.Database.DagsterURL, through)))
 	}
-	return environ
+	return append(environ, s.clocks.environment(process)...)
 }
 
-func (s *stack) offset(process string) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.offsets[process]
-}
-
-func (s *stack) setOffset(process string, offset time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.offsets[process] = offset
+// dsnFile writes a process's way to a database into a file of its own.
+func (s *stack) dsnFile(process, dsn string) string {
+	path := filepath.Join(s.Dir, process+".dsn")
+	if err := os.WriteFile(path, []byte(dsn+"\n"), 0o600); err != nil {
+		s.Log.Error("write a database's address", "process", process, "error", err) // it will not start
+	}
+	return path
 }
 
 // pid returns the present process of a name, 0 when there is none.

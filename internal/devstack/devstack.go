@@ -74,7 +74,9 @@ type Config struct {
 // Endpoints are where things of a stack are.
 type Endpoints struct {
 	Servers  []string // host:port of each
+	Workers  []string // host:port of each one's probes
 	AWS      string   // URL
+	Dagster  string   // URL of its webserver
 	Database Database // zero before PostgreSQL is up
 }
 
@@ -307,9 +309,12 @@ func (s *Stack) serverURLs() []string {
 
 // endpoints says where things are now.
 func (s *Stack) endpoints() Endpoints {
-	at := Endpoints{AWS: s.awsURL()}
+	at := Endpoints{AWS: s.awsURL(), Dagster: s.dagsterURL()}
 	for _, port := range s.ports.servers {
 		at.Servers = append(at.Servers, loopback(port))
+	}
+	for _, port := range s.ports.workers {
+		at.Workers = append(at.Workers, loopback(port))
 	}
 	if database := s.database(); database != nil {
 		at.Database = *database

@@ -37,7 +37,8 @@ func (s *Stack) plain(process string) []string { return s.environ(process) }
 func (s *Stack) ofDagster(process string) []string { return s.environ(process, s.dagsterStorage()) }
 
 func (s *Stack) ofServer(process string) []string {
-	return s.withLedger(process, s.database().ServerURL)
+	return s.withLedger(process, s.database().ServerURL,
+		"STEPFLEET_DAGSTER_URL="+s.dagsterURL(), "STEPFLEET_DAGSTER_DSN_FILE="+s.layout.DagsterURLFile())
 }
 
 func (s *Stack) ofWorker(process string) []string {

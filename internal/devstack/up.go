@@ -117,8 +117,7 @@ func (s *Stack) startServers(ctx context.Context) error {
 	began := time.Now()
 	for i, url := range s.serverURLs() {
 		args := []string{
-			s.config.Executable, "server", "--listen", loopback(s.ports.servers[i]), "--create-queues", "--dagster-url", s.dagsterURL(),
-			"--dagster-dsn-file", s.layout.DagsterURLFile(),
+			s.config.Executable, "server", "--listen", loopback(s.ports.servers[i]), "--create-queues",
 		}
 		for _, queue := range s.config.Queues {
 			args = append(args, "--queue", queue.Name)

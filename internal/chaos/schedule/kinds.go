@@ -9,6 +9,8 @@ const (
 	KillWorker    Kind = "kill-worker"
 	KillTemplate  Kind = "kill-template"
 	KillChild     Kind = "kill-child"
+	KillEnding    Kind = "kill-ending" // a step's process when its user code has just ended
+	KillEnded     Kind = "kill-ended"  // the same when Dagster's log has its end, and the worker not yet
 	KillRunWorker Kind = "kill-run-worker"
 	KillAWS       Kind = "kill-aws"
 	KillDaemon    Kind = "kill-daemon"
@@ -17,7 +19,8 @@ const (
 
 	PauseServer    Kind = "pause-server"
 	PauseWorker    Kind = "pause-worker"
-	PauseHost      Kind = "pause-host" // a worker with its template and children
+	PauseHost      Kind = "pause-host"  // a worker with its template and children
+	FreezeHost     Kind = "freeze-host" // the same for longer than the run lease
 	PauseTemplate  Kind = "pause-template"
 	PauseChild     Kind = "pause-child"
 	PauseRunWorker Kind = "pause-run-worker"
@@ -43,7 +46,7 @@ const (
 	SQSOutage    Kind = "sqs-outage"
 	SQSPurge     Kind = "sqs-purge"
 
-	ClockOffset    Kind = "clock-offset"
+	ClockOffset    Kind = "clock-offset" // a step of the wall clock of a process that runs
 	Cancel         Kind = "cancel"
 	RollingRestart Kind = "rolling-restart" // SIGTERM to each worker, one after another
 )
@@ -54,6 +57,7 @@ type hold int
 const (
 	holdNone  hold = iota // it heals by itself: somebody starts the process again
 	holdPause             // 0.5 to 3 TTL
+	holdLease             // a second to half a run lease longer than the run lease
 	holdLink              // 0.3 to 2 TTL
 	holdShort             // 1 to 4 s
 )
@@ -66,14 +70,16 @@ type traits struct {
 	weight int  // of the draw of what is more than the least; 0 for a heavy one
 }
 
-// about has the traits of every kind. Workers are paused, restarted and have their clocks moved in
-// one turn, and are killed in another, so that no run loses its run worker again and again, and kills
-// meet workers with and without proof of death.
+// about has the traits of every kind. Workers are paused, frozen and restarted in one turn, and
+// are killed in another, so that no run loses its run worker again and again, and kills meet workers
+// with and without proof of death.
 var about = map[Kind]traits{
 	KillServer:    {group: "server", weight: 1},
 	KillWorker:    {group: "kill-worker", heavy: true},
 	KillTemplate:  {group: "template", heavy: true},
 	KillChild:     {group: "child", weight: 2},
+	KillEnding:    {group: "child", weight: 2},
+	KillEnded:     {group: "child", weight: 2},
 	KillRunWorker: {group: "run-worker", heavy: true},
 	KillAWS:       {group: "aws", weight: 1},
 	KillDaemon:    {group: "daemon", heavy: true},
@@ -83,6 +89,7 @@ var about = map[Kind]traits{
 	PauseServer:    {group: "server", hold: holdPause, weight: 2},
 	PauseWorker:    {group: "worker", hold: holdPause, weight: 2},
 	PauseHost:      {group: "worker", hold: holdPause, weight: 2},
+	FreezeHost:     {group: "worker", hold: holdLease, heavy: true},
 	PauseTemplate:  {group: "template", hold: holdPause, weight: 2},
 	PauseChild:     {group: "child", hold: holdPause, weight: 3},
 	PauseRunWorker: {group: "run-worker", hold: holdPause, weight: 2},
@@ -108,15 +115,15 @@ var about = map[Kind]traits{
 	SQSOutage:    {group: "sqs", hold: holdShort, weight: 2},
 	SQSPurge:     {group: "sqs", weight: 2},
 
-	ClockOffset:    {group: "worker", heavy: true},
+	ClockOffset:    {group: "clock", weight: 4},
 	Cancel:         {group: "cancel", weight: 1},
 	RollingRestart: {group: "worker", heavy: true},
 }
 
 // Kinds are all of them, in the order of the list above.
 var Kinds = []Kind{
-	KillServer, KillWorker, KillTemplate, KillChild, KillRunWorker, KillAWS, KillDaemon, KillWebserver, KillCode,
-	PauseServer, PauseWorker, PauseHost, PauseTemplate, PauseChild, PauseRunWorker, PauseAWS, PauseDaemon, PauseWebserver, PauseCode,
+	KillServer, KillWorker, KillTemplate, KillChild, KillEnding, KillEnded, KillRunWorker, KillAWS, KillDaemon, KillWebserver, KillCode,
+	PauseServer, PauseWorker, PauseHost, FreezeHost, PauseTemplate, PauseChild, PauseRunWorker, PauseAWS, PauseDaemon, PauseWebserver, PauseCode,
 	PostgresRestart, PostgresPause,
 	LinkCut, LinkStall, LinkHalfOpen, LinkReset, LinkDelay,
 	SQSError, SQSThrottle, SQSLoss, SQSDuplicate, SQSReorder, SQSOutage, SQSPurge,

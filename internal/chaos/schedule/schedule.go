@@ -26,7 +26,7 @@ type Fault struct {
 	Byte  int           `json:"byte,omitempty"`
 	Delay time.Duration `json:"delay,omitempty"`
 	Share float64       `json:"share,omitempty"`
-	// Offset is a clock's.
+	// Offset is by how much a clock is stepped.
 	Offset time.Duration `json:"offset,omitempty"`
 }
 
@@ -36,6 +36,8 @@ type Plan struct {
 	Duration time.Duration
 	// TTL is the sessions'; processes are paused for half of it up to three times it.
 	TTL time.Duration
+	// RunLease is the sessions', too; a host is frozen for longer than that.
+	RunLease time.Duration
 	// PerMinute is how many faults must land in a minute; Least is how many of each kind.
 	PerMinute int
 	Least     int
@@ -137,10 +139,12 @@ func (p Plan) fault(chance *rand.Rand, kind Kind, at time.Duration, next map[str
 	between := func(low, high float64) time.Duration {
 		return time.Duration((low + (high-low)*chance.Float64()) * float64(time.Second)).Round(time.Millisecond)
 	}
-	ttl := p.TTL.Seconds()
+	ttl, lease := p.TTL.Seconds(), p.RunLease.Seconds()
 	switch a.hold {
 	case holdPause:
 		f.Hold = between(ttl/2, 3*ttl)
+	case holdLease:
+		f.Hold = between(lease+1, lease*1.5)
 	case holdLink:
 		f.Hold = between(ttl/3, 2*ttl)
 	case holdShort:
@@ -154,10 +158,24 @@ func (p Plan) fault(chance *rand.Rand, kind Kind, at time.Duration, next map[str
 		f.Delay = between(0.02, 0.4)
 	case SQSError, SQSThrottle, SQSLoss, SQSDuplicate, SQSReorder:
 		f.Share = 0.3 + 0.7*chance.Float64()
+	case KillEnding:
+		f.Delay = between(0, 0.06)
 	case ClockOffset:
-		f.Offset = []time.Duration{-time.Hour, time.Hour}[chance.IntN(2)]
+		f.Offset = clockStep(chance)
 	}
 	return f
+}
+
+// clockStep is by how much a clock jumps, forwards or backwards: as far as a deadline is long, or minutes.
+func clockStep(chance *rand.Rand) time.Duration {
+	step := time.Duration(2+chance.IntN(14)) * time.Second
+	if chance.IntN(2) == 0 {
+		step = time.Duration(1+chance.IntN(60)) * time.Minute
+	}
+	if chance.IntN(2) == 0 {
+		return -step
+	}
+	return step
 }
 
 // String says what it is, for people.

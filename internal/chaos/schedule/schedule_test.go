@@ -9,7 +9,7 @@ import (
 )
 
 func plan(seed uint64, duration time.Duration) Plan {
-	return Plan{Seed: seed, Duration: duration, TTL: 3 * time.Second, PerMinute: 60, Least: 3}
+	return Plan{Seed: seed, Duration: duration, TTL: 3 * time.Second, RunLease: 12 * time.Second, PerMinute: 60, Least: 3}
 }
 
 func TestAPlanFollowsFromItsSeed(t *testing.T) {
@@ -46,11 +46,15 @@ func TestEveryPlanHasEnoughOfEachKind(t *testing.T) {
 	}
 }
 
-func TestPausesLastHalfATTLToThree(t *testing.T) {
+func TestPausesLastHalfATTLToThreeAndFreezesOverTheRunLease(t *testing.T) {
 	for _, f := range New(plan(3, 10*time.Minute)) {
 		switch about[f.Kind].hold {
 		case holdPause:
 			if f.Hold < 1500*time.Millisecond || f.Hold > 9*time.Second {
+				t.Errorf("%s", f)
+			}
+		case holdLease:
+			if f.Hold < 13*time.Second || f.Hold > 18*time.Second {
 				t.Errorf("%s", f)
 			}
 		case holdNone:
@@ -88,6 +92,32 @@ func TestVictimsTakeTurnsAndHeavyKindsAreSpread(t *testing.T) {
 	}
 	if n := Count(faults)[KillWorker] + Count(faults)[KillRunWorker]; n > 10 {
 		t.Errorf("%d kills of run workers and of what carries them", n)
+	}
+}
+
+// A step of a clock that is no longer than a deadline is the one that a wrong comparison would obey.
+func TestClocksJumpBothWaysAndNearADeadline(t *testing.T) {
+	var forwards, backwards, near, far int
+	for _, f := range New(plan(6, 10*time.Minute)) {
+		if f.Kind != ClockOffset {
+			continue
+		}
+		if f.Offset > 0 {
+			forwards++
+		} else {
+			backwards++
+		}
+		if f.Offset.Abs() <= 15*time.Second {
+			near++
+		} else {
+			far++
+		}
+		if f.Offset == 0 || f.Offset%time.Second != 0 || f.Offset.Abs() > time.Hour {
+			t.Errorf("%s: a step of %s", f, f.Offset)
+		}
+	}
+	if forwards == 0 || backwards == 0 || near == 0 || far == 0 {
+		t.Errorf("%d forwards, %d backwards, %d near a deadline, %d far", forwards, backwards, near, far)
 	}
 }
 
