@@ -187,6 +187,8 @@ func (n *nemesis) act(ctx context.Context, i *Injected) error {
 		return n.cancel(ctx, i)
 	case schedule.RollingRestart:
 		return n.rollingRestart(ctx, i)
+	case schedule.ZombieLease, schedule.ZombieRun:
+		return n.zombie(ctx, i)
 	}
 	if mode := i.Kind.Mode(); mode != "" {
 		return n.breakLink(ctx, i, mode)

@@ -58,6 +58,7 @@ func roles() map[string]*Metrics {
 	worker.Pool("claims", pool)
 	worker.Worker()
 	worker.IdleProcesses(func() int { return 3 })
+	worker.SlotsTaken(func() map[string]int { return map[string]int{"default": 2} })
 	worker.LocationsDown(func() []string { return []string{"shop"} })
 	outage.Listener(worker.Listener(memory.NewBells()), breaker(worker, "sqs"))
 
