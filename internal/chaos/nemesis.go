@@ -139,7 +139,7 @@ func (n *nemesis) inject(ctx context.Context, f schedule.Fault) {
 		if err = n.act(ctx, i); err == nil || !errors.Is(err, errNoVictim) || time.Now().After(deadline) {
 			break
 		}
-		i.Victim++
+		i.Victim += stride(i.Kind)
 		select {
 		case <-ctx.Done():
 			deadline = time.Now()
@@ -152,6 +152,15 @@ func (n *nemesis) inject(ctx context.Context, f schedule.Fault) {
 		i.Healed = time.Now()
 	}
 	n.keep(i)
+}
+
+// stride is how far it is to the next victim. Kills of workers, which take turns, stay with those whose
+// deaths are reported, or with the others: the plan is to meet both.
+func stride(kind schedule.Kind) int {
+	if kind == schedule.KillWorker {
+		return 2
+	}
+	return 1
 }
 
 // keep adds a fault to the results.

@@ -126,7 +126,7 @@ func (i *Injected) passes(ttl time.Duration) []string {
 		}
 		return []string{byTTL, byRunLease}
 	case schedule.ZombieLease:
-		if i.Healed.Sub(i.Landed) > ttl { // else a cancel took the lease
+		if i.Healed.Sub(i.Landed) > ttl { // sooner a cancel took the lease
 			return []string{byTTL}
 		}
 	case schedule.ZombieRun:

@@ -143,6 +143,18 @@ func TestADeadlineWaitsForAServerThatMayAct(t *testing.T) {
 	}
 }
 
+// Kills of workers meet both kinds of death, however often their victims had nothing to lose.
+func TestTheNextVictimOfAKillIsAsProvenAsTheOne(t *testing.T) {
+	for victim := range workers {
+		i := &Injected{Fault: schedule.Fault{Kind: schedule.KillWorker, Victim: victim}}
+		first := serviceOf(i)
+		i.Victim += stride(i.Kind)
+		if next := serviceOf(i); next == first || proven(next) != proven(first) {
+			t.Errorf("%s comes after %s", next, first)
+		}
+	}
+}
+
 func TestAKindOfDeadlineWithoutASampleProvesNothing(t *testing.T) {
 	for name, c := range map[string]struct {
 		config Config

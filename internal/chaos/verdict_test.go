@@ -93,6 +93,24 @@ func TestARunWithoutRefusalsAndRecoveriesProvesNothing(t *testing.T) {
 	}
 }
 
+func TestALongRunMustHaveSeenEveryDeadline(t *testing.T) {
+	for _, kind := range []string{byProof, byTTL, byRunLease} {
+		want := "after chaos of 5m0s nothing was recovered by " + kind
+		if found := problems(judged(t, Whole, ended()), "vacuous"); !slices.Contains(found, want) {
+			t.Errorf("%q, want %q", found, want)
+		}
+	}
+}
+
+// Others read this line.
+func TestTheLastLineKeepsItsForm(t *testing.T) {
+	r := &Report{Verdict: audit.Pass, Config: ReportedConfig{Seed: 7}, Counts: Counts{Tasks: 500, Faults: 300, RecoveryP99Secs: 1.25}}
+	const want = "chaos: PASS seed=7 tasks=500 faults=300 missing=0 double_starts=0 double_outcomes=0 dagster_disagreements=0 recovery_p99_seconds=1.2"
+	if got := r.String(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 func TestAnInvariantWithoutACaseProvesNothing(t *testing.T) {
 	cases := func(r *Report) (found []string) {
 		for _, what := range problems(r, "vacuous") {

@@ -52,7 +52,7 @@ func (n *nemesis) haunt(ctx context.Context, i *Injected, ledger stepfleet.Claim
 		defer cancel()
 		_ = insist(ending, func() error { return ledger.EndSession(ending, session.ID, "its zombie is done") })
 	}()
-	ref, err := catch(ctx, i, ledger, session.ID)
+	ref, err := n.catch(ctx, i, ledger, session.ID)
 	if err != nil {
 		return err
 	}
@@ -69,11 +69,17 @@ func (n *nemesis) haunt(ctx context.Context, i *Injected, ledger stepfleet.Claim
 	return nil
 }
 
-// catch claims a task as soon as one waits, and starts it if the zombie is to stop after that.
-func catch(ctx context.Context, i *Injected, ledger stepfleet.Claims, session stepfleet.SessionID) (ref stepfleet.Ref, err error) {
+// catch claims a task as soon as one waits, and starts it if the zombie is to stop after that. Until then the
+// zombie renews its session.
+func (n *nemesis) catch(ctx context.Context, i *Injected, ledger stepfleet.Claims, session stepfleet.SessionID) (ref stepfleet.Ref, err error) {
 	ctx, cancel := context.WithTimeout(ctx, victimWait)
 	defer cancel()
+	renewed := time.Now()
 	for ref.TaskID == 0 {
+		if time.Since(renewed) > n.Lifetimes.Renew {
+			renewed = time.Now()
+			_, _ = ledger.Renew(ctx, session) // the claim says what came of it
+		}
 		claimed, err := ledger.Claim(ctx, stepfleet.ClaimRequest{Session: session, ID: uuid.NewString(), Queue: stepfleet.DefaultQueue, Max: 1})
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return ref, fmt.Errorf("%w: %w", errNoVictim, err)

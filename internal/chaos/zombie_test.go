@@ -19,18 +19,7 @@ func haunted(t *testing.T, kind schedule.Kind, around func(stepfleet.Claims) ste
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		epoch, submitErr := l.TakeEpoch(ctx, "r", "test", "")
-		payload, key := []byte("{}"), stepfleet.Key{RunID: "r", StepKey: "a"}
-		_, err = l.Submit(ctx, stepfleet.Batch{
-			RunID: "r", Epoch: epoch, Identity: "id", Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
-			Tasks: []stepfleet.Task{{
-				V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: "a", Job: "job",
-				IdempotencyKey: key.IdempotencyKey(), Queue: stepfleet.DefaultQueue, Payload: stepfleet.DigestOf(payload),
-			}},
-		})
-		if err := errors.Join(submitErr, err); err != nil {
-			t.Fatal(err)
-		}
+		submitOne(t, ctx, l)
 		go sweeping(ctx, l)
 		n := newNemesis(&stack{Config: Config{Lifetimes: Lifetimes}}, nil)
 		i = &Injected{Fault: schedule.Fault{Kind: kind}}
@@ -38,6 +27,22 @@ func haunted(t *testing.T, kind schedule.Kind, around func(stepfleet.Claims) ste
 		left, _ = l.Sessions(ctx, 0)
 	})
 	return i, l, left, err
+}
+
+// submitOne has the one task wait.
+func submitOne(t *testing.T, ctx context.Context, l *memory.Ledger) {
+	epoch, submitErr := l.TakeEpoch(ctx, "r", "test", "")
+	payload, key := []byte("{}"), stepfleet.Key{RunID: "r", StepKey: "a"}
+	_, err := l.Submit(ctx, stepfleet.Batch{
+		RunID: "r", Epoch: epoch, Identity: "id", Payloads: map[stepfleet.Digest][]byte{stepfleet.DigestOf(payload): payload},
+		Tasks: []stepfleet.Task{{
+			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: "a", Job: "job",
+			IdempotencyKey: key.IdempotencyKey(), Queue: stepfleet.DefaultQueue, Payload: stepfleet.DigestOf(payload),
+		}},
+	})
+	if err := errors.Join(submitErr, err); err != nil {
+		t.Error(err)
+	}
 }
 
 // sweeping is what servers do, once a second.
@@ -83,6 +88,22 @@ func TestAZombieLosesItsTaskAndIsRefused(t *testing.T) {
 			t.Errorf("%s: its session is left: %+v", kind, left)
 		}
 	}
+}
+
+// The workers are quick: a zombie may wait for longer than its TTL before it has a task.
+func TestAZombieLivesUntilItHasATask(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		l := memory.NewLedger()
+		go sweeping(ctx, l)
+		n := newNemesis(&stack{Config: Config{Lifetimes: Lifetimes}}, nil)
+		i := &Injected{Fault: schedule.Fault{Kind: schedule.ZombieLease}}
+		time.AfterFunc(victimWait-100*time.Millisecond, func() { submitOne(t, ctx, l) })
+		if err := n.haunt(ctx, i, l); err != nil || !i.Ok() || i.Healed.Sub(i.Landed) < Lifetimes.SessionTTL-Lifetimes.Renew {
+			t.Errorf("%v, %+v", err, i)
+		}
+	})
 }
 
 // gullible is a ledger that takes what an old owner says.
