@@ -147,6 +147,7 @@ func (c *workerCmd) work(g *globals, abort <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
+	counted.SlotsTaken(w.Taken)
 	g.log.Info("worker begins", "worker", spec.Worker, "slots", spec.Slots, "probes", "http://"+probes.Addr().String())
 	return runWorker(g.ctx, w, host, relay.Run, func(ctx context.Context) error {
 		asked := api.Config{Token: secret, Hosts: c.Hosts, Metrics: counted.Handler(), Logger: g.log}

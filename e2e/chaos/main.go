@@ -38,6 +38,8 @@ func run() int {
 	flag.IntVar(&c.Least, "least", -1, "faults of each kind that must land; 3 in 5 minutes and more, 1 in less")
 	flag.IntVar(&c.LeastTasks, "least-tasks", -1, "tasks that must have been run; 500 in 5 minutes and more, in less accordingly")
 	flag.IntVar(&c.LeastRuns, "least-runs", -1, "runs that must have been run; 20 in 5 minutes and more")
+	flag.IntVar(&c.LeastRefusals, "least-refusals", -1, "writes of old owners that must have been refused; 1 a minute, and twice the least of each kind")
+	flag.IntVar(&c.LeastRecoveries, "least-recoveries", -1, "tasks that must have been taken from owners that were gone; 2 a minute, and twice the least of each kind")
 	flag.Parse()
 	least(&c)
 	if err := absolute(&c.Executable, &c.Python, &c.Code, &c.Dir); err != nil {
@@ -78,15 +80,13 @@ func run() int {
 	return 0
 }
 
-// whole is the duration from which on a run of chaos must show all that it is for.
-const whole = 5 * time.Minute
-
 // least fills in what has to be seen in the time there is.
 func least(c *chaos.Config) {
 	if c.Partition > 0 {
 		c.Duration, c.Lifetimes, c.PerMinute, c.Least = c.Partition, stepfleet.DefaultLifetimes(), 0, 0
+		c.LeastRefusals, c.LeastRecoveries = 0, 0
 	}
-	share := min(1, c.Duration.Seconds()/whole.Seconds())
+	share := min(1, c.Duration.Seconds()/chaos.Whole.Seconds())
 	set := func(figure *int, least float64) {
 		if *figure < 0 {
 			*figure = int(least * share)
@@ -96,6 +96,15 @@ func least(c *chaos.Config) {
 	set(&c.LeastRuns, 20)
 	if c.Least < 0 {
 		c.Least = max(1, int(3*share))
+	}
+	// Each zombie that lands is refused at least once and is a recovery. The schedule has more of them than
+	// the least, and other faults that recover tasks.
+	const zombies = 2
+	if c.LeastRefusals < 0 {
+		c.LeastRefusals = max(zombies*c.Least, int(c.Duration.Minutes()))
+	}
+	if c.LeastRecoveries < 0 {
+		c.LeastRecoveries = max(zombies*c.Least, int(2*c.Duration.Minutes()))
 	}
 }
 

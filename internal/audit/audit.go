@@ -152,7 +152,8 @@ type Fault struct {
 	Detail string    `json:"detail,omitempty"`
 }
 
-// Rest is what was left at the end, each by name; all of it should be nothing.
+// Rest is what was left at the end, each by name; all of it should be nothing. A list that is nil says
+// that nobody looked: the report then says so.
 type Rest struct {
 	Bells     int      `json:"bells"`     // messages in the queues, also those in flight
 	Children  []string `json:"children"`  // processes of steps
@@ -160,6 +161,8 @@ type Rest struct {
 	Held      []string `json:"held"`      // tasks that a session holds
 	Slots     []string `json:"slots"`     // slots that a worker still counts as taken
 	Protected []string `json:"protected"` // workers still protected from scale-in
+	// Lanes is how many queues of workers were asked for their slots.
+	Lanes int `json:"lanes"`
 }
 
 // Check judges the history. An error means that it could not be judged: a witness could not be
@@ -177,7 +180,7 @@ func Check(ctx context.Context, w Witnesses) (Report, error) {
 		j.hold(inv)
 	}
 	report := j.report()
-	report.Vacuous = vacuous(w.Want, report.Counts)
+	report.Vacuous = vacuous(w.Want, report)
 	report.conclude()
 	if err := addEvidence(ctx, w, &report); err != nil {
 		return Report{}, fmt.Errorf("collect evidence: %w", err)

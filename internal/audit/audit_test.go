@@ -42,9 +42,13 @@ func TestVacuousHistoriesFail(t *testing.T) {
 		"56 % of the tasks succeeded, want at least 80 %":       {SucceededShare: 0.8},
 		"1 writes of old owners were refused, want at least 2":  {Refusals: 2},
 		"1 tasks were taken from owners that were gone, want":   {Recoveries: 2},
+		"I9 had no case: Each refused write has a winner":       {Cases: []string{"I1", "I9"}},
 	} {
 		s := tell(t)
 		s.want = want
+		if len(want.Cases) > 0 {
+			s.rows = slices.DeleteFunc(s.rows, func(r stepfleet.AuditRow) bool { return r.Refused != "" })
+		}
 		report := s.check(t)
 		if report.Verdict != audit.Fail || len(report.Vacuous) != 1 || !strings.Contains(report.Vacuous[0], says) {
 			t.Errorf("%+v: %s %q, want %q", want, report.Verdict, report.Vacuous, says)
@@ -54,6 +58,9 @@ func TestVacuousHistoriesFail(t *testing.T) {
 	s.want = audit.Want{
 		Tasks: 8, Runs: 3, Kinds: []string{"kill worker"}, FaultsPerKind: 1, FaultsPerMinute: 1, AnsweredShare: 1,
 		SucceededShare: 0.5, Refusals: 1, Recoveries: 1,
+	}
+	for _, inv := range audit.Invariants {
+		s.want.Cases = append(s.want.Cases, inv.ID)
 	}
 	if report := s.check(t); report.Verdict != audit.Pass {
 		t.Errorf("%s: %q", report.Verdict, report.Vacuous)
@@ -87,6 +94,25 @@ func TestWithoutAWitnessTheReportSaysWhatWasNotChecked(t *testing.T) {
 	}
 	if _, err := audit.Check(t.Context(), audit.Witnesses{Audit: audit.Slice(s.rows...)}); err == nil {
 		t.Error("a ledger without tasks was judged")
+	}
+}
+
+// A list of what was left that is nil is no answer: nobody looked.
+func TestTheReportSaysWhatNobodyLookedAt(t *testing.T) {
+	s := tell(t)
+	s.rest = &audit.Rest{Children: []string{}, Sessions: []string{}, Held: []string{}, Slots: []string{}, Lanes: 8}
+	report := s.check(t)
+	for _, h := range report.Invariants {
+		switch h.ID {
+		case "I13":
+			if h.Cases != 1 || len(h.Unseen) > 0 {
+				t.Errorf("%+v, want all of it seen", h)
+			}
+		case "I14":
+			if h.Cases != 9 || !slices.Equal(h.Unseen, []string{"protected worker"}) {
+				t.Errorf("%+v, want the slots of 8 lanes seen, and no protection", h)
+			}
+		}
 	}
 }
 

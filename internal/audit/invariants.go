@@ -321,13 +321,16 @@ func nothingLeaked(f *facts, v *finding) {
 		v.unchecked("nobody looked what was left at the end")
 		return
 	}
-	v.cases(1)
+	v.cases(1 + f.Rest.Lanes)
 	v.left("held task", f.Rest.Held)
 	v.left("taken slot", f.Rest.Slots)
 	v.left("protected worker", f.Rest.Protected)
 }
 
 func (v *finding) left(what string, names []string) {
+	if names == nil {
+		v.held.Unseen = append(v.held.Unseen, what)
+	}
 	for _, name := range names {
 		v.bad(0, stepfleet.Key{}, "a %s is left: %s", what, name)
 	}

@@ -33,9 +33,11 @@ type Held struct {
 	ID       string `json:"id"`
 	Sentence string `json:"sentence"`
 	// Cases is how many cases were looked at. Unchecked says why there was none to look at.
-	Cases      int    `json:"cases"`
-	Unchecked  string `json:"unchecked,omitempty"`
-	Violations int    `json:"violations"`
+	Cases     int    `json:"cases"`
+	Unchecked string `json:"unchecked,omitempty"`
+	// Unseen are parts of it that no witness spoke of; the others were checked.
+	Unseen     []string `json:"unseen,omitempty"`
+	Violations int      `json:"violations"`
 }
 
 // Violation is one case in which an invariant did not hold.

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -20,11 +21,13 @@ type Want struct {
 	AnsweredShare, SucceededShare float64
 	// Refusals of old owners and Recoveries of tasks by the sweep are what the protocol is for.
 	Refusals, Recoveries int
+	// Cases are the ids of the invariants that must have had a case to be judged by.
+	Cases []string
 }
 
 // vacuous says what is missing.
-func vacuous(want Want, got Counts) []string {
-	missing := []string{}
+func vacuous(want Want, report Report) []string {
+	missing, got := []string{}, report.Counts
 	say := func(format string, args ...any) { missing = append(missing, fmt.Sprintf(format, args...)) }
 	ended := 0
 	for state, n := range got.ByState {
@@ -60,6 +63,11 @@ func vacuous(want Want, got Counts) []string {
 	}
 	if got.Sweeps < want.Recoveries {
 		say("%d tasks were taken from owners that were gone, want at least %d", got.Sweeps, want.Recoveries)
+	}
+	for _, held := range report.Invariants {
+		if held.Cases == 0 && slices.Contains(want.Cases, held.ID) {
+			say("%s had no case: %s", held.ID, cmp.Or(held.Unchecked, held.Sentence))
+		}
 	}
 	return missing
 }

@@ -12,6 +12,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -40,10 +41,12 @@ type Config struct {
 	Least, PerMinute int
 	// LeastTasks and LeastRuns are what must have been run, or the chaos proves nothing.
 	LeastTasks, LeastRuns int
-	Lifetimes             stepfleet.Lifetimes
-	Drain                 time.Duration // of a worker
-	Out                   io.Writer
-	Log                   *slog.Logger
+	// LeastRefusals of old owners' writes and LeastRecoveries of tasks whose owners were gone must be seen.
+	LeastRefusals, LeastRecoveries int
+	Lifetimes                      stepfleet.Lifetimes
+	Drain                          time.Duration // of a worker
+	Out                            io.Writer
+	Log                            *slog.Logger
 }
 
 // Lifetimes are short, so that a run of minutes sees every deadline pass.
@@ -51,6 +54,11 @@ var Lifetimes = stepfleet.Lifetimes{
 	Renew: 600 * time.Millisecond, SessionTTL: 3 * time.Second, RunLease: 12 * time.Second,
 	Margin: time.Second, StartWithin: 10 * time.Second,
 }
+
+// Whole is the duration from which on a run of chaos must show all that it is for.
+const Whole = 5 * time.Minute
+
+func (c *Config) whole() bool { return c.Partition == 0 && c.Duration >= Whole }
 
 // Bounds of the phases around the faults.
 const (
@@ -77,6 +85,8 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	}
 	stop := sync.OnceValue(s.stop)
 	defer func() { _ = stop() }()
+	sessions := s.watchSessions(ctx)
+	defer sessions.end()
 	load := newLoad(s)
 	n := newNemesis(s, load)
 	o := outcome{}
@@ -98,7 +108,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 		n.heal(ctx)
 		draining, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
-		return nil, load.settle(draining)
+		return nil, errors.Join(load.settle(draining), s.rest(draining))
 	})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -106,7 +116,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if o.witnesses, err = phase(r, c, "collect the witnesses", func() (*witnesses, error) {
 		collecting, cancel := context.WithTimeout(ctx, collectTimeout)
 		defer cancel()
-		return s.collect(collecting)
+		return s.collect(collecting, load, sessions)
 	}); err != nil {
 		return nil, err
 	}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
 	"github.com/stepfleet/stepfleet/internal/devstack"
 	"github.com/stepfleet/stepfleet/internal/proctable"
@@ -156,50 +155,5 @@ func TestOneThingHasOneFaultAtATime(t *testing.T) {
 	}
 	if n.give("aws"); !n.take("aws") {
 		t.Error("it was not given back")
-	}
-}
-
-func TestRecoveryIsMeasuredFromTheDeadlineThatApplies(t *testing.T) {
-	start := time.Unix(1e9, 0)
-	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
-	session := func(id int64, instance string) stepfleet.Session {
-		s := stepfleet.Session{ID: stepfleet.SessionID(id), RenewedAt: at(0)}
-		s.Instance = instance
-		return s
-	}
-	claim := func(task, session int64) stepfleet.AuditRow {
-		return stepfleet.AuditRow{TaskID: stepfleet.TaskID(task), Verb: stepfleet.VerbClaim, Actor: "session " + string(rune('0'+session))}
-	}
-	sweep := func(task int64, seconds float64, detail string) stepfleet.AuditRow {
-		return stepfleet.AuditRow{TaskID: stepfleet.TaskID(task), Verb: stepfleet.VerbSweep, At: at(seconds), Detail: detail}
-	}
-	o := outcome{witnesses: &witnesses{
-		sessions: []stepfleet.Session{session(1, "proven"), session(2, "silent"), session(3, "late")},
-		audit: []stepfleet.AuditRow{
-			claim(1, 1), claim(2, 2), claim(3, 2), claim(4, 3),
-			sweep(1, 1.5, "session 1 is dead: killed"),
-			sweep(2, 5, "session 2 is suspect"),
-			sweep(3, 13, "session 2 is dead: no renewal for 12s"),
-			sweep(4, 40, "session 3 is dead: no renewal for 12s"),
-		},
-	}}
-	kill := &Injected{Fault: schedule.Fault{Kind: schedule.KillWorker}, Instance: "proven", Landed: at(1), Healed: at(2)}
-	o.faults = []*Injected{kill}
-	r := &Report{Config: ReportedConfig{TTLSeconds: 3, RunLeaseSeconds: 12}}
-	r.judgeRecovery(o)
-	if p := r.Recovery[byProof]; p.Count != 1 || p.MostSeconds != 0.5 {
-		t.Errorf("by proof %+v, want 0.5 s after the kill", p)
-	}
-	if p := r.Recovery[byTTL]; p.Count != 1 || p.MostSeconds != 2 {
-		t.Errorf("by TTL %+v, want 2 s", p)
-	}
-	if p := r.Recovery[byRunLease]; p.Count != 2 || p.MostSeconds != 28 || r.Pass() {
-		t.Errorf("by run lease %+v, want 28 s, which is a problem", p)
-	}
-	pause := &Injected{Fault: schedule.Fault{Kind: schedule.PostgresPause}, Landed: at(10), Healed: at(36)}
-	o.faults = append(o.faults, pause)
-	r = &Report{Config: r.Config}
-	if r.judgeRecovery(o); r.Recovery[byRunLease].MostSeconds != 1 || !r.Pass() {
-		t.Errorf("%+v, want the deadline to wait for the ledger and a TTL of the server's own beats", r.Recovery[byRunLease])
 	}
 }

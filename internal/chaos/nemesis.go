@@ -141,7 +141,7 @@ func (n *nemesis) inject(ctx context.Context, f schedule.Fault) {
 		if err = n.act(ctx, i); err == nil || !errors.Is(err, errNoVictim) || time.Now().After(deadline) {
 			break
 		}
-		i.Victim++
+		i.Victim += stride(i.Kind)
 		select {
 		case <-ctx.Done():
 			deadline = time.Now()
@@ -154,6 +154,15 @@ func (n *nemesis) inject(ctx context.Context, f schedule.Fault) {
 		i.Healed = time.Now()
 	}
 	n.keep(i)
+}
+
+// stride is how far it is to the next victim. Kills of workers, which take turns, stay with those whose
+// deaths are reported, or with the others: the plan is to meet both.
+func stride(kind schedule.Kind) int {
+	if kind == schedule.KillWorker {
+		return 2
+	}
+	return 1
 }
 
 // keep adds a fault to the results.
@@ -193,6 +202,8 @@ func (n *nemesis) act(ctx context.Context, i *Injected) error {
 		return n.cancel(ctx, i)
 	case schedule.RollingRestart:
 		return n.rollingRestart(ctx, i)
+	case schedule.ZombieLease, schedule.ZombieRun:
+		return n.zombie(ctx, i)
 	}
 	if mode := i.Kind.Mode(); mode != "" {
 		return n.breakLink(ctx, i, mode)

@@ -22,8 +22,11 @@ type Report struct {
 	Problems []Problem             `json:"problems"`
 	Runs     []runRecord           `json:"runs"`
 	Faults   []*Injected           `json:"faults"`
-	Recovery map[string]Recovery   `json:"recovery"`
+	Recovery map[string]Recovery   `json:"recovery"` // by kind of deadline
 	Check    audit.Report          `json:"check"`
+	// Unmeasured counts the tasks that were taken from owners that had ended by themselves, or of whose last
+	// renewal nothing is known: no deadline applied to them.
+	Unmeasured int `json:"recovery_unmeasured"`
 	// Survived counts the steps that ran on through a partition.
 	Survived int `json:"survived,omitempty"`
 }
@@ -42,17 +45,22 @@ type ReportedConfig struct {
 	Partition       float64 `json:"partition_seconds,omitempty"`
 	TTLSeconds      float64 `json:"session_ttl_seconds"`
 	RunLeaseSeconds float64 `json:"run_lease_seconds"`
-	Least           int     `json:"least_of_each_kind"`
-	PerMinute       int     `json:"least_faults_per_minute"`
-	LeastTasks      int     `json:"least_tasks"`
-	LeastRuns       int     `json:"least_runs"`
+	// StartWithinSeconds is how long a lease may wait for its start.
+	StartWithinSeconds float64 `json:"start_within_seconds"`
+	Least              int     `json:"least_of_each_kind"`
+	PerMinute          int     `json:"least_faults_per_minute"`
+	LeastTasks         int     `json:"least_tasks"`
+	LeastRuns          int     `json:"least_runs"`
+	LeastRefusals      int     `json:"least_refusals"`
+	LeastRecoveries    int     `json:"least_recoveries"`
 }
 
 func reported(c Config) ReportedConfig {
 	return ReportedConfig{
 		Seed: c.Seed, DurationSeconds: c.Duration.Seconds(), FIFO: c.FIFO, Partition: c.Partition.Seconds(), TTLSeconds: c.Lifetimes.SessionTTL.Seconds(),
 		RunLeaseSeconds: c.Lifetimes.RunLease.Seconds(), Least: c.Least, PerMinute: c.PerMinute,
-		LeastTasks: c.LeastTasks, LeastRuns: c.LeastRuns,
+		StartWithinSeconds: c.Lifetimes.StartWithin.Seconds(),
+		LeastTasks:         c.LeastTasks, LeastRuns: c.LeastRuns, LeastRefusals: c.LeastRefusals, LeastRecoveries: c.LeastRecoveries,
 	}
 }
 

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,77 @@ func TestARunMustSucceedUnlessItWasNeverLaunched(t *testing.T) {
 	o.hurt["began"] = true
 	if found := problems(verdict(t, o), "R1"); len(found) > 0 {
 		t.Errorf("%q, but a step's process was killed", found)
+	}
+}
+
+// judged is the verdict on a schedule's run that left nothing behind but what o says.
+func judged(t *testing.T, duration time.Duration, o outcome) *Report {
+	t.Helper()
+	c := Config{Dir: t.TempDir(), Duration: duration, Lifetimes: Lifetimes, LeastRefusals: 2, LeastRecoveries: 3}
+	if err := writeLines(c.effectLog(), []audit.Effect{}); err != nil {
+		t.Fatal(err)
+	}
+	r := &Report{Config: reported(c)}
+	if err := r.judge(t.Context(), c, o); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestARunWithoutRefusalsAndRecoveriesProvesNothing(t *testing.T) {
+	r := judged(t, time.Minute, ended())
+	found := strings.Join(problems(r, "vacuous"), "\n")
+	for _, want := range []string{"0 writes of old owners were refused, want at least 2", "0 tasks were taken from owners that were gone, want at least 3"} {
+		if !strings.Contains(found, want) {
+			t.Errorf("%q, want %q", found, want)
+		}
+	}
+	if r.Config.LeastRefusals != 2 || r.Config.LeastRecoveries != 3 {
+		t.Errorf("%+v, want the floors in the report", r.Config)
+	}
+}
+
+func TestALongRunMustHaveSeenEveryDeadline(t *testing.T) {
+	for _, kind := range []string{byProof, byTTL, byRunLease} {
+		want := "after chaos of 5m0s nothing was recovered by " + kind
+		if found := problems(judged(t, Whole, ended()), "vacuous"); !slices.Contains(found, want) {
+			t.Errorf("%q, want %q", found, want)
+		}
+	}
+}
+
+// Others read this line.
+func TestTheLastLineKeepsItsForm(t *testing.T) {
+	r := &Report{Verdict: audit.Pass, Config: ReportedConfig{Seed: 7}, Counts: Counts{Tasks: 500, Faults: 300, RecoveryP99Secs: 1.25}}
+	const want = "chaos: PASS seed=7 tasks=500 faults=300 missing=0 double_starts=0 double_outcomes=0 dagster_disagreements=0 recovery_p99_seconds=1.2"
+	if got := r.String(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func TestAnInvariantWithoutACaseProvesNothing(t *testing.T) {
+	cases := func(r *Report) (found []string) {
+		for _, what := range problems(r, "vacuous") {
+			if id, _, ok := strings.Cut(what, " had no case"); ok {
+				found = append(found, id)
+			}
+		}
+		return found
+	}
+	if got := cases(judged(t, time.Minute, ended())); !slices.Contains(got, "I9") || !slices.Contains(got, "I2") || slices.Contains(got, "R1") {
+		t.Errorf("without a case: %v; want those of which the history has none", got)
+	}
+	if got := cases(verdict(t, ended())); slices.Contains(got, "I9") || !slices.Contains(got, "I2") {
+		t.Errorf("without a case in a partition: %v; nobody is refused anything there", got)
+	}
+	text := judged(t, time.Minute, ended()).Summary()
+	for _, inv := range audit.Invariants {
+		if !strings.Contains(text, " "+inv.ID+" ") {
+			t.Errorf("the summary does not say how many cases %s had", inv.ID)
+		}
+	}
+	if !strings.Contains(text, "I14 does not say whether there was a protected worker") {
+		t.Errorf("the summary does not say what nobody looked at:\n%s", text)
 	}
 }
 

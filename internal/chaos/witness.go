@@ -15,9 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/sqs"
-	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/stepfleet/stepfleet"
@@ -36,12 +33,14 @@ type witnesses struct {
 	hurt map[string]bool
 	// failures are what Dagster's log says of failed steps and runs, by run.
 	failures map[string][]string
-	rest     audit.Rest
+	// seen is how the sessions stood all the time.
+	seen []sighting
+	rest audit.Rest
 }
 
 // collect reads all of them but the effect log, which the verifier reads itself.
-func (s *stack) collect(ctx context.Context) (w *witnesses, err error) {
-	w = &witnesses{hurt: map[string]bool{}, failures: map[string][]string{}}
+func (s *stack) collect(ctx context.Context, l *load, sessions *watch) (w *witnesses, err error) {
+	w = &witnesses{hurt: map[string]bool{}, failures: map[string][]string{}, seen: sessions.end()}
 	if w.client, err = readHistory(s.history()); err != nil {
 		return nil, err
 	}
@@ -51,8 +50,9 @@ func (s *stack) collect(ctx context.Context) (w *witnesses, err error) {
 	if err := s.collectLog(ctx, w); err != nil {
 		return nil, fmt.Errorf("read Dagster's log: %w", err)
 	}
-	w.rest.Sessions = openSessions(w.sessions, s.instances())
-	if err := s.collectRest(ctx, w); err != nil {
+	w.rest.Sessions, w.rest.Children = openSessions(w.sessions, s.instances()), children(l.busy())
+	w.rest.Slots, w.rest.Lanes = s.takenSlots(ctx)
+	if w.rest.Bells, err = s.bells(ctx); err != nil {
 		return nil, err
 	}
 	return w, w.save(s.Dir)
@@ -87,6 +87,7 @@ func (w *witnesses) save(dir string) error {
 	return errors.Join(
 		writeLines(filepath.Join(dir, "audit.jsonl"), w.audit), writeLines(filepath.Join(dir, "tasks.jsonl"), w.tasks),
 		writeLines(filepath.Join(dir, "sessions.jsonl"), w.sessions), writeLines(filepath.Join(dir, "dagster.jsonl"), w.dagster),
+		writeLines(filepath.Join(dir, "sightings.jsonl"), w.seen),
 	)
 }
 
@@ -205,32 +206,6 @@ func (s *stack) collectLog(ctx context.Context, w *witnesses) error {
 		return none, err
 	})
 	return err
-}
-
-// collectRest looks what is left in the queues. What is left of processes is known when the stack is
-// stopped.
-func (s *stack) collectRest(ctx context.Context, w *witnesses) error {
-	listed, err := s.queues.ListQueues(ctx, &sqs.ListQueuesInput{})
-	if err != nil {
-		return fmt.Errorf("list the queues: %w", err)
-	}
-	for _, url := range listed.QueueUrls {
-		got, err := s.queues.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{
-			QueueUrl:       aws.String(url),
-			AttributeNames: []types.QueueAttributeName{types.QueueAttributeNameApproximateNumberOfMessages, types.QueueAttributeNameApproximateNumberOfMessagesNotVisible},
-		})
-		if err != nil {
-			return fmt.Errorf("ask %s what it holds: %w", url, err)
-		}
-		for _, text := range got.Attributes {
-			var n int
-			if err := json.Unmarshal([]byte(text), &n); err != nil {
-				return fmt.Errorf("%s holds %q messages: %w", url, text, err)
-			}
-			w.rest.Bells += n
-		}
-	}
-	return nil
 }
 
 // openTasks counts the tasks that have not ended.

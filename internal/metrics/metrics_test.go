@@ -62,6 +62,7 @@ func roles() map[string]*Metrics {
 	worker.Pool("claims", pool)
 	worker.Worker(memory.NewLedger())
 	worker.Children(func() map[string]int { return map[string]int{"idle": 3} })
+	worker.SlotsTaken(func() map[string]int { return map[string]int{"default": 2} })
 	worker.LocationsDown(func() []string { return []string{"shop"} })
 	outage.Listener(worker.Listener(memory.NewBells()), breaker(worker, "sqs"))
 

@@ -120,6 +120,16 @@ func (m *Metrics) Children(read func() map[string]int) {
 	}, children)
 }
 
+// SlotsTaken shows the worker's own count of the slots that are not free.
+func (m *Metrics) SlotsTaken(read func() map[string]int) {
+	taken := m.desc("gauge", "slots_taken", "Slots that are not free: of a task, of its process until that is gone, or resting since no process was to be had.", "queue")
+	m.scraped(func(to chan<- prometheus.Metric) {
+		for queue, n := range read() {
+			to <- gaugeOf(taken, float64(n), queue)
+		}
+	}, taken)
+}
+
 // LocationsDown shows which code locations do not load. Their names are those of the command line.
 func (m *Metrics) LocationsDown(read func() []string) {
 	down := m.desc("gauge", "code_location_down", "1 for each code location that does not load in this worker. Its tasks are left to other workers.", "code_location")

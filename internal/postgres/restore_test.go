@@ -71,7 +71,7 @@ func TestARestoredBackupRefusesWhoKnowsMore(t *testing.T) {
 
 func takeEpoch(t *testing.T, l *postgres.Ledger, run, executor string, want stepfleet.Epoch) {
 	t.Helper()
-	if epoch, err := l.TakeEpoch(t.Context(), run, executor, ""); err != nil || epoch != want {
+	if epoch, err := l.TakeEpoch(t.Context(), run, stepfleet.Executor{Name: executor}, ""); err != nil || epoch != want {
 		t.Fatalf("epoch %d of run %s, %v, want %d", epoch, run, err, want)
 	}
 }

@@ -24,8 +24,8 @@ type lane struct {
 }
 
 // runLane claims until ctx ends.
-func (l *life) runLane(ctx context.Context, queue string, n int) {
-	ln := &lane{l: l, queue: queue, slots: newSlots(n), look: NewLook()}
+func (l *life) runLane(ctx context.Context, queue string, own *slots) {
+	ln := &lane{l: l, queue: queue, slots: own, look: NewLook()}
 	for ctx.Err() == nil {
 		free := ln.slots.waitFree(ctx)
 		if free == 0 || !ln.waitHost(ctx) {

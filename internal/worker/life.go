@@ -37,6 +37,8 @@ type life struct {
 
 	byBell atomic.Int64 // claims that a bell led to
 
+	slots map[string]*slots // by queue
+
 	work sync.WaitGroup // lanes, and the tasks that lanes launch
 	side sync.WaitGroup // short errands of lanes, tasks and keepers
 }
@@ -54,6 +56,10 @@ func newLife(w *Worker, session stepfleet.SessionID, sent time.Time, notes *note
 		renewed: sent,
 		renewal: make(chan struct{}),
 		tasks:   map[stepfleet.TaskID]*task{},
+		slots:   map[string]*slots{},
+	}
+	for queue, n := range w.cfg.Spec.Slots {
+		l.slots[queue] = newSlots(n)
 	}
 	l.over, l.endLife = context.WithCancelCause(context.Background())
 	l.starts = newBatcher(func(ctx context.Context, refs []stepfleet.Ref) ([]error, error) {
@@ -74,7 +80,7 @@ func (l *life) run(ctx context.Context) {
 	keepers.Go(l.watchAbort)
 	keepers.Go(func() { l.starts.run(l.over) })
 	keepers.Go(func() { l.settles.run(l.over) })
-	for queue, slots := range l.w.cfg.Spec.Slots {
+	for queue, slots := range l.slots {
 		l.work.Go(func() { l.runLane(claiming, queue, slots) })
 	}
 	select {
@@ -359,6 +365,20 @@ func (s *status) holdsLeases() bool {
 	l := s.l
 	s.mu.Unlock()
 	return l == nil || !l.w.cfg.LeaseOver(l.age(l.w.cfg.Now()))
+}
+
+// taken returns how many slots of each queue are taken; without a life there are none.
+func (s *status) taken() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.l == nil {
+		return nil
+	}
+	n := map[string]int{}
+	for queue, slots := range s.l.slots {
+		n[queue] = slots.taken()
+	}
+	return n
 }
 
 func (s *status) reasons() []string {

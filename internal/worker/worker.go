@@ -192,6 +192,10 @@ func (w *Worker) Ready(context.Context) []string { return w.status.reasons() }
 // two sessions nothing runs.
 func (w *Worker) HoldsLeases() bool { return w.status.holdsLeases() }
 
+// Taken returns how many slots of each queue are taken: by a task, by its process until that is gone,
+// or because no process was to be had. Between two sessions there are no slots.
+func (w *Worker) Taken() map[string]int { return w.status.taken() }
+
 // retry calls f until it succeeds, is refused for good, or ctx ends, whose error it then
 // returns. It logs the first failure and the recovery.
 func retry(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) error {

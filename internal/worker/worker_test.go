@@ -94,6 +94,35 @@ func TestClaimsNoMoreThanFreeSlots(t *testing.T) {
 	})
 }
 
+// A slot is taken until the process that had it is gone, whatever the ledger says of the task by then.
+func TestAWorkerSaysWhichSlotsAreTaken(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		w := b.worker()
+		taken := func() int { synctest.Wait(); return w.Taken()["default"] }
+		if w.Taken() != nil {
+			t.Errorf("%v before it has a session", w.Taken())
+		}
+		ctx, stop := context.WithCancel(b.ctx)
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		defer func() { stop(); <-done }()
+		b.submit(true, "a")
+		p := b.next()
+		if err := p.gate.Start(b.ctx); err != nil || taken() != 1 {
+			t.Errorf("%d taken while the task runs (%v)", taken(), err)
+		}
+		p.report()
+		b.expect("a", stepfleet.StateSucceeded)
+		if taken() != 1 {
+			t.Errorf("%d taken while the process is still there", taken())
+		}
+		p.end(stepfleet.Exit{Result: success.Result})
+		if taken() != 0 {
+			t.Errorf("%d taken when nothing is there", taken())
+		}
+	})
+}
+
 func TestALostBellCostsADelayOnly(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()

@@ -49,6 +49,10 @@ const (
 	ClockOffset    Kind = "clock-offset" // a step of the wall clock of a process that runs
 	Cancel         Kind = "cancel"
 	RollingRestart Kind = "rolling-restart" // SIGTERM to each worker, one after another
+
+	// A worker stops with a task in its hands until that is another's, and then goes on.
+	ZombieLease Kind = "zombie-lease" // before the start, over its session TTL
+	ZombieRun   Kind = "zombie-run"   // after it, over its run lease
 )
 
 // hold says how long a kind lasts.
@@ -118,6 +122,9 @@ var about = map[Kind]traits{
 	ClockOffset:    {group: "clock", weight: 4},
 	Cancel:         {group: "cancel", weight: 1},
 	RollingRestart: {group: "worker", heavy: true},
+
+	ZombieLease: {group: "zombie", weight: 1},
+	ZombieRun:   {group: "zombie", weight: 1},
 }
 
 // Kinds are all of them, in the order of the list above.
@@ -128,4 +135,5 @@ var Kinds = []Kind{
 	LinkCut, LinkStall, LinkHalfOpen, LinkReset, LinkDelay,
 	SQSError, SQSThrottle, SQSLoss, SQSDuplicate, SQSReorder, SQSOutage, SQSPurge,
 	ClockOffset, Cancel, RollingRestart,
+	ZombieLease, ZombieRun,
 }
