@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 )
@@ -25,8 +26,11 @@ const (
 	MaxBatchTasks = 2000
 	// MaxStepKeyBytes bounds a step key: mapping keys are the user's and may be long.
 	MaxStepKeyBytes = 2048
-	// MaxTimeoutSeconds bounds a task's timeout: the ledger keeps it in 32 bits.
-	MaxTimeoutSeconds = 1<<31 - 1
+	// MaxTimeoutSeconds bounds a task's timeout, MaxAttempt its number and MaxPriority its priority either
+	// way: the ledger keeps them in 32 bits.
+	MaxTimeoutSeconds = math.MaxInt32
+	MaxAttempt        = math.MaxInt32
+	MaxPriority       = math.MaxInt32
 	// MaxErrorBytes bounds the error message kept with a result; the rest is in the step's logs.
 	MaxErrorBytes = 16 << 10
 )
@@ -61,6 +65,24 @@ type Key struct {
 }
 
 func (k Key) String() string { return fmt.Sprintf("%s/%s/%d", k.RunID, k.StepKey, k.Attempt) }
+
+// Validate returns an error with code task_invalid for a key that no task can have.
+func (k Key) Validate() error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: task %s: %s", ErrTaskInvalid, k, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case k.RunID == "":
+		return bad("run_id is empty")
+	case k.StepKey == "" || len(k.StepKey) > MaxStepKeyBytes:
+		return bad("step_key has %d bytes, allowed are 1 to %d", len(k.StepKey), MaxStepKeyBytes)
+	case strings.ContainsRune(k.StepKey+k.RunID, 0):
+		return bad("run_id and step_key must not contain a zero byte")
+	case k.Attempt < 0 || k.Attempt > MaxAttempt:
+		return bad("attempt %d is not between 0 and %d", k.Attempt, MaxAttempt)
+	}
+	return nil
+}
 
 // IdempotencyKey is the key a step may hand to the outside world to make an effect happen once
 // over all its attempts.
@@ -112,22 +134,16 @@ func (t Task) Validate() error {
 		return bad("version %d is not %d: install the plugin and the server of one release", t.V, TaskVersion)
 	case t.Kind != KindStep && t.Kind != KindRun:
 		return bad("kind %q is neither step nor run", t.Kind)
-	case t.RunID == "":
-		return bad("run_id is empty")
-	case t.StepKey == "" || len(t.StepKey) > MaxStepKeyBytes:
-		return bad("step_key has %d bytes, allowed are 1 to %d", len(t.StepKey), MaxStepKeyBytes)
-	case strings.ContainsRune(t.StepKey+t.RunID, 0):
-		return bad("run_id and step_key must not contain a zero byte")
-	case t.Attempt < 0:
-		return bad("attempt %d is negative", t.Attempt)
 	case t.Queue == "":
 		return bad("queue is empty")
+	case t.Priority < -MaxPriority || t.Priority > MaxPriority:
+		return bad("priority %d is not between -%d and %d", t.Priority, MaxPriority, MaxPriority)
 	case t.TimeoutSeconds < 0 || t.TimeoutSeconds > MaxTimeoutSeconds:
 		return bad("timeout_seconds %d is not between 0 and %d", t.TimeoutSeconds, MaxTimeoutSeconds)
 	case !t.Payload.Valid():
 		return bad("payload %q is not a SHA-256 in hex", t.Payload)
 	}
-	return nil
+	return t.Key.Validate()
 }
 
 // Digest is the SHA-256 of a payload in lower-case hex.

@@ -499,6 +499,21 @@ func TestAdjudication(t *testing.T) {
 	}
 }
 
+func TestKeysThatNoTaskCanHaveAreRefused(t *testing.T) {
+	b := newBench(t)
+	b.speak("r1")
+	for _, key := range []string{
+		`{"step_key":"a","attempt":-1}`, `{"step_key":"a","attempt":2147483648}`, `{"step_key":"","attempt":0}`, `{"step_key":"\u0000","attempt":0}`,
+	} {
+		for _, call := range []string{"adjudicate", "cancel"} {
+			body := fmt.Sprintf(`{"v":1,"epoch":1,"tasks":[{"step_key":"a","attempt":0},%s]}`, key)
+			if status, answer := b.call("POST", "/v1/runs/r1/"+call, body); status != http.StatusBadRequest || code(answer) != "task_invalid" {
+				t.Errorf("%s of %s: %d %v", call, key, status, answer)
+			}
+		}
+	}
+}
+
 func TestProofOfDeath(t *testing.T) {
 	b := newBench(t)
 	if _, err := b.ledger.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Instance: "i-7", Slots: map[string]int{"default": 1}}); err != nil {

@@ -121,12 +121,18 @@ type attempt struct {
 	Attempt int    `json:"attempt"`
 }
 
-func keysOf(run string, tasks []attempt) []stepfleet.Key {
-	keys := make([]stepfleet.Key, len(tasks))
+// keysOf returns nil for nil.
+func keysOf(run string, tasks []attempt) (keys []stepfleet.Key, err error) {
+	if tasks != nil {
+		keys = make([]stepfleet.Key, len(tasks))
+	}
 	for i, t := range tasks {
 		keys[i] = stepfleet.Key{RunID: run, StepKey: t.StepKey, Attempt: t.Attempt}
+		if err := keys[i].Validate(); err != nil {
+			return nil, err
+		}
 	}
-	return keys
+	return keys, nil
 }
 
 type cancelRequest struct {
@@ -142,9 +148,9 @@ func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	run := r.PathValue("run")
-	var keys []stepfleet.Key // nil cancels all
-	if req.Tasks != nil {
-		keys = keysOf(run, req.Tasks)
+	keys, err := keysOf(run, req.Tasks) // nil cancels all
+	if err != nil {
+		return err
 	}
 	changes, err := a.server.Cancel(r.Context(), run, req.Epoch, keys, req.Reason)
 	if err != nil {
@@ -231,7 +237,11 @@ func (a *API) adjudicate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	run := r.PathValue("run")
-	rulings, err := a.server.Adjudicate(r.Context(), run, req.Epoch, keysOf(run, req.Tasks))
+	keys, err := keysOf(run, req.Tasks)
+	if err != nil {
+		return err
+	}
+	rulings, err := a.server.Adjudicate(r.Context(), run, req.Epoch, keys)
 	if err != nil {
 		return err
 	}

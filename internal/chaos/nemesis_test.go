@@ -180,11 +180,9 @@ func TestAFaultOfAQuietEdgeWaitsForSomethingToHit(t *testing.T) {
 		t.Fatalf("it has not waited: %v", err)
 	case <-time.After(5 * short):
 	}
-	conn, err := stdnet.Dial("tcp", net.dagster[serverName(0)])
-	if err != nil {
-		t.Fatal(err)
+	if conn, err := stdnet.Dial("tcp", net.dagster[serverName(0)]); err == nil { // or it was reset already
+		defer conn.Close()
 	}
-	defer conn.Close()
 	if err := <-done; err != nil || !i.Ok() || i.Hits == 0 {
 		t.Errorf("%v, %+v", err, i)
 	}
