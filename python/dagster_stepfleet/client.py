@@ -1,7 +1,8 @@
 """The client of the server's HTTP API: submits, and the run's stream of completions.
 
 It speaks for one run, as its executor: it takes the run's epoch and names it in every call. Once
-another executor has taken a later one, everything raises Superseded.
+another executor has taken a later one, or one of a later resume has the run, everything raises
+Superseded.
 
 A call is repeated, with growing pauses, while the server cannot be reached or says that it takes
 no more: submits, cancels and closes are idempotent. The pauses end when Dagster has received an
@@ -329,6 +330,7 @@ class Client:
         outage_budget_seconds: float = 300.0,
         call_timeout_seconds: float | None = None,
         interrupted: Callable[[], bool] = _never,
+        resume: int = 0,
     ) -> None:
         self.url = url
         self.run_id = run_id
@@ -339,8 +341,11 @@ class Client:
         path = f"{self._endpoint.prefix}/v1/runs/{quote(run_id, safe='')}"
         timeout_seconds = call_timeout_seconds or _CALL_TIMEOUT_SECONDS
         self._caller = _Caller(self._endpoint, path, run_id, timeout_seconds)
-        # A request that an outage has delayed must not take the run from the one that followed it.
-        self._executor = uuid.uuid4().hex
+        # A request that an outage has delayed must not take the run from the one that followed it,
+        # be that of this executor or of the one of a later resume.
+        self._takeover: dict[str, Any] = {"v": PROTOCOL_VERSION, "executor": uuid.uuid4().hex}
+        if resume:  # left out, it is 0, and a server of before it takes the request
+            self._takeover["resume"] = resume
         self.completions = Completions()
         self._stream: _Stream | None = None
 
@@ -354,7 +359,7 @@ class Client:
         """Takes the run's epoch and opens its stream, in the background."""
         if self._stream is None:
             self._stream = _Stream(
-                self._endpoint, self._caller.another(), self._executor, self.completions
+                self._endpoint, self._caller.another(), self._takeover, self.completions
             )
             self._stream.start()
 
@@ -376,7 +381,7 @@ class Client:
 
     def confirm(self) -> None:
         """Raises Superseded when another executor has taken over. An outage is no answer."""
-        body = {"v": PROTOCOL_VERSION, "executor": self._executor, "epoch": self.epoch()}
+        body = {**self._takeover, "epoch": self.epoch()}
         with contextlib.suppress(ServerUnreachable):
             self._call("POST", "/epoch", body, budget_seconds=0.0)
 
@@ -617,13 +622,17 @@ class _Stream(threading.Thread):
     a run worker alive."""
 
     def __init__(
-        self, endpoint: _Endpoint, caller: _Caller, executor: str, completions: Completions
+        self,
+        endpoint: _Endpoint,
+        caller: _Caller,
+        takeover: Mapping[str, Any],
+        completions: Completions,
     ) -> None:
         super().__init__(name="stepfleet-stream", daemon=True)
         self._endpoint = endpoint
         self._caller = caller
         self._path = caller.path
-        self._executor = executor
+        self._takeover = json.dumps(takeover).encode()
         self._completions = completions
         self._stopped = threading.Event()
         self._socket: socket.socket | None = None
@@ -648,9 +657,9 @@ class _Stream(threading.Thread):
             tries += 1
 
     def _take_epoch(self) -> None:
-        body = json.dumps({"v": PROTOCOL_VERSION, "executor": self._executor}).encode()
         try:
-            self._completions.take(int(self._caller.once("POST", "/epoch", body)["epoch"]))
+            answer = self._caller.once("POST", "/epoch", self._takeover)
+            self._completions.take(int(answer["epoch"]))
         finally:
             self._caller.disconnect()
 

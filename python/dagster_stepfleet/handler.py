@@ -50,7 +50,7 @@ from dagster_stepfleet.client import (
 from dagster_stepfleet.events import ENDING_TYPES, WINDOW_IDS, EventReader
 from dagster_stepfleet.identity import run_identity
 from dagster_stepfleet.patience import patiently
-from dagster_stepfleet.takeover import Place, leave_process
+from dagster_stepfleet.takeover import Place, leave_process, resume_of
 from dagster_stepfleet.verdicts import Adjudicator, VerdictGate
 
 if TYPE_CHECKING:
@@ -159,6 +159,9 @@ class StepfleetStepHandler(StepHandler):
             token=read_token(),
             outage_budget_seconds=self._outage_budget_seconds,
             interrupted=check_captured_interrupt,
+            resume=resume_of(
+                plan_context.instance, run.run_id, resuming=plan_context.resume_from_failure
+            ),
         )
         self._router = tags.Router(run.tags, self.defaults)
         self.client.start()

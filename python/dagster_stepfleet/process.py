@@ -28,6 +28,9 @@ _INTERNAL = ("STEPFLEET_HOST_FD", "STEPFLEET_PRELOAD")
 _RUN_WORKER_COMMANDS = (["api", "execute_run"], ["api", "resume_run"])
 # Set by whoever starts a process for one run in another way.
 own_run = False
+# Which resume of a run this process was launched for, by run id; 0: its first start. Set by whoever
+# starts a process for a run and knows it.
+launched: dict[str, int] = {}
 
 
 def is_run_worker() -> bool:

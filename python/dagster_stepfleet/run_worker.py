@@ -66,6 +66,7 @@ def run(parent: Parent, frame: dict[str, Any], warm: child.Warm) -> dict[str, An
     client.take_token()
     child.arm_signals()
     process.own_run = True
+    process.launched[task["run_id"]] = task["attempt"]
     stack = ExitStack()
     try:
         stack.enter_context(capture_interrupts())

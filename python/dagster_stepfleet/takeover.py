@@ -17,15 +17,32 @@ from dagster._core.events import DagsterEventType
 
 from dagster_stepfleet import process
 from dagster_stepfleet.client import Client, ServerUnreachable, Superseded
+from dagster_stepfleet.patience import patiently
 
 if TYPE_CHECKING:
-    from dagster import DagsterEvent
+    from dagster import DagsterEvent, DagsterInstance
     from dagster._core.execution.context.system import PlanOrchestrationContext
 
 _log = logging.getLogger("dagster.stepfleet")
 
 # A loop that has not come round for so long was stopped, or hung: another may have taken over.
 STOPPED_SECONDS = 10.0
+
+
+def resume_of(instance: DagsterInstance, run_id: str, *, resuming: bool) -> int:
+    """Which resume of the run this run worker is of; 0: its first start. The ledger refuses an
+    executor of an earlier one than it has heard of.
+
+    Our launcher has fixed it when it submitted the run worker. For another's it is the number of
+    resumes that Dagster's log has by now, which may be more than when this one was launched.
+    """
+    if run_id in process.launched:
+        return process.launched[run_id]
+    if not resuming:
+        return 0
+    of_type = DagsterEventType.ENGINE_EVENT
+    found = patiently(lambda: instance.get_records_for_run(run_id, of_type=of_type))
+    return sum(r.event_log_entry.message == seams.RESUME_MESSAGE for r in found.records)
 
 
 class Place:

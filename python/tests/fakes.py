@@ -44,6 +44,8 @@ class FakeServer:
         self.fail_next: list[tuple[int, dict, dict[str, str]]] = []
         # Who speaks for each run: (epoch, executor); and what was adjudicated, by which epochs.
         self.epochs: dict[str, tuple[int, str]] = {}
+        # Which resume of each run its executor is of.
+        self.resumes: dict[str, int] = {}
         self.adjudicated: dict[tuple[str, str, int], list[int]] = {}
         self.streams = 0
         self.no_streams = False
@@ -79,9 +81,10 @@ class FakeServer:
         with self.lock:
             return [body for _, path, body in self.calls if path.endswith(path_end)]
 
-    def take(self, run_id: str, executor: str) -> int:
+    def take(self, run_id: str, executor: str, resume: int = 0) -> int:
         """Makes somebody the run's executor."""
         with self.lock:
+            self.resumes[run_id] = resume
             epoch, before = self.epochs.get(run_id, (0, ""))
             if before != executor:
                 self.epochs[run_id] = (epoch + 1, executor)
@@ -94,9 +97,12 @@ class FakeServer:
     def _epoch(self, run_id: str, body: dict) -> tuple[int, dict]:
         if body.get("epoch"):
             return 200, {"v": 1, "epoch": body["epoch"]}
+        resume = body.get("resume", 0)
+        if resume < self.resumes.get(run_id, 0):
+            return 409, _error("superseded", "an executor of a later resume")
         if run_id in self.closed:
             return 410, _error("run_closed", "the run is closed")
-        return 200, {"v": 1, "epoch": self.take(run_id, body["executor"])}
+        return 200, {"v": 1, "epoch": self.take(run_id, body["executor"], resume)}
 
     def _adjudicate(self, run_id: str, body: dict) -> tuple[int, dict]:
         rulings = []

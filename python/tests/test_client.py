@@ -246,6 +246,17 @@ def test_a_lost_answer_to_the_takeover_costs_no_epoch(client, server):
     assert len({body["executor"] for body in server.bodies("/epoch")}) == 1
 
 
+def test_an_executor_of_an_earlier_resume_is_superseded(server):
+    server.take(RUN, "the one that followed it", resume=2)
+    for resume in (0, 1):
+        late = Client(server.url, RUN, token=TOKEN, resume=resume)
+        with late, pytest.raises(Superseded, match="Another run worker"):
+            late.epoch()
+    with Client(server.url, RUN, token=TOKEN, resume=2) as twin:
+        assert twin.epoch() == 2
+    assert [body.get("resume") for body in server.bodies("/epoch")] == [None, 1, 2]
+
+
 def test_superseded_ends_every_call(client, server):
     client.submit("id", {"p": "{}"}, [task("a")])
     client.confirm()

@@ -24,6 +24,7 @@ from dagster._core.instance import InstanceRef
 from dagster._utils import interrupts
 
 from dagster_stepfleet import attempts, seams, verdicts
+from dagster_stepfleet.client import Client
 from dagster_stepfleet.process import die_with_parent
 from tests.defs import DELAY_SECONDS, POOL
 from tests.fakes import FakeServer, TemplateProcess, Worker
@@ -485,6 +486,42 @@ def test_old_run_worker_that_was_stopped_leaves_the_run_alone(bench, wakes):
     bench.check(SUCCESS, "one", "b", "c")
     assert bench.server.closed == {bench.run_id: "the run's steps have ended"}
     assert bench.server.bodies("/cancel") == []
+
+
+@pytest.mark.parametrize("resumes", [1, 2])
+def test_old_run_worker_whose_first_request_comes_late_leaves_the_run_alone(
+    bench, tmp_path, resumes
+):
+    """Which start of the run it is of was fixed before it was held up."""
+    wakes = tmp_path / "wakes"
+
+    def ask_late() -> None:
+        stock = Client.start
+
+        def start(self) -> None:
+            until(wakes.exists, "the new run worker's request")
+            stock(self)
+
+        Client.start = start
+
+    bench.create("chain", hold=("b", "c"))
+    first = bench.start(before=ask_late)
+    until(lambda: bench.run.status == DagsterRunStatus.STARTED, "the first run worker")
+    last = bench.start(resume=True)
+    bench.until_held("b")
+    for _ in range(1, resumes):
+        bench.kill(last)
+        last = bench.start(resume=True)
+    until(lambda: bench.server.resumes[bench.run_id] == resumes, "the last run worker's request")
+    wakes.touch()
+    bench.join(first)
+    assert bench.run.status == DagsterRunStatus.STARTED
+    bench.release("b")
+    bench.until_held("c")
+    bench.release("c")
+    bench.join(last)
+    bench.check(SUCCESS, "one", "b", "c")
+    assert any("resume" not in body for body in bench.server.bodies("/epoch")), "it has asked"
 
 
 def test_old_run_worker_whose_server_is_away_leaves_the_run_to_the_new_one(bench, monkeypatch):

@@ -14,7 +14,7 @@ from dagster import DagsterRunStatus
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import serialize_value
 
-from dagster_stepfleet import gate
+from dagster_stepfleet import gate, seams
 from tests.fakes import TOKEN, Child
 from tests.payloads import create_run
 from tests.test_host import kinds
@@ -107,6 +107,24 @@ def test_a_run_that_is_being_canceled_is_canceled(instance, template):
     instance.report_run_canceling(run)
     assert child.run(*frame(instance, run, resume=True))["outcome"] == "cancelled"
     assert status(instance, run) == DagsterRunStatus.CANCELED
+
+
+def test_a_run_worker_asks_for_its_run_as_the_resume_that_it_was_launched_for(
+    instance, server, template
+):
+    """Its task says so. Dagster's log may have a later resume by the time it begins."""
+    run = started(instance)
+    for _ in range(3):
+        instance.report_engine_event(seams.RESUME_MESSAGE, run)
+    server.take(run.run_id, "the one that followed it", resume=3)
+    child = template.fork()
+    child.ready()
+    task, payload = frame(instance, run, resume=True)
+    env = {"STEPFLEET_URL": server.url, "STEPFLEET_TOKEN": TOKEN}
+    assert child.run({**task, "attempt": 2}, payload, **env) == {}
+    assert template.exited(child.pid)["status"] == 0
+    assert {body.get("resume") for body in server.bodies("/epoch")} == {2}
+    assert status(instance, run) == DagsterRunStatus.STARTED
 
 
 def test_a_second_sigterm_changes_nothing_of_a_run_workers_end(instance, server):
