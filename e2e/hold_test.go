@@ -23,7 +23,8 @@ type heldWrites struct {
 	backends []int32 // PostgreSQL's processes that wait for the writers
 }
 
-func (s *stack) holdWrites(t *testing.T) *heldWrites {
+// dagsterDatabase connects to where Dagster's log is. The caller closes the connection.
+func (s *stack) dagsterDatabase(t *testing.T) *pgx.Conn {
 	t.Helper()
 	dsn, err := os.ReadFile(s.state().DagsterURL)
 	if err != nil {
@@ -34,6 +35,12 @@ func (s *stack) holdWrites(t *testing.T) *heldWrites {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return conn
+}
+
+func (s *stack) holdWrites(t *testing.T) *heldWrites {
+	t.Helper()
+	conn := s.dagsterDatabase(t)
 	h := &heldWrites{conn: conn}
 	t.Cleanup(func() {
 		// The session's end gives the lock back, whatever became of the rest.

@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,6 +67,48 @@ func TestAStepThatHadSucceededWhenItsWorkerDiedIsRepaired(t *testing.T) {
 	}
 	if counts := s.dagster.counts(t, run); counts["STEP_SUCCESS work_0"] != 1 || counts["STEP_FAILURE work_0"] != 0 || counts["STEP_UP_FOR_RETRY work_0"] != 0 {
 		t.Errorf("Dagster's log: %v", counts)
+	}
+}
+
+// By this the server tells what a dead process has left in Dagster's database.
+func TestConnectionsGoByTheirProcess(t *testing.T) {
+	s := defaultLauncher(t)
+	file, give := release(t)
+	defer give()
+	run := s.dagster.launch(t, "one", config{ops: map[string]any{"work_0": behaviour{"release": file}}})
+	task := s.awaitTask(t, run, 0, stepfleet.StateRunning)
+	sessions, err := s.server.sessions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(sessions, func(other stepfleet.Session) bool { return other.ID == task.Session })
+	if at < 0 {
+		t.Fatalf("no session %d among %+v", task.Session, sessions)
+	}
+	worker, conn := stepfleet.ConnectionNameOf(sessions[at].Instance, 0), s.dagsterDatabase(t)
+	defer conn.Close(context.Background())
+	names := func() (names []string) {
+		err := conn.QueryRow(t.Context(), `SELECT coalesce(array_agg(application_name), '{}') FROM pg_stat_activity
+WHERE left(application_name, length($1)) = $1`, worker).Scan(&names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	found := names()
+	if len(found) == 0 {
+		t.Errorf("no connection goes by %s", worker)
+	}
+	for _, name := range found {
+		number, err := strconv.Atoi(strings.TrimPrefix(name, worker))
+		if group, groupErr := syscall.Getpgid(number); err != nil || groupErr != nil || group != number {
+			t.Errorf("connection %s: no process leads that group (%v, %v)", name, err, groupErr)
+		}
+	}
+	s.killOwner(t, task)
+	s.awaitTask(t, run, 0, stepfleet.StateLost)
+	if left := names(); len(left) != 0 {
+		t.Errorf("decided with %v still there", left)
 	}
 }
 

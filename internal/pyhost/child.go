@@ -263,7 +263,6 @@ func (c *child) end(exit stepfleet.Exit) {
 		return
 	}
 	c.killGroup()
-	exit.PID = c.pid
 	c.hasExit, c.exit = true, exit
 	c.mu.Unlock()
 	_ = c.conn.SetReadDeadline(time.Now().Add(lastWords)) // fails only on a closed connection
@@ -320,6 +319,6 @@ func (c *child) Exit() stepfleet.Exit {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	exit := c.exit
-	exit.Result = c.result
+	exit.Result, exit.PID = c.result, c.pid
 	return exit
 }

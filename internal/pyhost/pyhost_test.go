@@ -280,9 +280,13 @@ func TestKillTakesTheWholeGroup(t *testing.T) {
 		gate := newGate()
 		p := launch(t, startHost(t, mode, dir), run, payload, gate)
 		pid := waitPID(t, filepath.Join(dir, "pid"))
+		group, err := syscall.Getpgid(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
 		p.Kill()
-		if exit := exitOf(t, p); exit.Status != -int(syscall.SIGKILL) || exit.Result != nil {
-			t.Errorf("exit %+v", exit)
+		if exit := exitOf(t, p); exit.Status != -int(syscall.SIGKILL) || exit.Result != nil || exit.PID != group {
+			t.Errorf("exit %+v of the group %d", exit, group)
 		}
 		waitGone(t, pid)
 	})

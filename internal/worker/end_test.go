@@ -57,6 +57,21 @@ func TestAStepKilledInAHookHasEndedAsItsLogSays(t *testing.T) {
 	}
 }
 
+// What the process has left in Dagster's database is found by its number.
+func TestAnAbandonedTaskNamesTheConnectionsOfItsProcess(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		p := b.running("a")
+		b.atItsEnd(p, stepfleet.EventSuccess)
+		p.end(stepfleet.Exit{Status: -9, PID: 4711})
+		synctest.Wait()
+		orphans, err := b.ledger.Orphans(b.ctx, 0, 10)
+		if err != nil || len(orphans) != 1 || orphans[0].Connections != stepfleet.ConnectionNameOf("i-1", 4711) {
+			t.Errorf("%+v, %v", orphans, err)
+		}
+	})
+}
+
 // Granted and not told to be stored: only the log knows, and the server reads it.
 func TestAStepThatDiesWritingItsEndIsAbandoned(t *testing.T) {
 	for name, exit := range map[string]stepfleet.Exit{
