@@ -113,22 +113,11 @@ func testProbesOfEveryProcess(t *testing.T, d *dev) {
 
 // A PostgreSQL that answers nothing, and closes nothing either.
 func testPostgreSQLHangs(t *testing.T, d *dev) {
-	postmaster := d.pid(t, "postgres")
-	all := []int{postmaster}
-	for _, p := range proctable.Descendants(postmaster) {
-		all = append(all, p.PID)
-	}
-	each := func(signal syscall.Signal) {
-		for _, pid := range all {
-			_ = syscall.Kill(pid, signal) // a backend may have ended
-		}
-	}
-	t.Cleanup(func() { each(syscall.SIGCONT) })
-	each(syscall.SIGSTOP)
+	back := stopped(t, withDescendants(d.pid(t, "postgres")))
 	awaitProbe(t, d.server.url+"/readyz", http.StatusServiceUnavailable, "ledger: ")
 	awaitProbe(t, d.workerURL(t)+"/readyz", http.StatusServiceUnavailable, "session: not renewed for ")
 	awaitProbe(t, d.server.url+"/livez", http.StatusOK, "")
-	each(syscall.SIGCONT)
+	back()
 	awaitProbe(t, d.server.url+"/readyz", http.StatusOK, "")
 	awaitProbe(t, d.workerURL(t)+"/readyz", http.StatusOK, "")
 }

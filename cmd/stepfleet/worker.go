@@ -277,14 +277,16 @@ func (c *workerCmd) statementTimeout(l stepfleet.Lifetimes) time.Duration {
 }
 
 // leastPatience is how long processes wait for Dagster's storage, and what the plugin takes when nobody
-// tells it (patience.py).
-const leastPatience = 120 * time.Second
+// tells it (patience.py): the two minutes of an outage that is promised to kill nobody, and what a database
+// needs besides until it answers everybody again. By default that is less than the run lease, when the
+// worker kills what still waits.
+const leastPatience = 150 * time.Second
 
 // patience is how long they wait under these deadlines: a run lease that is to outlast longer failovers
 // is of no use to a step that gives up sooner. Under a short one the worker kills what it runs, if it is
 // cut off itself; where Dagster's storage alone is away, nothing is gained by failing its runs sooner.
 func patience(l stepfleet.Lifetimes) time.Duration {
-	return max(leastPatience, l.RunLease/3*2)
+	return max(leastPatience, l.RunLease/6*5)
 }
 
 // storageEnv tells the steps' processes how to write events.

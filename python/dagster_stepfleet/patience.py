@@ -24,10 +24,11 @@ _log = logging.getLogger("dagster.stepfleet")
 T = TypeVar("T")
 
 # How long a process that does a run's work waits for PostgreSQL to come back. Dagster gives up
-# after some 6 s, and the run or the step ends with it; a failover takes longer. A worker that is
-# cut off kills its children before its run lease is over, however long they still wait; one with a
-# long run lease has them wait longer, by the variable.
-_OUTAGE_SECONDS = 120.0
+# after some 6 s, and the run or the step ends with it; a failover takes longer, up to the two
+# minutes that are promised. A worker that is cut off kills its children before its run lease is
+# over, however long they still wait; one with a long run lease has them wait longer, by the
+# variable.
+_OUTAGE_SECONDS = 150.0
 _OUTAGE_VARIABLE = "STEPFLEET_OUTAGE_SECONDS"
 _OUTAGE_POLL_SECONDS = 0.5
 # How long a new connection waits for the end of a lost one's process, before it counts as away.

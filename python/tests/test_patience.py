@@ -236,7 +236,7 @@ def test_a_refused_writer_writes_nothing(instance, proxy, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"), [(None, 120.0), ("600", 600.0), ("", 120.0), ("soon", 120.0)]
+    ("told", "seconds"), [(None, 150.0), ("600", 600.0), ("", 150.0), ("soon", 150.0)]
 )
 def test_a_process_waits_as_long_as_its_worker_says(monkeypatch, told, seconds):
     monkeypatch.setattr(patience, "_patience_seconds", 0.0)
