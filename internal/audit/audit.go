@@ -150,6 +150,8 @@ type Fault struct {
 	Until  time.Time `json:"until,omitzero"`
 	Landed bool      `json:"landed"`
 	Detail string    `json:"detail,omitempty"`
+	// Host says that the target is a worker, and that it stood still meanwhile with all its processes.
+	Host bool `json:"host,omitempty"`
 }
 
 // Rest is what was left at the end, each by name; all of it should be nothing. A list that is nil says

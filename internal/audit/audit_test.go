@@ -291,3 +291,26 @@ func TestThePageHasEverySentence(t *testing.T) {
 		}
 	}
 }
+
+// Whoever stands still can neither be killed nor be at work: the time of a zombie counts from its wake-up.
+func TestAProcessOfAHostThatStoodStillHasUntilItsWorkerIsAwake(t *testing.T) {
+	for name, c := range map[string]struct {
+		worker string
+		after  time.Duration // of the host's wake-up
+		want   audit.Verdict
+	}{
+		"at once":           {"one", time.Millisecond, audit.Pass},
+		"long after":        {"one", 40 * time.Second, audit.Fail},
+		"on another worker": {"two", time.Millisecond, audit.Fail},
+	} {
+		s := tell(t)
+		e := s.effect("r1", "b", audit.EffectBegin)
+		slept, woke := e.Time(), e.Time().Add(60*time.Second)
+		e.Event, e.At = audit.EffectEnd, float64(woke.Add(c.after).UnixMicro())/1e6
+		s.effects = append(s.effects, e)
+		s.faults = append(s.faults, audit.Fault{Kind: "freeze-host", Target: c.worker, At: slept, Until: woke, Landed: true, Host: true})
+		if report := s.check(t); report.Verdict != c.want {
+			t.Errorf("%s: %s %+v", name, report.Verdict, report.Violations)
+		}
+	}
+}

@@ -177,12 +177,23 @@ func noZombie(f *facts, v *finding) {
 		for _, line := range e.lines {
 			over := time.Duration(line.at - l.gone)
 			f.counts.OverlapMax = max(f.counts.OverlapMax, over.Seconds())
-			if over > budget {
+			if line.at-f.awake(f.sessions[l.owner].Worker, l.gone, line.at) > int64(budget) {
 				v.bad(l.task, key, "its code wrote %q %s after its fence %d was gone, allowed are %s", line.event, over.Round(time.Millisecond), l.ran, budget)
 				break
 			}
 		}
 	}
+}
+
+// awake returns since when a worker could have killed what lost its fence at gone, seen at work at the
+// time at: not while the host stood still, and its processes with it.
+func (f *facts) awake(worker string, gone, at int64) int64 {
+	for _, fault := range f.Faults {
+		if fault.Host && fault.Landed && fault.Target == worker && fault.At.UnixNano() < at {
+			gone = max(gone, min(fault.Until.UnixNano(), at))
+		}
+	}
+	return gone
 }
 
 func auditRebuilds(f *facts, v *finding) {

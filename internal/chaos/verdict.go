@@ -101,6 +101,7 @@ func (o outcome) witnessed(c Config) audit.Witnesses {
 	for _, f := range o.faults {
 		faults = append(faults, audit.Fault{
 			Kind: string(f.Kind), Target: f.Target, At: f.Landed, Until: f.Healed, Landed: f.Ok(), Detail: f.Missed,
+			Host: f.Kind == schedule.PauseHost || f.Kind == schedule.FreezeHost,
 		})
 	}
 	var kinds []string
