@@ -146,7 +146,7 @@ type deadlines struct {
 	renewals map[stepfleet.SessionID][]time.Time     // as they were seen, in order
 	claims   map[stepfleet.TaskID]stepfleet.AuditRow // task -> its last claim, as the audit trail goes on
 	killed   map[string]time.Time                    // instance -> when
-	unfit    map[string][]span                       // server -> when it could call nobody gone, by time
+	unfit    map[string][]span                       // server -> when it could not write, by time
 }
 
 // turn is the time that a server needs to act on a deadline: it looks once a second.
@@ -174,7 +174,7 @@ func newDeadlines(o outcome, c ReportedConfig) *deadlines {
 		}
 		for s := range servers {
 			if name := serverName(s); f.Ok() && f.keepsFrom(name) {
-				d.unfit[name] = append(d.unfit[name], span{f.Landed, f.Healed.Add(seconds(c.TTLSeconds))})
+				d.unfit[name] = append(d.unfit[name], span{f.Landed, f.Healed})
 			}
 		}
 	}
@@ -184,8 +184,7 @@ func newDeadlines(o outcome, c ReportedConfig) *deadlines {
 	return d
 }
 
-// keepsFrom says whether the fault breaks the server's own beats: it may call nobody gone before these
-// have gone on for a whole TTL.
+// keepsFrom says whether the fault breaks the server's own beats.
 func (i *Injected) keepsFrom(server string) bool {
 	switch i.Kind {
 	case schedule.PostgresRestart, schedule.PostgresPause:
@@ -224,7 +223,7 @@ func (d *deadlines) of(a stepfleet.AuditRow) (kind string, deadline time.Time, o
 		kind = byProof
 		deadline, known = d.killed[s.Instance]
 	}
-	return kind, d.putOff(deadline), known
+	return kind, d.putOff(kind, deadline), known
 }
 
 // ofSession returns the deadline of a session that was seen to be given up.
@@ -242,7 +241,7 @@ func (d *deadlines) ofSession(s sighting) (kind string, deadline time.Time, ok b
 	default:
 		return "", deadline, false
 	}
-	return kind, d.putOff(deadline), true
+	return kind, d.putOff(kind, deadline), true
 }
 
 // renewedBefore returns the session's last renewal up to a time.
@@ -258,15 +257,19 @@ func (d *deadlines) renewedBefore(s stepfleet.Session, at time.Time) (time.Time,
 	return known[i-1], true
 }
 
-// putOff returns when a server could act on a deadline first: no server may call anybody gone before
-// it has itself written to the ledger for a whole TTL.
-func (d *deadlines) putOff(deadline time.Time) time.Time {
+// putOff returns when a server could act on a deadline first. By silence no server may call anybody
+// gone before it has itself written to the ledger for a whole TTL.
+func (d *deadlines) putOff(kind string, deadline time.Time) time.Time {
+	var unbroken time.Duration
+	if kind == byTTL || kind == byRunLease {
+		unbroken = seconds(d.TTLSeconds)
+	}
 	var first time.Time
 	for s := range servers {
 		fit := deadline
 		for _, out := range d.unfit[serverName(s)] {
-			if fit.Add(turn).After(out.from) && fit.Before(out.until) {
-				fit = out.until
+			if until := out.until.Add(unbroken); fit.Add(turn).After(out.from) && fit.Before(until) {
+				fit = until
 			}
 		}
 		if first.IsZero() || fit.Before(first) {

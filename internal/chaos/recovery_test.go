@@ -143,6 +143,15 @@ func TestADeadlineWaitsForAServerThatMayAct(t *testing.T) {
 	}
 }
 
+// A proof needs no unbroken beats, only a server that can write.
+func TestAProofWaitsForTheLedgerOnly(t *testing.T) {
+	kill := injected(schedule.KillWorker, "worker-1", 5, 6)
+	kill.Instance = "i-1"
+	dead := sighting{ID: 1, Instance: "i-1", State: stepfleet.SessionDead, At: at(10), changed: true}
+	o := outcome{witnesses: &witnesses{seen: []sighting{dead}}, faults: []*Injected{kill, injected(schedule.PostgresPause, "postgres", 4, 8)}}
+	expect(t, "by proof", recovered(o).Recovery[byProof].Sessions, 1, 2)
+}
+
 // Kills of workers meet both kinds of death, however often their victims had nothing to lose.
 func TestTheNextVictimOfAKillIsAsProvenAsTheOne(t *testing.T) {
 	for victim := range workers {
