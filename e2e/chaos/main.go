@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -34,11 +36,16 @@ func run() int {
 	flag.Uint64Var(&c.Seed, "seed", 1, "seed of the schedule")
 	flag.BoolVar(&c.FIFO, "fifo", false, "use FIFO queues")
 	flag.DurationVar(&c.Partition, "partition", 0, "instead of a schedule, cut one worker from PostgreSQL for so long at default deadlines")
+	flag.StringVar(&c.Act, "act", "", "instead of a schedule, play one scene: "+strings.Join(chaos.Acts(), ", "))
 	flag.IntVar(&c.PerMinute, "per-minute", 60, "faults that must land in a minute")
 	flag.IntVar(&c.Least, "least", -1, "faults of each kind that must land; 3 in 5 minutes and more, 1 in less")
 	flag.IntVar(&c.LeastTasks, "least-tasks", -1, "tasks that must have been run; 500 in 5 minutes and more, in less accordingly")
 	flag.IntVar(&c.LeastRuns, "least-runs", -1, "runs that must have been run; 20 in 5 minutes and more")
 	flag.Parse()
+	if c.Act != "" && !slices.Contains(chaos.Acts(), c.Act) {
+		fmt.Fprintf(os.Stderr, "chaos: there is no act %q: choose one of %s\n", c.Act, strings.Join(chaos.Acts(), ", "))
+		return 2
+	}
 	least(&c)
 	if err := absolute(&c.Executable, &c.Python, &c.Code, &c.Dir); err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
@@ -81,10 +88,23 @@ func run() int {
 // whole is the duration from which on a run of chaos must show all that it is for.
 const whole = 5 * time.Minute
 
+const (
+	// actLasts is what an act is taken to last where that decides how much it must show.
+	actLasts = 15 * time.Second
+	// actTasks are fewer than any act has.
+	actTasks = 9
+)
+
 // least fills in what has to be seen in the time there is.
 func least(c *chaos.Config) {
 	if c.Partition > 0 {
 		c.Duration, c.Lifetimes, c.PerMinute, c.Least = c.Partition, stepfleet.DefaultLifetimes(), 0, 0
+	}
+	if c.Act != "" {
+		c.Duration, c.PerMinute, c.Least = actLasts, 0, 0
+		if c.LeastTasks < 0 {
+			c.LeastTasks = actTasks
+		}
 	}
 	share := min(1, c.Duration.Seconds()/whole.Seconds())
 	set := func(figure *int, least float64) {

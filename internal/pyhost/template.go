@@ -217,6 +217,7 @@ func (t *template) fork() (*child, error) {
 	c := newChild(conn, t.proc.cmd.Process.Pid, t.log)
 	t.children[id] = c
 	t.mu.Unlock()
+	t.keep(c, id)
 	err = sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs)
 	if err == nil {
 		err = failpoint.Hit("fork.after")
