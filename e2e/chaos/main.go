@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -34,6 +36,7 @@ func run() int {
 	flag.Uint64Var(&c.Seed, "seed", 1, "seed of the schedule")
 	flag.BoolVar(&c.FIFO, "fifo", false, "use FIFO queues")
 	flag.DurationVar(&c.Partition, "partition", 0, "instead of a schedule, cut one worker from PostgreSQL for so long at default deadlines")
+	flag.StringVar(&c.Act, "act", "", "instead of a schedule, play one scene: "+strings.Join(chaos.Acts(), ", "))
 	flag.IntVar(&c.PerMinute, "per-minute", 60, "faults that must land in a minute")
 	flag.IntVar(&c.Least, "least", -1, "faults of each kind that must land; 3 in 5 minutes and more, 1 in less")
 	flag.IntVar(&c.LeastTasks, "least-tasks", -1, "tasks that must have been run; 500 in 5 minutes and more, in less accordingly")
@@ -41,6 +44,10 @@ func run() int {
 	flag.IntVar(&c.LeastRefusals, "least-refusals", -1, "writes of old owners that must have been refused; 1 a minute, and twice the least of each kind")
 	flag.IntVar(&c.LeastRecoveries, "least-recoveries", -1, "tasks that must have been taken from owners that were gone; 2 a minute, and twice the least of each kind")
 	flag.Parse()
+	if c.Act != "" && !slices.Contains(chaos.Acts(), c.Act) {
+		fmt.Fprintf(os.Stderr, "chaos: there is no act %q: choose one of %s\n", c.Act, strings.Join(chaos.Acts(), ", "))
+		return 2
+	}
 	least(&c)
 	if err := absolute(&c.Executable, &c.Python, &c.Code, &c.Dir); err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
@@ -80,11 +87,24 @@ func run() int {
 	return 0
 }
 
+const (
+	// actLasts is what an act is taken to last where that decides how much it must show.
+	actLasts = 15 * time.Second
+	// actTasks are fewer than any act has.
+	actTasks = 9
+)
+
 // least fills in what has to be seen in the time there is.
 func least(c *chaos.Config) {
 	if c.Partition > 0 {
 		c.Duration, c.Lifetimes, c.PerMinute, c.Least = c.Partition, stepfleet.DefaultLifetimes(), 0, 0
 		c.LeastRefusals, c.LeastRecoveries = 0, 0
+	}
+	if c.Act != "" {
+		c.Duration, c.PerMinute, c.Least = actLasts, 0, 0
+		if c.LeastTasks < 0 {
+			c.LeastTasks = actTasks
+		}
 	}
 	share := min(1, c.Duration.Seconds()/chaos.Whole.Seconds())
 	set := func(figure *int, least float64) {

@@ -32,6 +32,7 @@ const (
 var scenarios = []scenario{
 	{"a close that is cut short", reconciled, false, []string{"reconcile"}},
 	{"lost bells", lostBells, true, []string{"rering"}},
+	{"a bell after a bell on a FIFO queue", fifoBells, true, []string{"ring"}},
 	{"a worker cut off from its session", cutOff, false, []string{"fence"}},
 	{"a worker dies", workerDies, false, []string{"expire", "sweep"}},
 	{"a worker dies, with proof", provenDeath, false, []string{"declare"}},
@@ -44,7 +45,7 @@ var scenarios = []scenario{
 	{"the worker begins", boot, true, []string{"template", "fork", "register"}},
 	{"a long step", works, true, []string{"beat", "renew"}},
 	{"steps", steps, true, []string{
-		"takeover", "rejoin", "submit", "ring", "receive", "claim", "answer", "spawn", "hand_over", "gate_start", "start",
+		"takeover", "rejoin", "submit", "receive", "claim", "answer", "spawn", "hand_over", "gate_start", "start",
 		"gate_event", "report", "settle", "notify",
 	}},
 }
@@ -140,18 +141,23 @@ func dies(e *executor, when string) {
 	e.close()
 }
 
-// claimFails has a bell lead to a claim that cannot be made for a moment: the bell goes back. On a busy
-// machine a bell may come too late for that.
+// claimFails has a bell lead to a claim that cannot be made for a moment: the bell goes back, and nobody has
+// answered it. On a busy machine a bell may come too late for that.
 func claimFails(e *executor) {
+	answers := e.aws.Faults.Add(fault.Rule{Service: "sqs", Op: "DeleteMessageBatch", Kind: fault.Delay, Delay: time.Millisecond})
 	e.begin()
 	e.open()
 	e.arm()
-	for tries := 0; tries < 5 && !isClosed(e.hit); tries++ {
-		release := e.lockSession()
+	for tries := 0; tries < 5 && !isClosed(e.hit) && !e.Failed(); tries++ {
+		e.until("no bell is left", func() bool { return e.bells() == 0 })
+		release, before := e.lockSession(), answers.Hits()
 		e.submit(plan{Work: short})
 		select {
 		case <-e.hit:
 		case <-time.After(lifetimes.SessionTTL / 2):
+		}
+		if answers.Hits() > before {
+			e.Error("a bell was answered before its claim was made: if the worker dies now, nobody knows of the task")
 		}
 		release()
 		e.ended()
@@ -196,7 +202,11 @@ func cutOff(e *executor) {
 	e.arm()
 	p := e.worker.running()
 	release := e.lockSession()
-	e.until("the worker has fenced itself", func() bool { return isClosed(p.fenced) })
+	select {
+	case <-p.fenced:
+	case <-time.After(3 * lifetimes.RunLease):
+		e.Errorf("the worker runs its step on, %s after its last renewal: its run lease was %s", 3*lifetimes.RunLease, lifetimes.RunLease)
+	}
 	release()
 	e.conclude()
 }
@@ -216,7 +226,32 @@ func lostBells(e *executor) {
 	e.close()
 }
 
-// reconciled has the server die between the commits of a close, and nobody close the run again.
+// fifoBells has a bell rung after another one was answered. A FIFO queue drops what it takes for the same message
+// for five minutes.
+func fifoBells(e *executor) {
+	e.fifo()
+	e.running(slots, plan{Work: rungWithin}, plan{Work: rungWithin}) // no slot is left: nobody takes the next bell
+	e.until("the bells are answered", func() bool { return e.bells() == 0 })
+	e.arm()
+	e.submit(plan{Work: short})
+	for limit := time.Now().Add(rungWithin); e.bells() == 0; e.server.rest(pollEvery) {
+		if time.Now().After(limit) {
+			e.Errorf("a step waits, and in %s no bell has come into its queue", rungWithin)
+			break
+		}
+	}
+	e.ended()
+	e.close()
+}
+
+// rungWithin is how long a bell may take whose server dies or is stopped meanwhile.
+const rungWithin = 10 * time.Second
+
+// startsLate is so long after a close that its start cannot have been under way then.
+const startsLate = 8 * time.Second
+
+// reconciled has the server die between the commits of a close, and nobody close the run again. A step whose
+// process asks for its start in the meantime must not begin.
 func reconciled(e *executor) {
 	later := e.server.failpoint
 	e.server.failpoint = "close_tasks.before=" + failpoint.Kill + "@1"
@@ -224,13 +259,17 @@ func reconciled(e *executor) {
 	e.arm()
 	e.begin()
 	e.open()
-	e.submit(plan{Work: long})
+	e.submit(plan{Work: long}, plan{Prepare: startsLate, Work: short})
 	e.in(1, stepfleet.StateRunning)
+	e.in(1, stepfleet.StateLeased)
 	first := e.server.running()
 	if err := e.closeOnce(); err == nil {
 		e.Fatal("the close was answered by a server that should be dead")
 	}
 	<-first.done
+	e.until("the second step's process has asked for its start", func() bool {
+		return e.count(`SELECT count(*) FROM stepfleet.audit WHERE verb = $1`, stepfleet.VerbStart) > 1
+	})
 	e.failing, e.server.failpoint = e.server, later
 	e.server.ensure()
 	e.ended()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -114,6 +115,13 @@ func newStack(t *testing.T, process, point, action string) *stack {
 	s.failing.failpoint = point + "=" + action + "@1"
 	t.Cleanup(func() { s.worker.kill(); s.spare.kill(); s.server.kill() })
 	return s
+}
+
+// fifo has the queues be FIFO queues.
+func (s *stack) fifo() {
+	for _, r := range []*role{s.server, s.worker, s.spare} {
+		r.env = append(slices.Clone(r.env), "STEPFLEET_QUEUE_FIFO=true")
+	}
 }
 
 func (s *stack) file(name string) string { return filepath.Join(s.dir, name) }

@@ -42,7 +42,7 @@ type plan struct {
 	// when it kills itself.
 	Prepare time.Duration `json:"prepare"`
 	Die     string        `json:"die"`
-	// Work is how long user code takes, unless the process is asked to stop.
+	// Work is how long user code takes, unless the process is asked to stop. That of a later owner takes a moment.
 	Work time.Duration `json:"work"`
 }
 
@@ -206,6 +206,8 @@ func step() {
 		if p.Die == beforeStart {
 			leave()
 		}
+	} else {
+		p.Work = min(p.Work, short)
 	}
 	s.ask(frame{Op: "start"})
 	s.write("STEP_START")

@@ -140,6 +140,8 @@ type Run struct {
 	Status    string `json:"status"`
 	Want      string `json:"want"` // empty is SUCCESS
 	Cancelled bool   `json:"cancelled"`
+	// NoRetries says that none of its steps has a RetryPolicy or a budget for lost attempts.
+	NoRetries bool `json:"no_retries,omitempty"`
 }
 
 // Fault is one thing that was done to the system. Landed says that it hit what it was meant for.

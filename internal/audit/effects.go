@@ -26,6 +26,7 @@ type Effect struct {
 	stepfleet.Key
 	Fence  Fence   `json:"fence"`
 	PID    int     `json:"pid"`
+	Born   int64   `json:"born,omitempty"` // when the process began, in ticks since its host did; 0 is not known
 	Worker string  `json:"worker"`
 	At     float64 `json:"at"` // Unix seconds
 	Op     string  `json:"op"`

@@ -23,14 +23,16 @@ type facts struct {
 	attempts []attempt
 	byKey    map[stepfleet.Key]int32
 	// moves are the transitions of each task, kept only where the register is checked.
-	moves    map[stepfleet.TaskID][]transition
-	effects  map[stepfleet.Key]*effectFacts
-	steps    map[stepName]*stepLog
-	sessions map[stepfleet.SessionID]stepfleet.Session
-	ops      []clientOp
-	ended    []Run
-	counts   Counts
-	lateness []float64 // of the sweep, in seconds
+	moves   map[stepfleet.TaskID][]transition
+	effects map[stepfleet.Key]*effectFacts
+	steps   map[stepName]*stepLog
+	// processes are those that user code has begun in, with the first attempt that did.
+	processes map[process]stepfleet.Key
+	sessions  map[stepfleet.SessionID]stepfleet.Session
+	ops       []clientOp
+	ended     []Run
+	counts    Counts
+	lateness  []float64 // of the sweep, in seconds
 }
 
 // Contradictions that are seen while reading, besides those of the replay.
@@ -40,6 +42,7 @@ const (
 	foundFence     BreakKind = "row fence" // a task whose fence the audit does not lead to
 	foundTwin      BreakKind = "twin"      // two tasks of one key
 	foundUnstarted BreakKind = "unknown"   // user code of a key that the ledger does not have
+	foundShared    BreakKind = "shared"    // two attempts in one process
 )
 
 // find is one contradiction.
@@ -120,7 +123,7 @@ func gather(ctx context.Context, w Witnesses) (*facts, error) {
 	f := &facts{
 		Witnesses: w, replay: NewReplay(), found: map[BreakKind]*finds{}, runs: map[string]*runFacts{},
 		byKey: map[stepfleet.Key]int32{}, effects: map[stepfleet.Key]*effectFacts{},
-		steps: map[stepName]*stepLog{}, sessions: map[stepfleet.SessionID]stepfleet.Session{},
+		steps: map[stepName]*stepLog{}, processes: map[process]stepfleet.Key{}, sessions: map[stepfleet.SessionID]stepfleet.Session{},
 		counts: Counts{ByState: map[stepfleet.State]int{}, Refused: map[string]int{}, FaultKinds: []FaultCount{}},
 	}
 	if f.Lifetimes == (stepfleet.Lifetimes{}) {
@@ -390,6 +393,7 @@ func (f *facts) orphans() {
 
 func (f *facts) effect(e Effect) {
 	f.counts.Effects++
+	f.shares(e)
 	have := f.effects[e.Key]
 	if have == nil {
 		have = &effectFacts{}

@@ -32,7 +32,9 @@ var Invariants = []Invariant{
 	{"I13", "At the end no message, no process and no session is left.", nothingLeft},
 	{"I14", "At the end no task is held, no slot taken and no worker protected.", nothingLeaked},
 	{"R1", "Every run without a cancel and without a lost attempt ends as it should.", runsEnd},
+	{"R2", "A step that was given no retries has one attempt.", triedOnce},
 	{"P1", "One order of what happened to a task explains all that was seen of it.", linearizable},
+	{"P2", "A process runs the user code of one attempt.", ownProcess},
 }
 
 // finding is where an invariant's check says what it saw.

@@ -130,7 +130,7 @@ func (tl *teller) play() {
 	worker := tl.claim(two, 1)[0]
 	tl.must(tl.ledger.Start(tl.ctx, two, []stepfleet.Ref{worker.Ref}))
 	tl.settle(two, worker.Ref, stepfleet.StateSucceeded, "")
-	tl.runs = append(tl.runs, audit.Run{ID: "r3", Job: "job", Status: "SUCCESS"}, audit.Run{ID: "r1", Job: "job", Status: "FAILURE", Want: "FAILURE"},
+	tl.runs = append(tl.runs, audit.Run{ID: "r3", Job: "job", Status: "SUCCESS", NoRetries: true}, audit.Run{ID: "r1", Job: "job", Status: "FAILURE", Want: "FAILURE"},
 		audit.Run{ID: "r2", Job: "job", Status: "CANCELED", Cancelled: true})
 }
 
@@ -236,7 +236,8 @@ func (tl *teller) begin(lease stepfleet.Lease) { tl.line(lease, audit.EffectBegi
 func (tl *teller) line(lease stepfleet.Lease, event string) {
 	tl.effects = append(tl.effects, audit.Effect{
 		Event: event, Key: lease.Key, Fence: audit.Fence(fmt.Sprint(lease.Fence)), PID: 7, Worker: "w",
-		At: float64(time.Now().UnixMicro()) / 1e6, Op: lease.Op,
+		Born: 100 + int64(lease.TaskID), // its number was given out again and again
+		At:   float64(time.Now().UnixMicro()) / 1e6, Op: lease.Op,
 	})
 	time.Sleep(10 * time.Millisecond)
 }

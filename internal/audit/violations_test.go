@@ -163,6 +163,15 @@ var spoilt = map[string]struct {
 	"a run failed for nothing": {by: []string{"R1"}, says: "should be SUCCESS", spoil: func(s *story) {
 		s.runs[0].Status = "FAILURE"
 	}},
+	"a step without retries was tried again": {by: []string{"R2"}, says: "attempt 1 of a step", spoil: func(s *story) {
+		s.runs[1].NoRetries = true
+	}},
+	"two attempts ran in one process": {by: []string{"P2"}, says: "which had run r1/a/0", spoil: func(s *story) {
+		for _, step := range []string{"a", "c"} {
+			e := s.effectAt("r1", step, audit.EffectBegin)
+			e.PID, e.Born, e.Worker = 7, 70, "w"
+		}
+	}},
 	"a submit was new twice": {by: []string{"P1"}, says: "no order", spoil: func(s *story) {
 		key, at := stepfleet.Key{RunID: "r1", StepKey: "a"}, s.last("r1", "a").EndedAt
 		s.client = append(s.client,

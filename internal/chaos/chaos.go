@@ -37,6 +37,8 @@ type Config struct {
 	// Partition, when set, is how long one worker is cut from PostgreSQL, in place of the schedule's
 	// faults: at default deadlines nothing may be lost.
 	Partition time.Duration
+	// Act, when set, is a scene in place of load and schedule: one of Acts.
+	Act string
 	// Least is how many faults of each kind must land, PerMinute how many in all.
 	Least, PerMinute int
 	// LeastTasks and LeastRuns are what must have been run, or the chaos proves nothing.
@@ -91,18 +93,24 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	n := newNemesis(s, load)
 	o := outcome{}
 	name := fmt.Sprintf("%d faults in %s", len(faults), c.Duration)
-	if c.Partition > 0 {
+	switch {
+	case c.Partition > 0:
 		name = partitionPhase(c.Partition)
+	case c.Act != "":
+		name = "act: " + c.Act
 	}
-	_, _ = phase(r, c, name, func() (any, error) {
+	_, o.played = phase(r, c, name, func() (_ any, err error) {
 		began := time.Now()
-		if c.Partition > 0 {
+		switch {
+		case c.Partition > 0:
 			n.partition(ctx, c.Partition)
-		} else {
+		case c.Act != "":
+			err = acts[c.Act](ctx, n)
+		default:
 			torment(ctx, n, load, faults)
 		}
 		o.span, o.healed = time.Since(began), time.Now()
-		return nil, nil
+		return nil, err
 	})
 	_, o.drained = phase(r, c, "heal and drain", func() (any, error) {
 		n.heal(ctx)

@@ -43,6 +43,7 @@ type ReportedConfig struct {
 	DurationSeconds float64 `json:"duration_seconds"`
 	FIFO            bool    `json:"fifo"`
 	Partition       float64 `json:"partition_seconds,omitempty"`
+	Act             string  `json:"act,omitempty"`
 	TTLSeconds      float64 `json:"session_ttl_seconds"`
 	RunLeaseSeconds float64 `json:"run_lease_seconds"`
 	// StartWithinSeconds is how long a lease may wait for its start.
@@ -57,7 +58,7 @@ type ReportedConfig struct {
 
 func reported(c Config) ReportedConfig {
 	return ReportedConfig{
-		Seed: c.Seed, DurationSeconds: c.Duration.Seconds(), FIFO: c.FIFO, Partition: c.Partition.Seconds(), TTLSeconds: c.Lifetimes.SessionTTL.Seconds(),
+		Seed: c.Seed, DurationSeconds: c.Duration.Seconds(), FIFO: c.FIFO, Partition: c.Partition.Seconds(), Act: c.Act, TTLSeconds: c.Lifetimes.SessionTTL.Seconds(),
 		RunLeaseSeconds: c.Lifetimes.RunLease.Seconds(), Least: c.Least, PerMinute: c.PerMinute,
 		StartWithinSeconds: c.Lifetimes.StartWithin.Seconds(),
 		LeastTasks:         c.LeastTasks, LeastRuns: c.LeastRuns, LeastRefusals: c.LeastRefusals, LeastRecoveries: c.LeastRecoveries,

@@ -69,9 +69,14 @@ func (n *nemesis) end(i *Injected, p proctable.Process, name string, sig syscall
 	if err := p.Signal(sig); err != nil {
 		return errNoVictim
 	}
+	return n.ended(i, p, name, wait)
+}
+
+// ended waits for the end of a process that was sent a signal, and for the one that follows it.
+func (n *nemesis) ended(i *Injected, p proctable.Process, name string, wait time.Duration) error {
 	at := time.Now()
 	if !within(wait, func() bool { return !p.Alive() }) {
-		return fmt.Errorf("%s, process %d, lives on %s after %s", name, p.PID, wait, sig)
+		return fmt.Errorf("%s, process %d, lives on %s after its signal", name, p.PID, wait)
 	}
 	i.Landed = at
 	if !within(againTimeout, func() bool { pid := n.pid(name); return pid != 0 && pid != p.PID }) {

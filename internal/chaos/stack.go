@@ -82,6 +82,7 @@ func startStack(ctx context.Context, c Config) (*stack, error) {
 		Queues:       []devstack.Queue{{Name: "default", Slots: slots}, {Name: "runs", Slots: runSlots}},
 		RestartAfter: restartAfter, Environment: s.environment,
 		ProofOfDeath:  proven,
+		LeaveOrphans:  c.Act == theDeaths,
 		StartPostgres: stackdb.Starter(s.Log),
 		Migrate: func(ctx context.Context, url string) error {
 			_, err := postgres.Migrate(ctx, url, postgres.Options{Logger: c.Log, AppName: "stepfleet chaos"})

@@ -20,6 +20,8 @@ type outcome struct {
 	faults []*Injected
 	span   time.Duration // for which faults were made
 	healed time.Time
+	// played says why an act could not be played.
+	played error
 	// drained says why runs or tasks have not ended, left how many processes the stack left.
 	drained error
 	left    int
@@ -58,6 +60,9 @@ func (r *Report) judge(ctx context.Context, c Config, o outcome) error {
 	for _, why := range found.Vacuous {
 		r.problem("vacuous", "%s", why)
 	}
+	if o.played != nil {
+		r.problem("vacuous", "%v", o.played)
+	}
 	if o.drained != nil {
 		r.problem("drain", "%v", o.drained)
 	}
@@ -91,7 +96,9 @@ func (o outcome) witnessed(c Config) audit.Witnesses {
 		if o.failedLaunch(r) {
 			continue
 		}
-		run := audit.Run{ID: r.ID, Job: r.Job, Status: string(r.Status), Cancelled: !r.Cancelled.IsZero()}
+		run := audit.Run{
+			ID: r.ID, Job: r.Job, Status: string(r.Status), Cancelled: !r.Cancelled.IsZero(), NoRetries: slices.Contains(noRetries, r.Job),
+		}
 		if o.hurt[r.ID] && run.Status == "FAILURE" {
 			run.Want = run.Status // a step's process was killed: that is a lost step by another name
 		}
@@ -105,7 +112,7 @@ func (o outcome) witnessed(c Config) audit.Witnesses {
 		})
 	}
 	var kinds []string
-	if c.Partition == 0 {
+	if c.Partition == 0 && c.Act == "" {
 		for _, kind := range c.plan().Kinds() {
 			kinds = append(kinds, string(kind))
 		}

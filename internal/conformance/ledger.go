@@ -23,7 +23,7 @@ type LedgerEnv struct {
 
 // RunLedger runs the examples, and the races, on ledgers that open makes.
 func RunLedger(t *testing.T, open func(t *testing.T) LedgerEnv) {
-	groups := []map[string]func(*fixture){epochExamples, intakeExamples, cancelExamples, claimExamples, ownerExamples, keeperExamples, repairExamples, poisonExamples, recordExamples, raceExamples}
+	groups := []map[string]func(*fixture){epochExamples, intakeExamples, cancelExamples, claimExamples, ownerExamples, keeperExamples, repairExamples, poisonExamples, recordExamples, raceExamples, lapseExamples}
 	for _, group := range groups {
 		for name, example := range group {
 			t.Run(name, func(t *testing.T) {

@@ -58,7 +58,7 @@ func (p *pair) actions() map[string]func(*rapid.T) {
 	actions := map[string]func(){
 		"submit": p.submit, "cancel": p.cancel, "close": p.closeRun, "rejoin": p.rejoin, "take epoch": p.takeEpoch, "adjudicate": p.adjudicate,
 		"register": p.register, "renew": p.renew, "held": p.heldBy, "drain": p.drain, "end": p.end,
-		"claim": p.claim, "claim more": p.claim, "start": p.start, "start more": p.start,
+		"claim": p.claim, "claim more": p.claim, "start": p.start, "start more": p.start, "start another's": p.startAnothers,
 		"settle": p.settle, "settle more": p.settle, "release": p.release, "revoke": p.revoke, "abandon": p.abandon,
 		"age session": p.ageSession, "age lease": p.ageLease, "expire": p.expire, "declare dead": p.declareDead, "sweep": p.sweep, "decide": p.decide,
 		"open runs": p.openRuns,
@@ -241,6 +241,19 @@ func (p *pair) start() {
 	refs := []ref{p.ref(), p.ref()}
 	p.both("start", func(s side) string {
 		return codes(s.Ledger.Start(p.ctx, s.sessions[refs[0].session], []stepfleet.Ref{s.ref(refs[0]), s.ref(refs[1])}))
+	})
+}
+
+// startAnothers starts a task for one who is not its owner, or no longer.
+func (p *pair) startAnothers() {
+	r := p.ref()
+	if rapid.Bool().Draw(p.rt, "of another session") {
+		r.session = p.session()
+	} else {
+		r.fence--
+	}
+	p.both("start another's", func(s side) string {
+		return codes(s.Ledger.Start(p.ctx, s.sessions[r.session], []stepfleet.Ref{s.ref(r)}))
 	})
 }
 

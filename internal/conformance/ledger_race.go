@@ -214,9 +214,7 @@ var raceExamples = map[string]func(*fixture){
 					f.Fatalf("task %d is %s by dead session %d", v.ID, v.State, v.Session)
 				}
 			}
-			if _, err := f.Ledger.Cancel(f.ctx, fmt.Sprint("orphans-", round), stepfleet.NoExecutor, nil, "next round"); err != nil {
-				f.Fatal(err)
-			}
+			f.cancelAll(fmt.Sprint("orphans-", round))
 		}
 	},
 	"claims, cancels and releases of the same tasks do not lock each other out": func(f *fixture) {

@@ -62,6 +62,9 @@ type Config struct {
 	// reports all. Without a report the server waits for the run lease, as it must where nobody can
 	// prove a death.
 	ProofOfDeath func(worker string) bool
+	// LeaveOrphans says that nobody ends what a dead worker has left behind, as where a supervisor
+	// looks at one process only.
+	LeaveOrphans bool
 
 	// StartPostgres starts or continues the databases in dir; Migrate brings the ledger's schema up.
 	StartPostgres func(ctx context.Context, dir string, port int, python string) (*Database, error)

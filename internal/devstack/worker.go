@@ -50,7 +50,11 @@ func (s *Stack) workerCommand(name, address string) func(int) supervise.Command 
 		for _, target := range s.targets {
 			args = append(args, target.Flag, target.Code, "--location-name", target.Name+"="+target.Code)
 		}
-		return supervise.Command{Args: args, Env: s.ofWorker(name), Dir: s.config.Project, Tag: instance, Life: instance}
+		life := instance
+		if s.config.LeaveOrphans {
+			life = ""
+		}
+		return supervise.Command{Args: args, Env: s.ofWorker(name), Dir: s.config.Project, Tag: instance, Life: life}
 	}
 }
 

@@ -35,7 +35,7 @@ func (s *Server) sweep(ctx context.Context) error {
 func (s *Server) SweepTurn(ctx context.Context, beats *Streak) error {
 	at, err := s.beat(ctx)
 	if mutant.ServersClock {
-		at = time.Now()
+		at = s.cfg.Now()
 	}
 	unbroken := beats.note(at, err == nil, s.cfg.Lifetimes.SessionTTL/2)
 	if mutant.SweepWithoutHeartbeat {

@@ -10,7 +10,7 @@ import (
 
 // These are constants, or this does not compile: what stands behind one is not in the product.
 const (
-	_ = mutant.On || mutant.AbandonedIsFailed || mutant.BellBeforeClaim || mutant.CloseAfterCancel || mutant.DedupByPlace
+	_ = mutant.On || mutant.AbandonedIsFailed || mutant.BellBeforeClaim || mutant.ChildReused || mutant.CloseAfterCancel || mutant.DedupByPlace
 	_ = mutant.GrantWithoutLease || mutant.NoSelfFence || mutant.RepairIgnoresLog || mutant.ServersClock
 	_ = mutant.SweepWithoutHeartbeat || mutant.WallClockLease
 )

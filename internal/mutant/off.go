@@ -2,6 +2,8 @@
 
 package mutant
 
+import "time"
+
 // On says that this binary can have mutants.
 const On = false
 
@@ -9,6 +11,7 @@ const On = false
 const (
 	AbandonedIsFailed     = false
 	BellBeforeClaim       = false
+	ChildReused           = false
 	CloseAfterCancel      = false
 	DedupByPlace          = false
 	GrantWithoutLease     = false
@@ -21,3 +24,6 @@ const (
 
 // Rewrite returns the statement as the chosen mutant has it.
 func Rewrite(sql string) string { return sql }
+
+// AwakeClock is the clock of the mutant that counts no suspend.
+func AwakeClock() func() time.Time { return time.Now }

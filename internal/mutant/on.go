@@ -6,6 +6,8 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
+	"time"
 )
 
 const On = true
@@ -18,6 +20,7 @@ var (
 var (
 	AbandonedIsFailed     = is("abandoned-is-failed")
 	BellBeforeClaim       = is("bell-before-claim")
+	ChildReused           = is("child-reused")
 	CloseAfterCancel      = is("close-after-cancel")
 	DedupByPlace          = is("dedup-by-place")
 	GrantWithoutLease     = is("grant-without-lease")
@@ -35,3 +38,27 @@ func is(name string) bool {
 
 // Names are the mutants of the Go code.
 func Names() []string { return append(slices.Collect(maps.Keys(changes)), asked...) }
+
+// awakeStep is the longest time that a process which runs is taken to have done nothing.
+const awakeStep = 200 * time.Millisecond
+
+// AwakeClock does not count the time for which the process was stopped. To a process that is what the time of
+// a machine's suspend is to it: Go's own clock does not count that one.
+func AwakeClock() func() time.Time {
+	var mu sync.Mutex
+	last := time.Now()
+	now := last
+	tick := func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		at := time.Now()
+		now, last = now.Add(min(at.Sub(last), awakeStep)), at
+		return now
+	}
+	go func() {
+		for range time.Tick(awakeStep / 4) {
+			tick()
+		}
+	}()
+	return tick
+}

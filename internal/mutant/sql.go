@@ -96,6 +96,9 @@ const sweepOfMarked = `FROM judged j WHERE s.id = j.id RETURNING s.*
 )
 SELECT`
 
+// Misfit is in what a process says whose mutant would be none.
+const Misfit = "does not fit the product any more"
+
 // Rewrite returns the statement as the chosen mutant has it. A change that does not fit its statement
 // any more stops the process: the mutant would be none.
 func Rewrite(sql string) string {
@@ -104,7 +107,7 @@ func Rewrite(sql string) string {
 			continue
 		}
 		if strings.Count(sql, c.old) != 1 {
-			panic("mutant " + chosen + ": its statement does not have, once: " + c.old)
+			panic("mutant " + chosen + " " + Misfit + ": its statement does not have, once: " + c.old)
 		}
 		sql = strings.Replace(sql, c.old, c.new, 1)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stepfleet/stepfleet"
+	"github.com/stepfleet/stepfleet/internal/conformance"
 	"github.com/stepfleet/stepfleet/internal/pglocal"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 	"github.com/stepfleet/stepfleet/internal/testenv"
@@ -53,33 +54,55 @@ func TestRepeatsKeepToTheBudget(t *testing.T) {
 	}
 }
 
-// What was acknowledged before the server was killed is there when it is back, and the same
-// ledger goes on.
-func TestKilledServer(t *testing.T) {
+// killable is a PostgreSQL of the test's own.
+type killable struct {
+	*pglocal.Server
+	cfg pglocal.Config
+}
+
+func ownServer(t *testing.T) *killable {
 	dir, err := os.MkdirTemp("", "stepfleet-fault-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	server, err := pglocal.Start(t.Context(), pglocal.Config{Dir: dir})
+	k := &killable{cfg: pglocal.Config{Dir: dir}}
+	k.start(t)
+	t.Cleanup(func() { k.Stop(context.Background()) })
+	k.cfg.Port = k.Port()
+	if _, err := postgres.Migrate(t.Context(), k.DSN("postgres"), postgres.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func (k *killable) start(t *testing.T) {
+	server, err := pglocal.Start(t.Context(), k.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { server.Stop(context.Background()) }()
-	if _, err := postgres.Migrate(t.Context(), server.DSN("postgres"), postgres.Options{}); err != nil {
-		t.Fatal(err)
+	k.Server = server
+}
+
+func (k *killable) kill(t *testing.T) {
+	if err := syscall.Kill(k.PID(), syscall.SIGKILL); err != nil {
+		t.Error(err)
 	}
+	<-k.Done()
+}
+
+// What was acknowledged before the server was killed is there when it is back, and the same
+// ledger goes on.
+func TestKilledServer(t *testing.T) {
+	server := ownServer(t)
 	l := open(t, server.DSN("postgres"), postgres.Options{})
 	if _, err := l.Submit(t.Context(), one("r", "a")); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(server.PID(), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	<-server.Done()
+	server.kill(t)
 	// Backends outlive their server for the moment it takes them to notice, and what they
 	// acknowledge meanwhile counts.
 	acked := 1
@@ -95,10 +118,7 @@ func TestKilledServer(t *testing.T) {
 	if err := l.Check(t.Context()); !errors.Is(err, stepfleet.ErrUnavailable) {
 		t.Errorf("check of a killed server: %v", err)
 	}
-	server, err = pglocal.Start(t.Context(), pglocal.Config{Dir: dir, Port: server.Port()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	server.start(t)
 	if err := l.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -146,4 +166,17 @@ func TestQueryModes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Answers come after their commits.
+func TestWhatWasAnsweredOutlivesCrashes(t *testing.T) {
+	server := ownServer(t)
+	env := func() conformance.LedgerEnv { return envOn(t, server.DSN("postgres")) }
+	conformance.CrashLedger(t, env(), func() func() conformance.LedgerEnv {
+		server.kill(t)
+		return func() conformance.LedgerEnv {
+			server.start(t)
+			return env()
+		}
+	})
 }

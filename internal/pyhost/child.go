@@ -107,6 +107,9 @@ func (c *child) read() {
 			c.log.Warn("step process", "op", f.Op, "err", err)
 			break
 		}
+		if isClosed(c.told) && c.handOn() {
+			return
+		}
 	}
 	// Whoever closed its socket is done or lost to us; its group goes with it.
 	select {

@@ -222,6 +222,7 @@ func (t *template) fork() (*child, error) {
 	t.all.add(c)
 	t.children[id] = c
 	t.mu.Unlock()
+	t.keep(c, id)
 	err = sendWithFile(t.conn, forkFrame{Op: "fork", Child: id}, theirs)
 	if err == nil {
 		err = failpoint.Hit("fork.after")

@@ -110,8 +110,11 @@ func New(cfg Config, ports Ports) (*Worker, error) {
 	if grants := cfg.GrantsFor(); grants <= cfg.Lifetimes.Renew {
 		return nil, fmt.Errorf("worker: a statement timeout of %s leaves no time of the run lease of %s: give a shorter one or a longer lease", cfg.StatementTimeout, cfg.Lifetimes.RunLease)
 	}
-	if cfg.Now == nil || mutant.WallClockLease {
+	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if mutant.WallClockLease {
+		cfg.Now = mutant.AwakeClock()
 	}
 	cfg.Spec.SessionTTL, cfg.Spec.RunLease = cfg.Lifetimes.SessionTTL, cfg.Lifetimes.RunLease
 	return &Worker{cfg: cfg, ports: ports, log: cfg.Logger}, nil

@@ -33,6 +33,8 @@ HISTORY = os.environ.get("STEPFLEET_CHAOS_HISTORY", "")
 WORKERS = os.environ.get("STEPFLEET_CHAOS_WORKERS", "")
 # What a step takes, in seconds: most are short, a few are there to be hit.
 SHORT, LONG, LONG_SHARE = 0.5, 4.0, 0.12
+# The steps of an act: long enough to be met, and to be seen where they should not be any more.
+SLOW, TIMEOUT = 10.0, "3"
 
 
 def chance(*parts: object) -> float:
@@ -185,6 +187,22 @@ def plain_join(context: OpExecutionContext, parts: list[int]) -> int:
     return sum(parts)
 
 
+@op
+def slow(context: OpExecutionContext) -> int:
+    with effect(context):
+        time.sleep(SLOW)
+    return 1
+
+
+@op(retry_policy=RetryPolicy(max_retries=4), tags={"stepfleet/timeout": TIMEOUT})
+def hasty_op(context: OpExecutionContext) -> int:
+    """Its first attempt runs over its timeout."""
+    with effect(context):
+        if context.retry_number == 0:
+            time.sleep(10 * int(TIMEOUT))
+    return 1
+
+
 def fan(name: str, width: int, each: OpDefinition, last: OpDefinition) -> JobDefinition:
     @job(name=name, executor_def=stepfleet_executor)
     def graph() -> None:
@@ -212,5 +230,7 @@ defs = Definitions(
         fan("shaky", 10, flaky, join),
         # Without retries: a step that is lost fails the run.
         fan("bare", 8, plain, plain_join),
+        fan("slow", 9, slow, plain_join),
+        fan("hasty", 4, hasty_op, join),
     ],
 )
