@@ -47,7 +47,7 @@ const (
 	// table of transitions.
 	random = "TestSameAsInMemory$"
 	// races are calls that meet, and what must be true whoever was first.
-	races   = "TestConformance/(start|claim|submit|settle|takeover)_against"
+	races = "TestConformance/(start|claim|submit|settle|takeover)_against"
 	// poison needs several deaths of one task, which random calls seldom give it.
 	poison  = "TestConformance/a_lease_that_five_sessions"
 	crashes = "TestWhatWasAnsweredOutlivesCrashes$"
