@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/stepfleet/stepfleet"
 )
@@ -232,7 +233,7 @@ func (l *Ledger) settle(id stepfleet.SessionID, end stepfleet.Settlement) error 
 	if err != nil {
 		return l.refuse(stepfleet.VerbSettle, actor(id), end.Ref, stepfleet.ErrTaskInvalid, detail)
 	}
-	t.Result, t.Reason = result, end.Result.LostWith()
+	t.Result, t.Reason = result, strings.ReplaceAll(end.Result.LostWith(), "\x00", "\uFFFD") // no text of PostgreSQL has a zero byte
 	l.move(t, stepfleet.VerbSettle, end.Result.Outcome, actor(id), "")
 	return nil
 }

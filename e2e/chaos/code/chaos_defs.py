@@ -188,7 +188,7 @@ def plain_join(context: OpExecutionContext, parts: list[int]) -> int:
 
 
 @op
-def slow(context: OpExecutionContext) -> int:
+def lasting(context: OpExecutionContext) -> int:
     with effect(context):
         time.sleep(SLOW)
     return 1
@@ -230,7 +230,7 @@ defs = Definitions(
         fan("shaky", 10, flaky, join),
         # Without retries: a step that is lost fails the run.
         fan("bare", 8, plain, plain_join),
-        fan("slow", 9, slow, plain_join),
+        fan("slow", 9, lasting, plain_join),
         fan("hasty", 4, hasty_op, join),
     ],
 )
