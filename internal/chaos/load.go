@@ -256,8 +256,11 @@ func living(attempts map[string]effect) []effect {
 }
 
 // works reports whether a step runs on the worker now.
-func (l *load) works(worker string) bool {
-	return slices.ContainsFunc(l.busy(), func(e effect) bool { return e.Worker == worker })
+func (l *load) works(worker string) bool { return l.running(worker) > 0 }
+
+// running returns how many steps run on the worker now.
+func (l *load) running(worker string) int {
+	return len(slices.DeleteFunc(l.busy(), func(e effect) bool { return e.Worker != worker }))
 }
 
 // runWorker returns the run worker of the run that hits says was hit least.

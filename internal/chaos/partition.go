@@ -18,6 +18,8 @@ const (
 	// busyWait bounds the wait until it runs something, and calm is how long the load goes on after.
 	busyWait = time.Minute
 	calm     = 10 * time.Second
+	// cutRuns is how many steps it must be running: one may end before the cut.
+	cutRuns = 2
 )
 
 // partition cuts one worker, with its steps and run workers, from PostgreSQL for a while, when it
@@ -26,7 +28,7 @@ func (n *nemesis) partition(ctx context.Context, lasts time.Duration) {
 	loading, enough := context.WithCancel(ctx)
 	var load, cuts sync.WaitGroup
 	load.Go(func() { n.load.run(loading) })
-	if within(busyWait, func() bool { return n.load.works(cutOff) || ctx.Err() != nil }) {
+	if within(busyWait, func() bool { return n.load.running(cutOff) >= cutRuns || ctx.Err() != nil }) {
 		for _, edge := range n.net.of(cutOff, "worker-PG", "renewals-PG", "child-PG") {
 			cuts.Go(func() {
 				i := &Injected{Fault: schedule.Fault{Kind: schedule.LinkStall, Hold: lasts}}

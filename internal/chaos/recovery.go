@@ -129,7 +129,7 @@ func (i *Injected) passes(ttl time.Duration) []string {
 		if i.Healed.Sub(i.Landed) > ttl { // sooner a cancel took the lease
 			return []string{byTTL}
 		}
-	case schedule.ZombieRun:
+	case schedule.ZombieRun, schedule.FreezeHost:
 		return []string{byTTL, byRunLease}
 	case schedule.PauseWorker, schedule.PauseHost:
 		if i.Healed.Sub(i.Landed) > 2*ttl { // a server may be out itself for a while
