@@ -174,6 +174,7 @@ func TestAKindOfDeadlineWithoutASampleProvesNothing(t *testing.T) {
 		"a death without proof": {Config{Duration: time.Minute}, injected(schedule.KillWorker, "worker-2", 1, 2), byTTL + " " + byRunLease},
 		"a long pause":          {Config{Duration: time.Minute}, injected(schedule.PauseHost, "worker-2", 1, 9), byTTL},
 		"a short pause":         {Config{Duration: time.Minute}, injected(schedule.PauseHost, "worker-2", 1, 5), ""},
+		"a frozen host":         {Config{Duration: time.Minute}, injected(schedule.FreezeHost, "worker-2", 1, 15), byTTL + " " + byRunLease},
 		"a zombie with a lease": {Config{Duration: time.Minute}, injected(schedule.ZombieLease, "owner", 1, 9), byTTL},
 		"a cancelled zombie":    {Config{Duration: time.Minute}, injected(schedule.ZombieLease, "owner", 1, 2), ""},
 		"a zombie that started": {Config{Duration: time.Minute}, injected(schedule.ZombieRun, "owner", 1, 15), byTTL + " " + byRunLease},
