@@ -147,6 +147,7 @@ type deadlines struct {
 	claims   map[stepfleet.TaskID]stepfleet.AuditRow // task -> its last claim, as the audit trail goes on
 	killed   map[string]time.Time                    // instance -> when
 	unfit    map[string][]span                       // server -> when it could not write, by time
+	unread   []span                                  // when a server could not read Dagster's log, by time
 }
 
 // turn is the time that a server needs to act on a deadline: it looks once a second.
@@ -173,15 +174,32 @@ func newDeadlines(o outcome, c ReportedConfig) *deadlines {
 			d.killed[f.Instance] = f.Landed
 		}
 		for s := range servers {
-			if name := serverName(s); f.Ok() && f.keepsFrom(name) {
+			name := serverName(s)
+			if f.Ok() && f.Kind.Mode() != "" && f.Target == "server-log/"+name {
+				d.unread = append(d.unread, span{f.Landed, f.Healed})
+			}
+			if f.Ok() && f.keepsFrom(name) {
 				d.unfit[name] = append(d.unfit[name], span{f.Landed, f.Healed})
 			}
 		}
 	}
 	for _, spans := range d.unfit {
-		slices.SortFunc(spans, func(a, b span) int { return a.from.Compare(b.from) })
+		slices.SortFunc(spans, earlier)
 	}
+	slices.SortFunc(d.unread, earlier)
 	return d
+}
+
+func earlier(a, b span) int { return a.from.Compare(b.from) }
+
+// after returns when something could be done that none of the spans lets happen, if it was due at a time.
+func after(due time.Time, spans []span, more time.Duration) time.Time {
+	for _, out := range spans {
+		if until := out.until.Add(more); due.Add(turn).After(out.from) && due.Before(until) {
+			due = until
+		}
+	}
+	return due
 }
 
 // keepsFrom says whether the fault breaks the server's own beats.
@@ -223,7 +241,11 @@ func (d *deadlines) of(a stepfleet.AuditRow) (kind string, deadline time.Time, o
 		kind = byProof
 		deadline, known = d.killed[s.Instance]
 	}
-	return kind, d.putOff(kind, deadline), known
+	deadline = d.putOff(kind, deadline)
+	if kind == byProof || kind == byRunLease {
+		deadline = after(deadline, d.unread, 0) // what has begun is taken by Dagster's log
+	}
+	return kind, deadline, known
 }
 
 // ofSession returns the deadline of a session that was seen to be given up.
@@ -266,12 +288,7 @@ func (d *deadlines) putOff(kind string, deadline time.Time) time.Time {
 	}
 	var first time.Time
 	for s := range servers {
-		fit := deadline
-		for _, out := range d.unfit[serverName(s)] {
-			if until := out.until.Add(unbroken); fit.Add(turn).After(out.from) && fit.Before(until) {
-				fit = until
-			}
-		}
+		fit := after(deadline, d.unfit[serverName(s)], unbroken)
 		if first.IsZero() || fit.Before(first) {
 			first = fit
 		}

@@ -136,6 +136,7 @@ func TestADeadlineWaitsForAServerThatMayAct(t *testing.T) {
 		"both servers":              {[]*Injected{injected(schedule.PauseServer, "server", 10, 36), injected(schedule.LinkStall, "server-PG/server-2", 11, 30)}, 7},
 		"one after the other":       {[]*Injected{injected(schedule.KillServer, "server", 10, 20), injected(schedule.PostgresRestart, "postgres", 24, 30)}, 28},
 		"just as it could have":     {[]*Injected{injected(schedule.PostgresRestart, "postgres", 13, 30)}, 7},
+		"Dagster's log":             {[]*Injected{injected(schedule.LinkHalfOpen, "server-log/server-2", 12, 30)}, 10},
 		"a fault that did not land": {[]*Injected{{Fault: schedule.Fault{Kind: schedule.PostgresPause}, Missed: "no victim"}}, 28},
 	} {
 		o.faults = c.faults
