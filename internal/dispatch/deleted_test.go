@@ -14,11 +14,11 @@ func TestARunThatWasDeletedInDagsterIsClosed(t *testing.T) {
 		b.submit("run-2", "waits")
 		time.Sleep(30 * time.Second)
 		b.lack("run-1")
-		time.Sleep(time.Minute)
+		time.Sleep(59 * time.Second)
 		if s := b.state("run-1", "waits").State; s != stepfleet.StateQueued {
 			t.Errorf("a run that is missing for less than a minute: %s", s)
 		}
-		time.Sleep(30 * time.Second)
+		time.Sleep(31 * time.Second)
 		if s := b.state("run-1", "waits").State; s != stepfleet.StateCancelled {
 			t.Errorf("the waiting task of a deleted run: %s", s)
 		}

@@ -114,6 +114,7 @@ func (t *traffic) clean() bool {
 
 var (
 	errTerminated = errors.New("the client has said goodbye")
+	errHalfAnswer = errors.New("the rest of an answer has not come")
 	errFenced     = errors.New("what the client works on is not this worker's any more")
 )
 
@@ -179,7 +180,7 @@ func passAnswers(client net.Conn, b *backend, seen *traffic) error {
 			seen.answered.Add(1)
 		}
 		if err := pass(to, b.r, length); err != nil {
-			return err
+			return fmt.Errorf("%w: %v", errHalfAnswer, err) // not the deadline's own error, which says that all was passed
 		}
 	}
 }
