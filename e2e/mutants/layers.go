@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func layers(dir, python string) []layer {
 	return []layer{
 		{
 			"sim", "internal/sim", func(seeds string) []string {
-				first, n := cut(or(seeds, "1+10000"))
+				first, n := cut(cmp.Or(seeds, "1+10000"))
 				return program("sim.test", "-test.run", "TestEverySeed", "-seed", first, "-seeds", n, "-failures", "1")
 			},
 			func(out string) string { return said(seedBroke.FindStringSubmatch(out)) },
@@ -58,7 +59,7 @@ func layers(dir, python string) []layer {
 		},
 		{
 			"properties", "internal/postgres", func(tests string) []string {
-				return program("postgres.test", "-test.failfast", "-test.timeout", "5m", "-rapid.nofailfile", "-rapid.shrinktime", "1s", "-rapid.steps", "100", "-test.run", or(tests, ledgers))
+				return program("postgres.test", "-test.failfast", "-test.timeout", "5m", "-rapid.nofailfile", "-rapid.shrinktime", "1s", "-rapid.steps", "100", "-test.run", cmp.Or(tests, ledgers))
 			},
 			func(out string) string { return innermost(goFailed.FindAllStringSubmatch(out, -1)) },
 			same,
@@ -131,13 +132,6 @@ func cut(text string) (before, after string) {
 		return text, ""
 	}
 	return text[:at], text[at+1:]
-}
-
-func or(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }
 
 // runner runs layers.
@@ -231,7 +225,7 @@ func (r *runner) run(l layer, tests, mutantName string) (verdict string, err err
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	err = cmd.Run()
-	log := filepath.Join(r.dir, "log", or(mutantName, "control")+"."+l.name+".log")
+	log := filepath.Join(r.dir, "log", cmp.Or(mutantName, "control")+"."+l.name+".log")
 	if err := os.WriteFile(log, out.Bytes(), 0o600); err != nil {
 		return "", err
 	}
@@ -252,7 +246,7 @@ func (r *runner) run(l layer, tests, mutantName string) (verdict string, err err
 		verdict = l.verdict(out.String())
 	}
 	if verdict == "" {
-		why = or(why, "it gives no verdict")
+		why = cmp.Or(why, "it gives no verdict")
 		if mutantName == "" {
 			return "", fmt.Errorf("%s: see %s", why, log)
 		}

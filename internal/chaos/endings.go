@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
 )
 
@@ -21,7 +22,7 @@ const (
 const (
 	// selectEnd looks for an ending event that is younger than the end of the attempt's user code.
 	selectEnd = `SELECT count(*) FROM event_logs WHERE run_id = $1 AND step_key = $2 AND timestamp >= $3
-		AND dagster_event_type IN ('STEP_SUCCESS', 'STEP_FAILURE', 'STEP_UP_FOR_RETRY')`
+		AND dagster_event_type = ANY ($4::text[])`
 	// selectTold reads what the ledger heard first of an attempt's end, and the error it was settled with.
 	selectTold = `SELECT a.verb, coalesce(o.result #>> '{error,code}', '')
 		FROM stepfleet.task t JOIN stepfleet.audit a ON a.run_id = t.run_id AND a.task_id = t.id LEFT JOIN stepfleet.outcome o ON o.task_id = t.id
@@ -80,7 +81,7 @@ func (n *nemesis) nextEnding(ctx context.Context) (effect, error) {
 func awaitEnd(ctx context.Context, log *pgx.Conn, e effect) error {
 	for ; e.process.Alive(); hold(ctx, endingLook) {
 		ended := 0
-		if err := log.QueryRow(ctx, selectEnd, e.RunID, e.StepKey, e.time().UTC()).Scan(&ended); err != nil {
+		if err := log.QueryRow(ctx, selectEnd, e.RunID, e.StepKey, e.time().UTC(), stepfleet.Endings).Scan(&ended); err != nil {
 			return fmt.Errorf("%w: %w", errNoVictim, err)
 		}
 		if ended > 0 {
@@ -109,11 +110,8 @@ func (n *nemesis) awaitTold(ctx context.Context, kind schedule.Kind, e effect) e
 }
 
 func (n *nemesis) told(ctx context.Context, e effect) (verb, code string, err error) {
-	ledger, err := pgx.Connect(ctx, n.net.endpoints().Database.OwnerURL)
-	if err != nil {
-		return "", "", err
-	}
-	defer ledger.Close(context.WithoutCancel(ctx))
-	err = ledger.QueryRow(ctx, selectTold, e.RunID, e.StepKey, e.Attempt).Scan(&verb, &code)
+	err = n.inLedger(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, selectTold, e.RunID, e.StepKey, e.Attempt).Scan(&verb, &code)
+	})
 	return verb, code, err
 }

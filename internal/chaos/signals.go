@@ -256,7 +256,7 @@ func (n *nemesis) pausePostgres(ctx context.Context, i *Injected) error {
 		return err
 	}
 	defer n.give("postgres")
-	return n.pause(ctx, i, append([]proctable.Process{p}, proctable.Descendants(p.PID)...))
+	return n.pause(ctx, i, stopTree(p))
 }
 
 // drainSlack is what a worker takes to end beside its drain.

@@ -30,7 +30,13 @@ func ended() outcome {
 
 func verdict(t *testing.T, o outcome) *Report {
 	t.Helper()
-	c := Config{Dir: t.TempDir(), Duration: time.Minute, Lifetimes: Lifetimes, Partition: time.Minute}
+	return judgedBy(t, Config{Duration: time.Minute, Lifetimes: Lifetimes, Partition: time.Minute}, o)
+}
+
+// judgedBy is the verdict where user code has done nothing.
+func judgedBy(t *testing.T, c Config, o outcome) *Report {
+	t.Helper()
+	c.Dir = t.TempDir()
 	if err := writeLines(c.effectLog(), []audit.Effect{}); err != nil {
 		t.Fatal(err)
 	}
@@ -69,15 +75,7 @@ func TestARunMustSucceedUnlessItWasNeverLaunched(t *testing.T) {
 // judged is the verdict on a schedule's run that left nothing behind but what o says.
 func judged(t *testing.T, duration time.Duration, o outcome) *Report {
 	t.Helper()
-	c := Config{Dir: t.TempDir(), Duration: duration, Lifetimes: Lifetimes, LeastRefusals: 2, LeastRecoveries: 3}
-	if err := writeLines(c.effectLog(), []audit.Effect{}); err != nil {
-		t.Fatal(err)
-	}
-	r := &Report{Config: reported(c)}
-	if err := r.judge(t.Context(), c, o); err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return judgedBy(t, Config{Duration: duration, Lifetimes: Lifetimes, LeastRefusals: 2, LeastRecoveries: 3}, o)
 }
 
 func TestARunWithoutRefusalsAndRecoveriesProvesNothing(t *testing.T) {

@@ -169,13 +169,20 @@ func all[T any](seq iter.Seq2[T, error]) ([]T, error) {
 
 // collectHeld reads what sessions still hold.
 func (s *stack) collectHeld(ctx context.Context, w *witnesses) error {
+	return s.inLedger(ctx, func(conn *pgx.Conn) (err error) {
+		w.rest.Held, err = read(ctx, conn, selectHeld, pgx.RowTo[string])
+		return err
+	})
+}
+
+// inLedger asks the ledger something on a connection of its own, without a proxy.
+func (s *stack) inLedger(ctx context.Context, ask func(*pgx.Conn) error) error {
 	conn, err := pgx.Connect(ctx, s.net.endpoints().Database.OwnerURL)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	w.rest.Held, err = read(ctx, conn, selectHeld, pgx.RowTo[string])
-	return err
+	return ask(conn)
 }
 
 func read[T any](ctx context.Context, conn *pgx.Conn, query string, to pgx.RowToFunc[T]) ([]T, error) {
@@ -210,12 +217,9 @@ func (s *stack) collectLog(ctx context.Context, w *witnesses) error {
 
 // openTasks counts the tasks that have not ended.
 func (s *stack) openTasks(ctx context.Context) (n int, err error) {
-	conn, err := pgx.Connect(ctx, s.net.endpoints().Database.OwnerURL)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	err = conn.QueryRow(ctx, `SELECT count(*) FROM stepfleet.task WHERE ended_at IS NULL`).Scan(&n)
+	err = s.inLedger(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT count(*) FROM stepfleet.task WHERE ended_at IS NULL`).Scan(&n)
+	})
 	return n, err
 }
 

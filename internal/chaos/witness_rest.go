@@ -42,12 +42,11 @@ func (s *stack) rest(ctx context.Context) error {
 
 // openSessions returns those whose worker is gone.
 func (s *stack) openSessions(ctx context.Context) ([]string, error) {
-	conn, err := pgx.Connect(ctx, s.net.endpoints().Database.OwnerURL)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	all, err := read(ctx, conn, selectSessions, scanSighting)
+	var all []sighting
+	err := s.inLedger(ctx, func(conn *pgx.Conn) (err error) {
+		all, err = read(ctx, conn, selectSessions, scanSighting)
+		return err
+	})
 	var sessions []stepfleet.Session
 	for _, seen := range all {
 		one := stepfleet.Session{ID: seen.ID, State: seen.State}

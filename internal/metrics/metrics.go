@@ -121,6 +121,16 @@ func (m *Metrics) scraped(collect func(chan<- prometheus.Metric), descs ...*prom
 	m.registry.MustRegister(scraped{descs, collect})
 }
 
+// counts shows how many there are of each value of a label, whenever it is scraped.
+func (m *Metrics) counts(read func() map[string]int, name, help, label string) {
+	d := m.desc("gauge", name, help, label)
+	m.scraped(func(to chan<- prometheus.Metric) {
+		for value, n := range read() {
+			to <- gaugeOf(d, float64(n), value)
+		}
+	}, d)
+}
+
 func gaugeOf(d *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
 	return prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 }

@@ -20,7 +20,7 @@ type work struct {
 
 	mu      sync.Mutex
 	slots   map[string]int
-	held    map[stepfleet.TaskID]*held
+	held    map[stepfleet.TaskID]held
 	renewed time.Time // when the last renewal that came back was sent; zero without a session
 }
 
@@ -50,7 +50,7 @@ func (m *Metrics) worker() *work {
 		sessions:   m.counter("sessions_total", "Sessions that this process has begun."),
 		overhead:   m.histogram(callBuckets, "step_start_overhead_seconds", "From the claim that got a task to its recorded start: what this worker adds to a step. Warm, when a process waited ready for it, else cold.", "queue", "mode"),
 		execution:  m.histogram(taskBuckets, "task_execution_seconds", "How long user code ran.", "queue"),
-		held:       map[stepfleet.TaskID]*held{},
+		held:       map[stepfleet.TaskID]held{},
 	}
 	slots := m.desc("gauge", "slots", "Slots of this worker.", "queue")
 	used := m.desc("gauge", "slots_used", "Slots that hold a task.", "queue")
@@ -99,12 +99,13 @@ func (h host) Launch(ctx context.Context, job stepfleet.Job, gate stepfleet.Gate
 func (w *work) started(id stepfleet.TaskID, note func(*held)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := w.held[id]
-	if h == nil {
+	h, ok := w.held[id]
+	if !ok {
 		return // of a session that is over
 	}
 	known := h.mode != "" && h.took != 0
-	note(h)
+	note(&h)
+	w.held[id] = h
 	if !known && h.mode != "" && h.took != 0 {
 		w.overhead.WithLabelValues(h.queue, h.mode).Observe(h.took.Seconds())
 	}
@@ -112,22 +113,12 @@ func (w *work) started(id stepfleet.TaskID, note func(*held)) {
 
 // Children shows how many step processes there are in each state.
 func (m *Metrics) Children(read func() map[string]int) {
-	children := m.desc("gauge", "python_children", "Step processes: starting, idle while they wait for a task, or busy with one.", "state")
-	m.scraped(func(to chan<- prometheus.Metric) {
-		for state, n := range read() {
-			to <- gaugeOf(children, float64(n), state)
-		}
-	}, children)
+	m.counts(read, "python_children", "Step processes: starting, idle while they wait for a task, or busy with one.", "state")
 }
 
 // SlotsTaken shows the worker's own count of the slots that are not free.
 func (m *Metrics) SlotsTaken(read func() map[string]int) {
-	taken := m.desc("gauge", "slots_taken", "Slots that are not free: of a task, of its process until that is gone, or resting since no process was to be had.", "queue")
-	m.scraped(func(to chan<- prometheus.Metric) {
-		for queue, n := range read() {
-			to <- gaugeOf(taken, float64(n), queue)
-		}
-	}, taken)
+	m.counts(read, "slots_taken", "Slots that are not free: of a task, of its process until that is gone, or resting since no process was to be had.", "queue")
 }
 
 // LocationsDown shows which code locations do not load. Their names are those of the command line.
@@ -208,7 +199,7 @@ func (w *work) got(queue string, asked time.Time, leases []stepfleet.Lease) {
 		}
 		w.deliveries.WithLabelValues(queue, kind).Inc()
 		w.claim.WithLabelValues(queue).Observe(took.Seconds())
-		w.held[lease.TaskID] = &held{queue: queue, asked: asked}
+		w.held[lease.TaskID] = held{queue: queue, asked: asked}
 	}
 }
 
@@ -283,10 +274,7 @@ func (w *work) refuse(verb stepfleet.Verb, err error) {
 func (w *work) get(id stepfleet.TaskID) held {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if h := w.held[id]; h != nil {
-		return *h
-	}
-	return held{}
+	return w.held[id]
 }
 
 // drop forgets a task that this worker no longer holds.
@@ -295,8 +283,5 @@ func (w *work) drop(id stepfleet.TaskID) held {
 	defer w.mu.Unlock()
 	h := w.held[id]
 	delete(w.held, id)
-	if h == nil {
-		return held{}
-	}
-	return *h
+	return h
 }

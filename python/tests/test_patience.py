@@ -307,6 +307,17 @@ def _timeout(instance) -> str:
         return connection.exec_driver_sql("SHOW statement_timeout").scalar()
 
 
+def _instance_at(path, database, query, options):
+    url = sqlalchemy.make_url(database).update_query_dict(query)
+    if options:
+        url = url.update_query_dict({"options": options})
+    text = url.render_as_string(hide_password=False)
+    (path / "dagster.yaml").write_text(
+        f"telemetry: {{enabled: false}}\nstorage: {{postgres: {{postgres_url: '{text}'}}}}\n"
+    )
+    return DagsterInstance.from_ref(InstanceRef.from_dir(str(path)))
+
+
 @pytest.mark.parametrize(
     ("said", "options", "without_options", "want"),
     [
@@ -324,15 +335,8 @@ def test_statements_are_bounded_where_nobody_else_has(
 ):
     monkeypatch.setenv(relay.TIMEOUT_VARIABLE, said)
     monkeypatch.setattr(patience, "_patience_seconds", 20.0)
-    url = sqlalchemy.make_url(proxy.url)
-    if options:
-        url = url.update_query_dict({"options": options})
-    text = url.render_as_string(hide_password=False)
-    (tmp_path / "dagster.yaml").write_text(
-        f"telemetry: {{enabled: false}}\nstorage: {{postgres: {{postgres_url: '{text}'}}}}\n"
-    )
     proxy.without_options = without_options
-    with DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+    with _instance_at(tmp_path, proxy.url, {}, options) as instance:
         storage.pool(instance)
         assert _timeout(instance) == want
         storage.dispose(instance)
@@ -356,15 +360,8 @@ def test_connections_say_which_process_has_them(
     monkeypatch.setenv(relay.TIMEOUT_VARIABLE, timeout)
     monkeypatch.setenv(relay.NAME_VARIABLE, "stepfleet/0123abcd")
     monkeypatch.setattr(patience, "_patience_seconds", 20.0)
-    url = sqlalchemy.make_url(proxy.url).update_query_dict(query)
-    if options:
-        url = url.update_query_dict({"options": options})
-    text = url.render_as_string(hide_password=False)
-    (tmp_path / "dagster.yaml").write_text(
-        f"telemetry: {{enabled: false}}\nstorage: {{postgres: {{postgres_url: '{text}'}}}}\n"
-    )
     proxy.without_options = without_options
-    with DagsterInstance.from_ref(InstanceRef.from_dir(str(tmp_path))) as instance:
+    with _instance_at(tmp_path, proxy.url, query, options) as instance:
         storage.pool(instance)
         assert _name(instance) == want.format(group=os.getpgrp())
         read, write = os.pipe()
