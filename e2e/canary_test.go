@@ -38,6 +38,7 @@ func (all secrets) in(text []byte) []string {
 // talkative and PostgreSQL killed in between. The token and the passwords are then in their own files,
 // in the environment of those who need them, and nowhere else.
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
+	t.Parallel()
 	dir, err := stackDir()
 	if err != nil {
 		t.Fatal(err)

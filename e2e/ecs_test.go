@@ -38,6 +38,7 @@ const ecsLauncher = `run_launcher:
 `
 
 func TestTheExecutorWorksUnderEcsRunLauncher(t *testing.T) {
+	t.Parallel()
 	dir, err := stackDir()
 	if err != nil {
 		t.Fatal(err)

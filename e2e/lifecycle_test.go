@@ -49,6 +49,7 @@ type dev struct {
 // One directory lives through three stacks: one that is stopped by Ctrl-C, one that goes on with its
 // data and is killed, one that forgets.
 func TestStackStopsCleanlyAndGoesOn(t *testing.T) {
+	t.Parallel()
 	dir, err := stackDir()
 	if err != nil {
 		t.Fatal(err)

@@ -42,6 +42,7 @@ func TestLogsOnTheMachine(t *testing.T) {
 }
 
 func TestLogsOnS3(t *testing.T) {
+	t.Parallel()
 	dir, err := stackDir()
 	if err != nil {
 		t.Fatal(err)

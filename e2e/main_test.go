@@ -5,8 +5,8 @@
 // sleeps: an op of testdata/e2e_defs.py waits for a file that the test creates, and notes what it
 // does in the effect log.
 //
-// The tests share one stack and run one after another; each waits for it to be healthy before it
-// begins. Environment: STEPFLEET_BIN (the binary; built when unset), STEPFLEET_PYTHON (the
+// Most tests share one stack and run one after another; each waits for it to be healthy before it
+// begins. Those with a stack of their own run two at a time after them. Environment: STEPFLEET_BIN (the binary; built when unset), STEPFLEET_PYTHON (the
 // interpreter; .venv of the repository when unset).
 package e2e
 

@@ -32,6 +32,7 @@ func hold(dir string) {
 }
 
 func TestNothingOutlivesAKilledTestProcess(t *testing.T) {
+	t.Parallel()
 	dir, err := stackDir()
 	if err != nil {
 		t.Fatal(err)
