@@ -64,6 +64,7 @@ func TestARunThatIsLaunchedThriceRunsOnce(t *testing.T) {
 		}
 	}
 	thaw()
+	s.awaitHealthy(t)
 	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
 	if workers := s.server.runWorkers(t, run); len(workers) != 1 {
 		t.Errorf("ledger: %s, want one run worker", workers)
@@ -132,6 +133,26 @@ func TestARunIsNotResumedWhileOnlyTheServerIsAway(t *testing.T) {
 	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
 	if workers := s.server.runWorkers(t, run); len(workers) != 1 {
 		t.Errorf("ledger: %s, want the one run worker of the launch", workers)
+	}
+	s.server.checkAudit(t, run)
+}
+
+// The daemon has shown the run as starting, cannot launch it while the server is away, and is killed.
+func TestARunIsLaunchedWhoseDaemonDiedOverIt(t *testing.T) {
+	s := shared(t)
+	thaw := s.freeze(t, "dev") // it would start them again
+	s.signal(t, "server", syscall.SIGKILL)
+	run := s.dagster.launch(t, "chain", config{})
+	await(t, runTimeout, "the daemon to begin the launch", func() (bool, string) {
+		status, err := s.dagster.status(run)
+		return status == "STARTING", fmt.Sprint(status, err)
+	})
+	s.signal(t, "daemon", syscall.SIGKILL)
+	thaw()
+	s.awaitHealthy(t)
+	s.dagster.awaitEnd(t, runTimeout, run, dagsterapi.RunSuccess)
+	if workers := s.server.runWorkers(t, run); len(workers) != 1 {
+		t.Errorf("ledger: %s, want one run worker", workers)
 	}
 	s.server.checkAudit(t, run)
 }

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,16 @@ from typing import TYPE_CHECKING, Any
 from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 
 # isort: split
-from dagster import DagsterInstance, DagsterRun, Field, IntSource, StringSource
-from dagster._core.events import EngineEventData
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    Field,
+    IntSource,
+    RunsFilter,
+    StringSource,
+)
+from dagster._core.events import DagsterEventType, EngineEventData
 from dagster._core.launcher import (
     CheckRunHealthResult,
     LaunchRunContext,
@@ -117,11 +127,38 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             storage.outlast_launches(instance)
         except Exception as err:
             _log.warning("stepfleet leaves Dagster's storage as it is: %s", err)
+        if any(module in sys.modules for module in seams.LAUNCHING):
+            threading.Thread(target=self.launch_what_was_left, daemon=True).start()
 
     # Launch and resume.
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        run = context.dagster_run
+        self._launch(context.dagster_run)
+
+    def launch_what_was_left(self) -> None:
+        """Launches the runs that a process of Dagster has shown as starting, and has died before it
+        could launch them: they are in no queue any more, and run monitoring would fail them. A run
+        that somebody launches at this moment gets one run worker all the same, and one of which
+        its log says more than that it starts is left alone: another launcher may have it."""
+        try:
+            runs = self._instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
+            left = [run for run in runs if self._is_left(run)]
+        except Exception as err:
+            _log.warning("whether runs were left without a run worker is not known: %s", err)
+            return
+        for run in left:
+            try:
+                self._launch(run)
+            except Exception as err:
+                _log.warning(
+                    "run %s was left without a run worker, and gets none: %s", run.run_id, err
+                )
+
+    def _is_left(self, run: DagsterRun) -> bool:
+        *_, last = self._instance.all_logs(run.run_id)
+        return last.dagster_event_type is DagsterEventType.PIPELINE_STARTING
+
+    def _launch(self, run: DagsterRun) -> None:
         args = ExecuteRunArgs(
             job_origin=_origin(run),
             run_id=run.run_id,

@@ -109,6 +109,9 @@ CRASH_HELPERS = (
 # it counts them. Importing it would load the daemon.
 RESUME_MESSAGE = "Launching a new run worker to resume run"
 
+# One of these is loaded in each of Dagster's processes that launch runs.
+LAUNCHING = ("dagster._daemon.cli", "dagster_webserver")
+
 
 class SeamError(ImportError):
     """A private part of Dagster is not what this version of stepfleet was written for."""
