@@ -155,8 +155,8 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 )
 
     def _is_left(self, run: DagsterRun) -> bool:
-        *_, last = self._instance.all_logs(run.run_id)
-        return last.dagster_event_type is DagsterEventType.PIPELINE_STARTING
+        said = self._instance.all_logs(run.run_id)
+        return bool(said) and said[-1].dagster_event_type is DagsterEventType.PIPELINE_STARTING
 
     def _launch(self, run: DagsterRun) -> None:
         args = ExecuteRunArgs(
