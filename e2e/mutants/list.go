@@ -38,7 +38,7 @@ var mutants = []seeded{
 	{name: "repair-ignores-log", lacks: "an end that Dagster's log has is the attempt's end", layer: "failpoints", tests: "decide.before=error"},
 	{name: "no-death-signal", lacks: "children die with the process that forked them", layer: "chaos", tests: "deaths", row8: true, python: true},
 	{name: "child-reused", lacks: "a process runs one task", layer: "chaos", tests: "slow-log", row8: true},
-	{name: "no-event-gate", lacks: "each event is granted before it is written", layer: "chaos", tests: "slow-log", python: true},
+	{name: "no-event-gate", lacks: "each event is granted before it is written", layer: "chaos", tests: "late-worker", python: true},
 	{name: "lost-is-retried", lacks: "a lost attempt is retried only where that was asked for", layer: "chaos", tests: "deaths", row8: true, python: true},
 	{name: "unread-end-ignored", lacks: "the log is read again before a step is called dead", layer: "chaos", tests: "slow-log", python: true},
 }

@@ -11,16 +11,30 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/stepfleet/stepfleet/internal/chaos/proxy"
 	"github.com/stepfleet/stepfleet/internal/chaos/schedule"
 	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
-// act is a scene in place of a schedule: a few runs, and what is done to them.
-type act func(context.Context, *nemesis) error
+// act is a scene in place of a schedule.
+type act struct {
+	// play launches a few runs, and does something to them.
+	play func(context.Context, *nemesis) error
+	// empty are the invariants of which the scene makes no case.
+	empty []string
+}
 
-var acts = map[string]act{theDeaths: deaths, "slow-log": slowLog}
+var acts = map[string]act{
+	theDeaths:     {deaths, oneLoses},
+	theLateWorker: {lateWorker, oneLoses},
+	"slow-log":    {slowLog, []string{"I9", "R2"}}, // every step has retries
+}
+
+// oneLoses is what is empty where the only run loses steps, and nobody asks for what he has lost: there are no
+// refusals, and the run need not succeed.
+var oneLoses = []string{"I9", "R1"}
 
 // Acts are the names of all of them.
 func Acts() []string { return slices.Sorted(maps.Keys(acts)) }
@@ -29,7 +43,10 @@ func Acts() []string { return slices.Sorted(maps.Keys(acts)) }
 var noRetries = []string{"bare", "slow"}
 
 const (
-	theDeaths = "deaths"
+	theDeaths     = "deaths"
+	theLateWorker = "late-worker"
+	// ahead is how much earlier than its worker a step wakes: long enough to write how it ended.
+	ahead = 4 * time.Second
 	// slowBy is how much later than its answer a reader of Dagster's log sees what it has, and slowFor for
 	// how long that goes on.
 	slowBy  = 400 * time.Millisecond
@@ -39,16 +56,68 @@ const (
 // deaths has a worker and its template die at once, with steps that have no retries. Nobody is left who could end
 // their processes: neither the worker's own nor, in this act, its supervisor.
 func deaths(ctx context.Context, n *nemesis) error {
-	if err := n.launchAll(ctx, "slow"); err != nil {
-		return err
-	}
 	i := &Injected{Fault: schedule.Fault{Kind: schedule.KillWorker}}
-	found := within(busyWait, func() bool { return n.onSteps(ctx, i) || ctx.Err() != nil })
-	if !found {
-		return fmt.Errorf("in %s no worker ran steps of a run whose run worker is elsewhere", busyWait)
+	if err := n.meetSteps(ctx, i); err != nil {
+		return err
 	}
 	defer n.keep(i)
 	return n.killHost(i)
+}
+
+// lateWorker has a host with steps stand still until its run lease is over and what it ran was taken, and
+// wakes the steps before the worker. There is no relay that would hold back what they write, and the server has
+// ended their connections before: only the gate, at which they wait for their worker, is left.
+func lateWorker(ctx context.Context, n *nemesis) error {
+	i := &Injected{Fault: schedule.Fault{Kind: schedule.FreezeHost}}
+	if err := n.meetSteps(ctx, i); err != nil {
+		return err
+	}
+	defer n.keep(i)
+	p, err := n.service(i, i.Target)
+	if err != nil {
+		return err
+	}
+	defer n.give(i.Target)
+	instance, host := n.instance(i.Target), stopTree(p)
+	defer func() { wakeLast(ctx, host, ahead); i.Healed = time.Now() }()
+	if !within(landWait, p.Stopped) {
+		return fmt.Errorf("%s does not stand still %s after its signal", i.Target, landWait)
+	}
+	i.Landed = time.Now()
+	if !within(loseWithin, func() bool { return n.holdsNothing(ctx, instance) || ctx.Err() != nil }) {
+		return fmt.Errorf("%s has stood still for %s, and the ledger has not taken all of its tasks", i.Target, loseWithin)
+	}
+	return nil
+}
+
+// wakeLast wakes the first process so much later than the others.
+func wakeLast(ctx context.Context, host []proctable.Process, later time.Duration) {
+	for _, p := range host[1:] {
+		_ = p.Signal(syscall.SIGCONT)
+	}
+	hold(ctx, later)
+	_ = host[0].Signal(syscall.SIGCONT)
+}
+
+// holdsNothing says whether the ledger has taken everything from the sessions of a worker's life.
+func (n *nemesis) holdsNothing(ctx context.Context, instance string) bool {
+	held := 1
+	err := n.inLedger(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, countHeld, instance).Scan(&held) })
+	return err == nil && held == 0
+}
+
+const countHeld = `SELECT count(*) FROM stepfleet.held h JOIN stepfleet.session s ON s.id = h.session_id WHERE s.instance = $1`
+
+// meetSteps launches a run of long steps without retries, and waits for the fault's target: a worker that
+// has some of them and not the run worker.
+func (n *nemesis) meetSteps(ctx context.Context, i *Injected) error {
+	if err := n.launchAll(ctx, "slow"); err != nil {
+		return err
+	}
+	if !within(busyWait, func() bool { return n.onSteps(ctx, i) || ctx.Err() != nil }) {
+		return fmt.Errorf("in %s no worker ran steps of a run whose run worker is elsewhere", busyWait)
+	}
+	return ctx.Err()
 }
 
 // launchAll launches a run of each job.
@@ -76,11 +145,11 @@ func (n *nemesis) hostOf(ctx context.Context) string {
 	return ""
 }
 
-// onSteps finds a worker whose death is proven and that has steps, and no run worker.
+// onSteps finds a worker that has steps, and no run worker; to be killed, one whose death is proven.
 func (n *nemesis) onSteps(ctx context.Context, i *Injected) bool {
 	host := n.hostOf(ctx)
 	for w := range workers {
-		if name := workerName(w); host != "" && name != host && proven(name) && n.load.works(name) {
+		if name := workerName(w); host != "" && name != host && (i.Kind != schedule.KillWorker || proven(name)) && n.load.works(name) {
 			i.Target = name
 			return true
 		}

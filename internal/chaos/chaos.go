@@ -105,7 +105,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 		case c.Partition > 0:
 			n.partition(ctx, c.Partition)
 		case c.Act != "":
-			err = acts[c.Act](ctx, n)
+			err = acts[c.Act].play(ctx, n)
 		default:
 			torment(ctx, n, load, faults)
 		}

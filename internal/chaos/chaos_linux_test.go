@@ -1,6 +1,8 @@
 package chaos
 
 import (
+	"context"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,18 +120,25 @@ func TestAPauseIsSeenInTheProcessTable(t *testing.T) {
 	}
 }
 
-// A host stands still only when nothing below it goes on, and goes on whole.
-func TestAHostIsStoppedWithAllBelowIt(t *testing.T) {
+// startHost starts a process with two below it, which end with the test.
+func startHost(t *testing.T) proctable.Process {
+	t.Helper()
 	cmd := exec.Command("sh", "-c", "sleep 60 & sleep 60 & wait")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() }()
+	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() })
 	host, ok := proctable.Read(cmd.Process.Pid)
 	if !ok || !within(time.Second, func() bool { return len(proctable.Descendants(host.PID)) == 2 }) {
 		t.Fatal("no such processes")
 	}
+	return host
+}
+
+// A host stands still only when nothing below it goes on, and goes on whole.
+func TestAHostIsStoppedWithAllBelowIt(t *testing.T) {
+	host := startHost(t)
 	tree := stopTree(host)
 	all := func(stopped bool) func() bool {
 		return func() bool {
@@ -144,6 +153,47 @@ func TestAHostIsStoppedWithAllBelowIt(t *testing.T) {
 		i := &Injected{Fault: schedule.Fault{Kind: schedule.FreezeHost, Victim: victim}}
 		if err := n.pause(t.Context(), i, slices.Clone(tree)); err != nil || !i.Ok() || !within(time.Second, all(false)) {
 			t.Errorf("%v, %+v: it does not go on", err, i)
+		}
+	}
+}
+
+// In the act late-worker steps go on while their worker stands still, and then that goes on, too.
+func TestAWorkerWakesAfterItsSteps(t *testing.T) {
+	worker := startHost(t)
+	host := stopTree(worker)
+	if len(host) != 3 || !within(time.Second, worker.Stopped) {
+		t.Fatalf("%v does not stand still", host)
+	}
+	ctx, wakeIt := context.WithCancel(t.Context())
+	woken := make(chan struct{})
+	go func() { defer close(woken); wakeLast(ctx, host, time.Hour) }()
+	ahead := func() bool { return !host[1].Stopped() && !host[2].Stopped() }
+	if !within(time.Second, ahead) || !worker.Stopped() {
+		t.Errorf("worker stopped: %t, steps ahead: %t; want both", worker.Stopped(), ahead())
+	}
+	wakeIt()
+	if <-woken; !within(time.Second, func() bool { return !worker.Stopped() }) {
+		t.Error("the worker does not go on")
+	}
+}
+
+// The relay would hold back what the steps of the act write, whatever their gate says.
+func TestOnlyTheLateWorkerHasNoRelay(t *testing.T) {
+	for _, act := range append(Acts(), "") {
+		c := Config{Act: act, Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+		clocks, err := newClocks(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		net, err := newNetwork(1, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer net.Close()
+		s := &stack{Config: c, net: net, clocks: clocks}
+		environ := s.environment(workerName(0), devstack.Endpoints{Servers: []string{""}})
+		if none := slices.Contains(environ, "STEPFLEET_DATABASE_RELAY=false"); none != (act == theLateWorker) {
+			t.Errorf("act %q: the worker has no relay: %t", act, none)
 		}
 	}
 }

@@ -126,6 +126,9 @@ func (s *stack) environment(process string, at devstack.Endpoints) []string {
 	if s.FIFO {
 		environ = append(environ, "STEPFLEET_QUEUE_FIFO=true")
 	}
+	if s.Act == theLateWorker {
+		environ = append(environ, "STEPFLEET_DATABASE_RELAY=false")
+	}
 	if through := s.net.dagster[process]; isServer(process) {
 		environ = append(environ, "STEPFLEET_DAGSTER_DSN_FILE="+s.dsnFile(process, via(at.Database.DagsterURL, through)))
 	}

@@ -124,6 +124,17 @@ func TestAnInvariantWithoutACaseProvesNothing(t *testing.T) {
 	if got := cases(verdict(t, ended())); slices.Contains(got, "I9") || !slices.Contains(got, "I2") {
 		t.Errorf("without a case in a partition: %v; nobody is refused anything there", got)
 	}
+	for name, one := range acts {
+		got := cases(judgedBy(t, Config{Act: name, Lifetimes: Lifetimes}, ended()))
+		for _, id := range one.empty {
+			if slices.Contains(got, id) || !slices.ContainsFunc(audit.Invariants, func(inv audit.Invariant) bool { return inv.ID == id }) {
+				t.Errorf("without a case in the act %s: %v; it makes none of %s", name, got, id)
+			}
+		}
+		if !slices.Contains(got, "I7") {
+			t.Errorf("without a case in the act %s: %v; it must make some of I7", name, got)
+		}
+	}
 	text := judged(t, time.Minute, ended()).Summary()
 	for _, inv := range audit.Invariants {
 		if !strings.Contains(text, " "+inv.ID+" ") {
