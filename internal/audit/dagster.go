@@ -157,14 +157,13 @@ func (f *facts) lookAgain(ctx context.Context) error {
 // firstExecutor is the epoch of the first executor that a run has.
 const firstExecutor stepfleet.Epoch = 1
 
-// whole reports whether all attempts of a step are in sight: the first one is, or the beginning of its
-// run.
+// whole reports whether all attempts of a step are in sight: the first one still moved in the window, or
+// its run began there. That a write to the first one was refused there says nothing.
 func (f *facts) whole(name stepName, s *stepLog) bool {
 	if r := f.runs[name.run]; !f.replay.Window || r != nil && r.whole {
 		return true
 	}
-	l := f.lifeOf(stepfleet.Key{RunID: name.run, StepKey: name.step})
-	return s.base == 0 && l != nil && !l.partial
+	return s.base == 0 && f.lifeOf(stepfleet.Key{RunID: name.run, StepKey: name.step}) != nil
 }
 
 func orNone(event string) string {

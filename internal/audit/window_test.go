@@ -103,13 +103,45 @@ func TestWrongClocksOfWorkersChangeNothing(t *testing.T) {
 	}
 }
 
+// A run whose first executor is in the window is in sight as a whole: a step that the ledger has nothing of
+// is none from before.
+func TestAStepThatTheLedgerHasLostIsFoundInAWindow(t *testing.T) {
+	s := tell(t)
+	e := s.event("r1", "a", "STEP_SUCCESS")
+	e.StepKey = "ghost"
+	s.dagster = append(s.dagster, e)
+	first := s.rows[0].At
+	for from, want := range map[time.Time]int{first.Add(-time.Second): 1, first.Add(time.Second): 0} {
+		if report := check(t, s.cut(from, time.Time{})); len(report.Violations) != want {
+			t.Errorf("from %s after the begin: %+v, want %d", from.Sub(first), report.Violations, want)
+		}
+	}
+	if report := check(t, s.cut(time.Time{}, first.Add(time.Second))); len(report.Violations) != 1 {
+		t.Errorf("until before its event: %+v, want it found", report.Violations)
+	}
+}
+
+// A zombie's write is refused long after the next attempt has ended.
+func TestARefusedWriteDoesNotBringItsStepIntoTheWindow(t *testing.T) {
+	s := tell(t)
+	refused := slices.IndexFunc(s.rows, func(r stepfleet.AuditRow) bool { return r.Refused != "" && r.TaskID == s.first("r1", "b").ID })
+	late := s.rows[refused]
+	late.ID, late.At = s.rows[len(s.rows)-1].ID+1, s.rows[len(s.rows)-1].At.Add(time.Hour)
+	s.rows = append(slices.Delete(s.rows, refused, refused+1), late)
+	w := s.cut(late.At.Add(-time.Minute), time.Time{})
+	w.Later = nil
+	if report := check(t, w); report.Verdict != audit.Pass || report.Counts.Tasks != 1 {
+		t.Errorf("%d tasks: %+v", report.Counts.Tasks, report.Violations)
+	}
+}
+
 // Dagster's log is read after the ledger. What has begun or been submitted in between is looked up.
 func TestWhatHappenedAfterTheLedgerWasReadIsNoViolation(t *testing.T) {
 	for name, spoil := range map[string]func(*story){
 		"a task was started":          func(s *story) { s.queue("r3", "y") },
 		"an attempt was submitted":    func(s *story) { s.unsubmit("r1", "b") },
 		"a whole step was submitted":  func(s *story) { s.unsubmit("r1", "c") },
-		"a cancelled one was started": nil,
+		"a cancelled one has a start": nil,
 	} {
 		then := tell(t)
 		now := tell(t)
