@@ -17,3 +17,7 @@ type Orchestrator interface {
 	// asked or refused.
 	MarkCanceled(ctx context.Context, runID string) error
 }
+
+// RunWorkerGone is how the reason ends with which a run is closed that was cancelled in Dagster and has no
+// run worker any more: from then on MarkCanceled may write its end, and nobody else should.
+const RunWorkerGone = "and its run worker is gone"

@@ -33,13 +33,16 @@ type verifyCmd struct {
 	JSON           bool          `name:"json" help:"Print the report as JSON."`
 }
 
+// verifyConns is one for the snapshot and one for a second look.
+const verifyConns = 2
+
 // Run verifies and prints the report; the last line of the one for people is the verdict.
 func (c *verifyCmd) Run(g *globals) error {
 	dsn, err := databaseURL()
 	if err != nil {
 		return err
 	}
-	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{MaxConns: 1, AppName: "stepfleet verify", Logger: g.log})
+	ledger, err := postgres.Open(g.ctx, dsn, postgres.Options{MaxConns: verifyConns, AppName: "stepfleet verify", Logger: g.log})
 	if err != nil {
 		return err
 	}
@@ -52,7 +55,7 @@ func (c *verifyCmd) Run(g *globals) error {
 		return err
 	}
 	defer history.Close()
-	v := &verification{verifyCmd: c, history: history, progress: newProgress(g.stderr), named: map[string]bool{}}
+	v := &verification{verifyCmd: c, ledger: ledger, history: history, progress: newProgress(g.stderr), named: map[string]bool{}}
 	if err := v.window(); err != nil {
 		return err
 	}
@@ -95,6 +98,7 @@ func (c *verifyCmd) conclude(g *globals, v *verification, report audit.Report) e
 // verification is one run of verify.
 type verification struct {
 	*verifyCmd
+	ledger   *postgres.Ledger
 	history  *postgres.History
 	progress *progress
 
@@ -136,7 +140,7 @@ func (v *verification) where() string {
 
 func (v *verification) witnesses(ctx context.Context) (w audit.Witnesses, closeAll func(), err error) {
 	w = audit.Witnesses{
-		Audit: v.audit, Tasks: v.tasks, Sessions: v.sessions, From: v.from, Until: v.until,
+		Audit: v.audit, Tasks: v.tasks, Sessions: v.sessions, Holds: v.holds, Later: v.later, From: v.from, Until: v.until,
 		Snapshot: v.until.Equal(v.history.At),
 	}
 	if v.Effects != "" {
@@ -217,6 +221,27 @@ func (v *verification) sessions(ctx context.Context) iter.Seq2[stepfleet.Session
 	return v.history.Sessions(ctx, v.from)
 }
 
+func (v *verification) holds(ctx context.Context) iter.Seq2[audit.Hold, error] {
+	return audit.Map(v.history.Holds(ctx, v.Runs), func(h postgres.Hold) audit.Hold { return audit.Hold(h) })
+}
+
+// later is a second look at these runs, of a moment of its own.
+func (v *verification) later(ctx context.Context, runs []string) iter.Seq2[audit.Task, error] {
+	return func(yield func(audit.Task, error) bool) {
+		now, err := v.ledger.History(ctx)
+		if err != nil {
+			yield(audit.Task{}, err)
+			return
+		}
+		defer now.Close()
+		for t, err := range audit.Map(now.TasksOf(ctx, runs), audit.TaskOf) {
+			if !yield(t, err) {
+				return
+			}
+		}
+	}
+}
+
 func (v *verification) openLog(ctx context.Context) (*dagsterlog.Log, error) {
 	dsn, err := secretFile(v.DagsterDSNFile)
 	if err != nil {
@@ -236,8 +261,8 @@ func (v *verification) logByDSN(log *dagsterlog.Log) audit.Source[audit.DagsterE
 	}
 }
 
-// dagsterTypes are the events that a check needs, and one that every run has.
-var dagsterTypes = append([]string{"PIPELINE_START"}, audit.StepEvents...)
+// dagsterTypes are the events that a check needs.
+var dagsterTypes = slices.Concat(audit.RunEvents, audit.StepEvents)
 
 func (v *verification) logByURL(client *dagsterapi.Client) audit.Source[audit.DagsterEvent] {
 	return func(ctx context.Context) iter.Seq2[audit.DagsterEvent, error] {

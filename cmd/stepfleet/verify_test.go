@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -97,12 +98,15 @@ func (p *past) all(errs []error, err error) {
 	}
 }
 
-func (p *past) submit(steps ...string) {
+func (p *past) submit(steps ...string) { p.submitTo("r", steps...) }
+
+func (p *past) submitTo(run string, steps ...string) {
+	p.t.Helper()
 	payload := []byte("{}")
 	d := stepfleet.DigestOf(payload)
-	b := stepfleet.Batch{RunID: "r", Epoch: 1, Identity: "id", Payloads: map[stepfleet.Digest][]byte{d: payload}}
+	b := stepfleet.Batch{RunID: run, Epoch: 1, Identity: "id", Payloads: map[stepfleet.Digest][]byte{d: payload}}
 	for _, step := range steps {
-		key := stepfleet.Key{RunID: "r", StepKey: step}
+		key := stepfleet.Key{RunID: run, StepKey: step}
 		b.Tasks = append(b.Tasks, stepfleet.Task{
 			V: stepfleet.TaskVersion, Kind: stepfleet.KindStep, Key: key, Op: step, Job: "job",
 			IdempotencyKey: key.IdempotencyKey(), Queue: stepfleet.DefaultQueue, CodeLocation: "loc", Payload: d,
@@ -202,6 +206,87 @@ func TestVerifyFindsWhatDagsterSaysOtherwise(t *testing.T) {
 	status, stdout, stderr := stepfleetCommand("verify", "--run", "r", "--dagster-dsn-file", p.dagster)
 	if status != exitFail || !strings.Contains(stdout, "I7 r/a/0") || !strings.Contains(stdout, "dagster_disagreements=1") {
 		t.Errorf("status %d\n%s%s", status, stdout, stderr)
+	}
+}
+
+// A task that hangs is found whatever the window is, be it that its session is silent, or that nobody has
+// decided on it.
+func TestVerifyFindsTasksThatHang(t *testing.T) {
+	p := newPast(t)
+	p.submit("d", "e")
+	p.claim(2)
+	for _, step := range []string{"d", "e"} {
+		p.all(p.ledger.Start(t.Context(), p.session, []stepfleet.Ref{p.leases[step].Ref}))
+	}
+	p.all(p.ledger.Abandon(t.Context(), p.session, []stepfleet.Ref{p.leases["e"].Ref}, 7, "it is gone"))
+	for _, args := range [][]string{{"verify"}, {"verify", "--run", "r"}} {
+		if status, stdout, stderr := stepfleetCommand(args...); status != 0 {
+			t.Errorf("%v, before: status %d\n%s%s", args, status, stdout, stderr)
+		}
+	}
+	p.sql(p.dsn, "UPDATE stepfleet.session SET renewed_at = renewed_at - interval '3 h'; UPDATE stepfleet.held SET abandoned_at = abandoned_at - interval '3 h'")
+	want := []string{"I12 r/d/0 (task 4): it is running, and its session 1 is silent for 3h0m", "I12 r/e/0 (task 5): it is running, session 1 has abandoned it 3h0m"}
+	for _, state := range []string{"alive", "suspect"} {
+		p.sql(p.dsn, fmt.Sprintf("UPDATE stepfleet.session SET state = '%s'", state))
+		for _, args := range [][]string{{"verify"}, {"verify", "--run", "r"}} {
+			status, stdout, stderr := stepfleetCommand(args...)
+			if status != exitFail || !strings.Contains(stdout, want[0]) || !strings.Contains(stdout, want[1]) {
+				t.Errorf("%v, session %s: status %d\n%s%s", args, state, status, stdout, stderr)
+			}
+		}
+	}
+	p.sql(p.dsn, "UPDATE stepfleet.audit SET at = at - interval '2 h' WHERE run_id = 'r'")
+	_, err := p.ledger.TakeEpoch(t.Context(), "other", stepfleet.Executor{Name: "x"}, "")
+	p.must(err)
+	p.submitTo("other", "a")
+	if status, stdout, stderr := stepfleetCommand("verify"); status != exitFail || !strings.Contains(stdout, want[0]) {
+		t.Errorf("before the window: status %d\n%s%s", status, stdout, stderr)
+	}
+	if status, stdout, stderr := stepfleetCommand("verify", "--run", "other"); status != 0 {
+		t.Errorf("another run: status %d\n%s%s", status, stdout, stderr)
+	}
+}
+
+func TestVerifyFindsARunThatEndedTwice(t *testing.T) {
+	p := newPast(t)
+	raw, err := os.ReadFile(p.dagster)
+	p.must(err)
+	for i, kind := range []string{"PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_SUCCESS"} {
+		p.sql(strings.TrimSpace(string(raw)), fmt.Sprintf(`INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp)
+			VALUES ('r', '', '%s', now() AT TIME ZONE 'UTC')`, kind))
+		status, stdout, stderr := stepfleetCommand("verify", "--dagster-dsn-file", p.dagster)
+		if (status == exitFail) != (i == 2) || strings.Contains(stdout, "R3 run r: Dagster's log has 3 ends") != (i == 2) {
+			t.Errorf("after %s: status %d\n%s%s", kind, status, stdout, stderr)
+		}
+	}
+}
+
+// The system goes on while verify reads: what Dagster's log has of a task that the snapshot has not is
+// looked up, and only what the ledger does not have then either is a violation.
+func TestVerifyLooksAgainAtWhatDagsterHasMoreOf(t *testing.T) {
+	p := newPast(t)
+	p.submit("d")
+	p.claim(1)
+	now := fmt.Sprint(time.Now().Add(-time.Minute).UnixMilli()) // of a clock that is slow
+	var meanwhile func()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		meanwhile()
+		events := ""
+		for _, e := range [][2]string{{"STEP_START", "a"}, {"STEP_SUCCESS", "a"}, {"STEP_START", "b"}, {"STEP_FAILURE", "b"}, {"STEP_START", "d"}, {"STEP_SUCCESS", "d"}} {
+			events += fmt.Sprintf(`{"eventType":%q,"stepKey":%q,"timestamp":%q},`, e[0], e[1], now)
+		}
+		fmt.Fprintf(w, `{"data":{"logsForRun":{"__typename":"EventConnection","cursor":"c","hasMore":false,"events":[%s]}}}`, strings.TrimSuffix(events, ","))
+	}))
+	defer server.Close()
+	meanwhile = func() {}
+	status, stdout, stderr := stepfleetCommand("verify", "--dagster-url", server.URL)
+	if status != exitFail || !strings.Contains(stdout, "I7 r/d/0 (task 4): the ledger has it leased and never started, and Dagster's log has STEP_SUCCESS") {
+		t.Errorf("without leave: status %d\n%s%s", status, stdout, stderr)
+	}
+	var once sync.Once
+	meanwhile = func() { once.Do(func() { p.settle("d", stepfleet.StateSucceeded, "STEP_SUCCESS") }) }
+	if status, stdout, stderr := stepfleetCommand("verify", "--dagster-url", server.URL); status != 0 {
+		t.Errorf("started meanwhile: status %d\n%s%s", status, stdout, stderr)
 	}
 }
 

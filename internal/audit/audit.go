@@ -12,7 +12,8 @@
 //
 // Files, in the order of a check: history.go and effects.go read witnesses, replay.go follows the
 // audit trail through the state machine, facts.go joins the witnesses, invariants*.go judge,
-// register.go looks for one order that explains all that was seen of a task, vacuity.go asks whether
+// runlog.go follows a
+// run's own events, register.go looks for one order that explains all that was seen of a task, vacuity.go asks whether
 // the history was worth judging, timeline.go shows a violation to people.
 package audit
 
@@ -65,8 +66,14 @@ type Witnesses struct {
 	Tasks Source[Task]
 	// Sessions are the workers' sessions, also those that have ended.
 	Sessions Source[stepfleet.Session]
-	// Dagster is its event log by id: the events of steps at least, of all runs that Tasks has.
+	// Dagster is its event log by id: StepEvents and RunEvents at least, of all runs that Tasks has.
 	Dagster Source[DagsterEvent]
+	// Later are the tasks of these runs after Dagster was read; nil where nothing can have happened since
+	// Tasks was.
+	Later func(ctx context.Context, runs []string) iter.Seq2[Task, error]
+	// Holds are the tasks that sessions hold, at the moment at which the ledger was read and whatever the
+	// window is.
+	Holds Source[Hold]
 	// Runs says how runs ended in Dagster, and how they should have.
 	Runs Source[Run]
 
@@ -122,6 +129,19 @@ func TaskOf(v stepfleet.View) Task {
 		t.Event = v.Result.Event
 	}
 	return t
+}
+
+// Hold is a task that a session holds, or has held until it abandoned the task.
+type Hold struct {
+	ID stepfleet.TaskID
+	stepfleet.Key
+	State     stepfleet.State
+	Session   stepfleet.SessionID
+	Abandoned bool
+	// Silent is since when nobody can end the task but the server: since it was abandoned, or since the
+	// session died, or was last renewed.
+	Silent   time.Duration
+	RunLease time.Duration // of the session
 }
 
 // DagsterEvent is a row of Dagster's event log. Type is empty for a log message.

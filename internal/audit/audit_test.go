@@ -89,7 +89,7 @@ func TestWithoutAWitnessTheReportSaysWhatWasNotChecked(t *testing.T) {
 			unchecked = append(unchecked, h.ID)
 		}
 	}
-	if want := []string{"I1", "I5", "I6", "I7", "I12", "I13", "I14", "R1", "R2", "P1", "P2"}; !slices.Equal(unchecked, want) {
+	if want := []string{"I1", "I5", "I6", "I7", "I12", "I13", "I14", "R1", "R2", "R3", "P1", "P2"}; !slices.Equal(unchecked, want) {
 		t.Errorf("not checked %v, want %v", unchecked, want)
 	}
 	if _, err := audit.Check(t.Context(), audit.Witnesses{Audit: audit.Slice(s.rows...)}); err == nil {

@@ -1,13 +1,17 @@
 package audit
 
 import (
+	"context"
+	"maps"
+	"slices"
+
 	"github.com/stepfleet/stepfleet"
 )
 
 // dagsterAgrees holds Dagster's log against the ledger, step by step and then attempt by attempt.
 //
-// A run that began before the window is passed over: not all of its attempts are known. So is a run
-// of which Dagster's log has nothing at all, unless Runs says that it should be there: people delete
+// A step of which attempts may be from before the window is passed over; which those are the ledger says,
+// whose times have one clock. So is a run of which Dagster's log has nothing at all, unless Runs says that it should be there: people delete
 // runs.
 func dagsterAgrees(f *facts, v *finding) {
 	if f.Dagster == nil {
@@ -15,7 +19,7 @@ func dagsterAgrees(f *facts, v *finding) {
 		return
 	}
 	for name, s := range f.steps {
-		if !s.early && f.stepsOf(name.run) {
+		if s.whole && f.stepsOf(name.run) {
 			v.cases(1)
 			f.countEvents(name, s, v)
 		}
@@ -23,12 +27,12 @@ func dagsterAgrees(f *facts, v *finding) {
 	for i := range f.attempts {
 		a := &f.attempts[i]
 		s := f.steps[stepName{a.RunID, a.StepKey}]
-		if a.run || s == nil || s.early || !f.stepsOf(a.RunID) {
+		if a.run || s == nil || !s.whole || !f.stepsOf(a.RunID) {
 			continue
 		}
 		v.cases(1)
 		if f.runs[a.RunID].events > 0 || f.Runs != nil {
-			agree(a, s.ending(a.Attempt-s.base), v)
+			agree(a, s, v)
 		}
 	}
 }
@@ -49,17 +53,25 @@ func (f *facts) countEvents(name stepName, s *stepLog, v *finding) {
 	if s.finals > 1 {
 		v.bad(task, key, "Dagster's log has %s of the step, and %s after it", s.final, s.extra)
 	}
-	endings := s.retries + min(s.finals, 1)
-	known := f.runs[name.run].orphaned[name.step]
+	if endings, known := f.endings(name, s); endings > known {
+		v.bad(task, key, "Dagster's log has %d endings of the step, and the ledger %d attempts", endings, known)
+	}
+}
+
+// endings counts those of a step in the log, and the attempts that may have one.
+func (f *facts) endings(name stepName, s *stepLog) (endings, known int) {
+	endings = s.retries + min(s.finals, 1)
+	known = f.runs[name.run].orphaned[name.step]
 	if s.base >= 0 {
 		known += s.top - s.base + 1
 	}
-	if s.base < 0 && (s.final != stepSuccess || f.foreign(name.run)) {
-		return // its only attempt was refused at submit, and the executor said so
+	switch {
+	case s.base < 0 && (s.final != stepSuccess || f.foreign(name.run)):
+		return 0, known // its only attempt was refused at submit, and the executor said so
+	case s.late && (f.Later == nil || s.final != stepSuccess):
+		return 0, known // the ledger had more attempts later, or refused them
 	}
-	if endings > known && !s.late {
-		v.bad(task, key, "Dagster's log has %d endings of the step, and the ledger %d attempts", endings, known)
-	}
+	return endings, known
 }
 
 // foreign reports whether the run's steps are none of ours: only its run worker is.
@@ -68,11 +80,16 @@ func (f *facts) foreign(run string) bool {
 	return r.steps == 0
 }
 
-// agree holds an attempt's ending in the log against its outcome in the ledger. Without an ending
+// agree holds what the log has of an attempt against what the ledger has. Without an ending
 // only a success is wrong: of the others the executor writes it, which may have been stopped, or
-// have yet to do it.
-func agree(a *attempt, ending string, v *finding) {
-	state := a.state.state()
+// have yet to do it. An attempt that is running may have its ending in the log for long: its hooks, or
+// threads that it has left, are at work.
+func agree(a *attempt, s *stepLog, v *finding) {
+	state, ending := a.state.state(), s.ending(a.Attempt-s.base)
+	if what := unbidden(a, s); what != "" {
+		v.bad(a.id, a.Key, "the ledger has it %s and never started, and Dagster's log has %s", state, what)
+		return
+	}
 	switch {
 	case !state.Terminal():
 	case state == stepfleet.StateSucceeded && ending != stepSuccess:
@@ -82,6 +99,71 @@ func agree(a *attempt, ending string, v *finding) {
 	case a.event != "" && a.event != ending && a.event != initFailure:
 		v.bad(a.id, a.Key, "its worker told of %s, and Dagster's log has %s", a.event, orNone(ending))
 	}
+}
+
+// unbidden returns what the log has of an attempt that only its process can write, or the executor once
+// the attempt has ended, though the attempt was never started.
+func unbidden(a *attempt, s *stepLog) string {
+	n := a.Attempt - s.base
+	switch ending := s.ending(n); {
+	case a.started:
+	case ending == stepSuccess, ending != "" && !a.state.state().Terminal():
+		return ending
+	case s.began(n):
+		return "a start"
+	}
+	return ""
+}
+
+// lookAgain takes what the ledger shows after Dagster's log was read of the steps of which that log has
+// more than the ledger had: the system had gone on. It also settles which steps are whole.
+func (f *facts) lookAgain(ctx context.Context) error {
+	doubtful := map[string]bool{}
+	for name, s := range f.steps {
+		s.whole = f.whole(name, s)
+		if f.Later == nil || !s.whole || !f.stepsOf(name.run) {
+			continue
+		}
+		if endings, known := f.endings(name, s); endings > known {
+			doubtful[name.run] = true
+		}
+	}
+	if f.Later == nil {
+		return nil
+	}
+	for i := range f.attempts {
+		a := &f.attempts[i]
+		if s := f.steps[stepName{a.RunID, a.StepKey}]; s != nil && s.whole && unbidden(a, s) != "" {
+			doubtful[a.RunID] = true
+		}
+	}
+	if len(doubtful) == 0 {
+		return nil
+	}
+	for t, err := range f.Later(ctx, slices.Sorted(maps.Keys(doubtful))) {
+		if err != nil {
+			return err
+		}
+		if t.Kind == stepfleet.KindStep {
+			f.span(t.Key)
+		}
+		if i, known := f.byKey[t.Key]; known && !t.StartedAt.IsZero() {
+			f.attempts[i].started = true
+		}
+	}
+	return nil
+}
+
+// firstExecutor is the epoch of the first executor that a run has.
+const firstExecutor stepfleet.Epoch = 1
+
+// whole reports whether all attempts of a step are in sight: the first one still moved in the window, or
+// its run began there. That a write to the first one was refused there says nothing.
+func (f *facts) whole(name stepName, s *stepLog) bool {
+	if r := f.runs[name.run]; !f.replay.Window || r != nil && r.whole {
+		return true
+	}
+	return s.base == 0 && f.lifeOf(stepfleet.Key{RunID: name.run, StepKey: name.step}) != nil
 }
 
 func orNone(event string) string {

@@ -31,6 +31,8 @@ type facts struct {
 	sessions  map[stepfleet.SessionID]stepfleet.Session
 	ops       []clientOp
 	ended     []Run
+	holds     int    // tasks that sessions hold
+	stuck     []Hold // those of them that hang
 	counts    Counts
 	lateness  []float64 // of the sweep, in seconds
 }
@@ -67,6 +69,7 @@ type attempt struct {
 	life             int32 // its place among the replay's lives, -1 for none
 	state            stateIndex
 	run              bool // it is a run worker
+	started          bool
 	event            string
 }
 
@@ -76,8 +79,10 @@ type runFacts struct {
 	closed, closedSteps int64
 	tasks, steps        int
 	lost                bool // an attempt of it was lost or is dead
+	whole               bool // its first executor is in the window: all of its steps came later
 	events              int  // in Dagster's log
 	orphaned            map[string]int
+	log                 runLog
 }
 
 type effectFacts struct {
@@ -98,9 +103,11 @@ type stepLog struct {
 	starts, retries, finals int
 	final                   string
 	extra                   string // an ending after the final one
-	early, late             bool   // it has events before and after the window
+	late                    bool   // it has events after the window, by their writers' clocks
+	whole                   bool   // all its attempts are in sight
 	undecided               bool   // its last ending is a RESOURCE_INIT_FAILURE, which may have a verdict to come
-	restarted               int    // starts that no retry had made possible
+	restarted               int    // starts of an attempt that had started
+	begun                   uint64 // the attempts that have a start, a bit for each as ending counts them
 	base, top               int    // the least and the greatest attempt of its tasks
 }
 
@@ -142,6 +149,8 @@ func gather(ctx context.Context, w Witnesses) (*facts, error) {
 		func() error { return each(ctx, w.Dagster, f.event) },
 		func() error { return each(ctx, w.Client, f.client()) },
 		func() error { return each(ctx, w.Runs, f.runEnded) },
+		func() error { return each(ctx, w.Holds, f.hold) },
+		func() error { return f.lookAgain(ctx) },
 	} {
 		if err := read(); err != nil {
 			return nil, err
@@ -215,10 +224,13 @@ func (f *facts) runRow(row stepfleet.AuditRow) {
 	at := row.At.UnixNano()
 	switch row.Verb {
 	case stepfleet.VerbTakeover:
-		r.epoch = max(r.epoch, epochOf(row.Actor))
+		epoch := epochOf(row.Actor)
+		r.epoch = max(r.epoch, epoch)
+		r.whole = r.whole || epoch == firstExecutor
 	case stepfleet.VerbClose:
 		if epochOf(row.Actor) == stepfleet.NoExecutor {
 			r.closed = cmp.Or(r.closed, at)
+			r.log.bereft = r.log.bereft || strings.HasSuffix(row.Detail, stepfleet.RunWorkerGone)
 		}
 		r.closedSteps = cmp.Or(r.closedSteps, at)
 	case stepfleet.VerbAdjudicate:
@@ -325,11 +337,12 @@ func (f *facts) task(t Task) {
 	}
 	a := attempt{
 		Key: t.Key, id: t.ID, session: t.Session, submitted: nanos(t.SubmittedAt), ended: nanos(t.EndedAt), life: -1,
-		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event,
+		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event, started: !t.StartedAt.IsZero(),
 	}
 	if i, ok := f.replay.byTask[t.ID]; ok {
 		a.life = i
 		f.replay.lives[i].joined = true
+		a.started = a.started || f.replay.lives[i].started != 0
 	}
 	f.compare(t, a.life)
 	f.byKey[t.Key] = int32(len(f.attempts))
@@ -337,6 +350,7 @@ func (f *facts) task(t Task) {
 	r := f.run(t.RunID)
 	r.tasks++
 	r.lost = r.lost || t.State == stepfleet.StateLost || t.State == stepfleet.StateDead
+	r.log.carried = r.log.carried || a.run
 	if t.Kind == stepfleet.KindStep {
 		r.steps++
 		f.span(t.Key)
@@ -346,8 +360,9 @@ func (f *facts) task(t Task) {
 // compare holds a task against its life. A task that had not ended at the end of the window may
 // have moved since.
 func (f *facts) compare(t Task, place int32) {
+	edge := f.edge()
 	if place < 0 {
-		if !t.SubmittedAt.Before(f.From) && (f.Until.IsZero() || t.SubmittedAt.Before(f.Until)) {
+		if !t.SubmittedAt.Before(f.From) && (edge.IsZero() || t.SubmittedAt.Before(edge)) {
 			f.find(foundRow, t.ID, t.Key, "the task is %s, and the audit has no row of it", t.State)
 		}
 		return
@@ -357,7 +372,7 @@ func (f *facts) compare(t Task, place int32) {
 		f.find(foundRow, t.ID, t.Key, "the audit begins in the middle of its life: rows are missing")
 	}
 	said := l.state.state()
-	moved := !f.Until.IsZero() && !f.Snapshot && !said.Terminal() && (t.EndedAt.IsZero() || !t.EndedAt.Before(f.Until))
+	moved := !edge.IsZero() && !f.Snapshot && !said.Terminal() && (t.EndedAt.IsZero() || !t.EndedAt.Before(edge))
 	if moved {
 		return
 	}
@@ -369,6 +384,16 @@ func (f *facts) compare(t Task, place int32) {
 	}
 }
 
+// edge is until when what a task's row tells must be in the audit. Where the window ends before the
+// moment of the ledger that is a little before its end: an audit row is written after the task's and has
+// a time of its own.
+func (f *facts) edge() time.Time {
+	if f.Until.IsZero() || f.Snapshot {
+		return f.Until
+	}
+	return f.Until.Add(-f.Skew)
+}
+
 // span notes which attempts of a step the ledger has.
 func (f *facts) span(k stepfleet.Key) {
 	if f.Dagster == nil {
@@ -378,6 +403,9 @@ func (f *facts) span(k stepfleet.Key) {
 	if s == nil {
 		s = &stepLog{base: k.Attempt, top: k.Attempt}
 		f.steps[stepName{k.RunID, k.StepKey}] = s
+	}
+	if s.base < 0 { // the log had it before the ledger
+		s.base = k.Attempt
 	}
 	s.base, s.top = min(s.base, k.Attempt), max(s.top, k.Attempt)
 }
@@ -411,8 +439,10 @@ func (f *facts) effect(e Effect) {
 // event takes an event of Dagster's log.
 func (f *facts) event(e DagsterEvent) {
 	f.counts.DagsterEvents++
-	f.run(e.RunID).events++
+	r := f.run(e.RunID)
+	r.events++
 	if e.StepKey == "" {
+		r.log.take(e.Type)
 		return
 	}
 	s := f.steps[stepName{e.RunID, e.StepKey}]
@@ -420,7 +450,6 @@ func (f *facts) event(e DagsterEvent) {
 		s = &stepLog{base: -1, top: -1}
 		f.steps[stepName{e.RunID, e.StepKey}] = s
 	}
-	s.early = s.early || e.At.Before(f.From)
 	s.late = s.late || !f.Until.IsZero() && e.At.After(f.Until.Add(-f.Skew))
 	s.take(e.Type)
 }
@@ -444,9 +473,14 @@ func (s *stepLog) take(kind string) {
 	switch kind {
 	case stepStart, stepRestarted:
 		s.starts++
-		if s.starts > s.retries+1 {
+		of := s.retries
+		if kind == stepStart {
+			of = 0 // Dagster has another word for later attempts: it has come late
+		}
+		if s.began(of) {
 			s.restarted++
 		}
+		s.begun |= attemptBit(of)
 	case initFailure:
 		s.undecided = true
 	case stepRetry, stepFailure, stepSuccess:
@@ -463,6 +497,12 @@ func (s *stepLog) take(kind string) {
 		}
 	}
 }
+
+// began reports whether the log has a start of the n-th attempt.
+func (s *stepLog) began(n int) bool { return s.begun&attemptBit(n) != 0 }
+
+// attemptBit is the n-th attempt's; those after the 64th have none, and their starts are not looked at.
+func attemptBit(n int) uint64 { return 1 << n }
 
 // ending returns the ending event of the n-th attempt in the log, empty when it has none.
 func (s *stepLog) ending(n int) string {

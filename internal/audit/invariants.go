@@ -33,6 +33,7 @@ var Invariants = []Invariant{
 	{"I14", "At the end no task is held, no slot taken and no worker protected.", nothingLeaked},
 	{"R1", "Every run without a cancel and without a lost attempt ends as it should.", runsEnd},
 	{"R2", "A step that was given no retries has one attempt.", triedOnce},
+	{"R3", "Dagster's log has at most one end of a run, and one more where Dagster itself has ended it.", endsOnce},
 	{"P1", "One order of what happened to a task explains all that was seen of it.", linearizable},
 	{"P2", "A process runs the user code of one attempt.", ownProcess},
 }
@@ -282,32 +283,36 @@ func oneTaskPerKey(f *facts, v *finding) {
 }
 
 // everythingEnds judges all tasks where the system was left to heal. Elsewhere a task may well be
-// open; but not in the hands of a session that is long dead.
+// open; but not in the hands of a session that is long silent, nor of nobody.
 func everythingEnds(f *facts, v *finding) {
-	if f.Healed.IsZero() && (f.Sessions == nil || f.Until.IsZero()) {
-		v.unchecked("nobody waited for the end, and there are no sessions to compare with")
+	if f.Healed.IsZero() {
+		nothingHangs(f, v)
 		return
 	}
+	limit := f.Healed.Add(f.Within)
 	for _, a := range f.attempts {
 		v.cases(1)
-		state := a.state.state()
-		if !f.Healed.IsZero() {
-			limit := f.Healed.Add(f.Within)
-			switch {
-			case !state.Terminal():
-				v.bad(a.id, a.Key, "it is still %s", state)
-			case a.ended > limit.UnixNano():
-				v.bad(a.id, a.Key, "it ended %s after the faults were over, allowed are %s", time.Duration(a.ended-f.Healed.UnixNano()), f.Within)
-			}
-			continue
+		switch state := a.state.state(); {
+		case !state.Terminal():
+			v.bad(a.id, a.Key, "it is still %s", state)
+		case a.ended > limit.UnixNano():
+			v.bad(a.id, a.Key, "it ended %s after the faults were over, allowed are %s", time.Duration(a.ended-f.Healed.UnixNano()), f.Within)
 		}
-		if state != stepfleet.StateLeased && state != stepfleet.StateRunning {
-			continue
-		}
-		s, known := f.sessions[a.session]
-		silent := f.Until.Sub(s.RenewedAt)
-		if known && s.State == stepfleet.SessionDead && silent > cmp.Or(s.RunLease, f.Lifetimes.RunLease)+stuckAfter {
-			v.bad(a.id, a.Key, "it is %s, and its session %d is dead and silent for %s", state, a.session, silent.Round(time.Second))
+	}
+}
+
+func nothingHangs(f *facts, v *finding) {
+	if f.Holds == nil {
+		v.unchecked("nobody waited for the end, and nobody said which tasks are held")
+		return
+	}
+	v.cases(len(f.attempts) + f.holds)
+	for _, h := range f.stuck {
+		silent := h.Silent.Round(time.Second)
+		if h.Abandoned {
+			v.bad(h.ID, h.Key, "it is %s, session %d has abandoned it %s ago, and nobody has decided on it", h.State, h.Session, silent)
+		} else {
+			v.bad(h.ID, h.Key, "it is %s, and its session %d is silent for %s", h.State, h.Session, silent)
 		}
 	}
 }
@@ -315,6 +320,14 @@ func everythingEnds(f *facts, v *finding) {
 // stuckAfter is how much later than the run lease the sweep may be on a system that is in use: a
 // database that was away makes it wait for a whole TTL of its own heartbeats.
 const stuckAfter = 5 * time.Minute
+
+// hold takes a task that a session holds.
+func (f *facts) hold(h Hold) {
+	f.holds++
+	if h.Silent > cmp.Or(h.RunLease, f.Lifetimes.RunLease)+stuckAfter {
+		f.stuck = append(f.stuck, h)
+	}
+}
 
 func nothingLeft(f *facts, v *finding) {
 	if f.Rest == nil {

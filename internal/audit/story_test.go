@@ -25,6 +25,7 @@ type story struct {
 	dagster  []audit.DagsterEvent
 	runs     []audit.Run
 	faults   []audit.Fault
+	holds    []audit.Hold
 	rest     *audit.Rest
 	healed   time.Time
 	want     audit.Want
@@ -122,9 +123,11 @@ func (tl *teller) play() {
 	tl.close("r2")
 	tl.must(tl.ledger.Start(tl.ctx, two, []stepfleet.Ref{last.Ref})) // refused
 	tl.epoch("r3")
+	tl.event("r3", "", "PIPELINE_START")
 	tl.submit("r3", "y", 0)
 	tl.run(two, tl.claim(two, 1)[0], stepfleet.StateSucceeded, "STEP_SUCCESS")
 	tl.close("r3")
+	tl.event("r3", "", "PIPELINE_SUCCESS")
 	time.Sleep(10 * time.Second)
 	tl.submit("r3", stepfleet.RunStepKey, 1)
 	worker := tl.claim(two, 1)[0]

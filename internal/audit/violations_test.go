@@ -98,6 +98,24 @@ var spoilt = map[string]struct {
 		e.StepKey = "ghost"
 		s.dagster = append(s.dagster, e)
 	}},
+	"Dagster has a start of what was cancelled while it waited": {by: []string{"I7"}, says: "the ledger has it cancelled and never started, and Dagster's log has a start", spoil: func(s *story) {
+		s.add("r2", "z", "STEP_START")
+	}},
+	"Dagster has a success of what waits": {by: []string{"I7"}, says: "the ledger has it queued and never started, and Dagster's log has STEP_SUCCESS", spoil: func(s *story) {
+		s.queue("r3", "y")
+	}},
+	"Dagster has a failure of what waits": {by: []string{"I7"}, says: "the ledger has it queued and never started, and Dagster's log has STEP_FAILURE", spoil: func(s *story) {
+		s.queue("r3", "y")
+		s.eventAt("r3", "y", "STEP_SUCCESS").Type = "STEP_FAILURE"
+	}},
+	"Dagster has two starts of the attempt after one that was lost before its start": {by: []string{"I7"}, says: "2 starts of the step and 1 retries", spoil: func(s *story) {
+		s.eventAt("r1", "b", "STEP_START").Type = "ENGINE_EVENT"
+		s.add("r1", "b", "STEP_RESTARTED")
+	}},
+	"a run ended three times": {by: []string{"R3"}, says: "3 ends of the run: PIPELINE_SUCCESS, PIPELINE_FAILURE, PIPELINE_SUCCESS", spoil: func(s *story) {
+		s.add("r3", "", "PIPELINE_FAILURE")
+		s.add("r3", "", "PIPELINE_SUCCESS")
+	}},
 	"an audit row is missing": {by: []string{"I8"}, says: `begins at "leased"`, spoil: func(s *story) {
 		s.dropRow("r1", "a", stepfleet.VerbClaim)
 	}},
@@ -227,6 +245,22 @@ func TestEachSpoiltHistoryIsFound(t *testing.T) {
 			t.Errorf("no spoilt history is for %s", inv.ID)
 		}
 	}
+}
+
+// add adds an event to Dagster's log.
+func (s *story) add(run, step, kind string) {
+	last := s.dagster[len(s.dagster)-1]
+	s.dagster = append(s.dagster, audit.DagsterEvent{ID: last.ID + 1, RunID: run, StepKey: step, Type: kind, At: last.At})
+}
+
+// queue makes the ledger have the step's only attempt in its queue still.
+func (s *story) queue(run, step string) {
+	task := s.last(run, step)
+	task.State, task.Fence, task.Session, task.Event = stepfleet.StateQueued, 0, 0, ""
+	task.StartedAt, task.EndedAt = time.Time{}, time.Time{}
+	s.rows = slices.DeleteFunc(s.rows, func(r stepfleet.AuditRow) bool {
+		return r.TaskID == task.ID && r.Verb != stepfleet.VerbSubmit
+	})
 }
 
 func (s *story) last(run, step string) *audit.Task {

@@ -94,7 +94,7 @@ func (s *Server) conclude(ctx context.Context, run stepfleet.CarriedRun, bereft 
 		_, err := s.Cancel(ctx, run.RunID, stepfleet.NoExecutor, keys, reason)
 		return err
 	}
-	changes, err := s.CloseRun(ctx, run.RunID, stepfleet.NoExecutor, reason+" and its run worker is gone")
+	changes, err := s.CloseRun(ctx, run.RunID, stepfleet.NoExecutor, reason+" "+stepfleet.RunWorkerGone)
 	if err != nil {
 		return err
 	}

@@ -109,6 +109,47 @@ func (h *History) Sessions(ctx context.Context, since time.Time) iter.Seq2[stepf
 	return stream(ctx, h, "read sessions", scan, sql, since)
 }
 
+// Hold is a task that a session holds, or has held until it abandoned the task.
+type Hold struct {
+	ID stepfleet.TaskID
+	stepfleet.Key
+	State     stepfleet.State
+	Session   stepfleet.SessionID
+	Abandoned bool
+	// Silent is since when nobody can end the task but the server: since it was abandoned, or since the
+	// session died, or was last renewed.
+	Silent   time.Duration
+	RunLease time.Duration // of the session
+}
+
+// historyHolds leaves out rows that have outlived their task's being held, as orphans does.
+const historyHolds = `
+SELECT t.id, t.run_id, t.step_key, t.attempt, t.state, h.session_id, h.abandoned_at IS NOT NULL,
+    extract(epoch FROM $1::timestamptz - coalesce(h.abandoned_at, greatest(s.renewed_at, s.ended_at)))::float8,
+    extract(epoch FROM s.run_lease)::float8
+FROM stepfleet.held h
+JOIN stepfleet.session s ON s.id = h.session_id
+JOIN stepfleet.task t ON t.id = h.task_id AND t.state IN ('leased', 'running')
+    AND t.session_id IS NOT DISTINCT FROM CASE WHEN h.abandoned_at IS NULL THEN h.session_id END
+WHERE cardinality($2::text[]) = 0 OR t.run_id = ANY ($2)
+ORDER BY t.id`
+
+// Holds returns, by id, what sessions hold at the moment of the snapshot; of these runs, or without any of
+// all.
+func (h *History) Holds(ctx context.Context, runIDs []string) iter.Seq2[Hold, error] {
+	scan := func(row pgx.CollectableRow) (Hold, error) {
+		var one Hold
+		var silent, lease float64
+		err := row.Scan(&one.ID, &one.RunID, &one.StepKey, &one.Attempt, &one.State, &one.Session, &one.Abandoned, &silent, &lease)
+		one.Silent, one.RunLease = seconds(silent), seconds(lease)
+		return one, err
+	}
+	if runIDs == nil {
+		runIDs = []string{}
+	}
+	return stream(ctx, h, "read what sessions hold", scan, historyHolds, h.At, runIDs)
+}
+
 // stream reads rows one by one, as they come.
 func stream[T any](ctx context.Context, h *History, op string, scan pgx.RowToFunc[T], sql string, args ...any) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {

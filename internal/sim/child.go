@@ -25,7 +25,18 @@ type child struct {
 	news     signal
 }
 
-const stepStart = "STEP_START"
+// How Dagster calls the start of a step's first attempt, and that of a later one.
+const (
+	stepStart     = "STEP_START"
+	stepRestarted = "STEP_RESTARTED"
+)
+
+func startOf(key stepfleet.Key) string {
+	if key.Attempt > 0 {
+		return stepRestarted
+	}
+	return stepStart
+}
 
 func newChild(t *task) *child {
 	x := t.l.x
@@ -66,7 +77,7 @@ func (c *child) run() {
 	if err := c.gate(c.t.start); err != nil && c.s.cfg.Mutant != NoStart {
 		c.leave(1)
 	}
-	c.s.log.append(key, stepStart)
+	c.s.log.append(key, startOf(key))
 	c.began = true
 	c.effect(audit.EffectBegin)
 	if limit := time.Duration(c.t.job.TimeoutSeconds) * time.Second; limit > 0 {

@@ -33,7 +33,7 @@ func (d *dagster) append(key stepfleet.Key, kind string) {
 // endings are the step's ending events, oldest first.
 func (d *dagster) endings(run, step string) (found []string) {
 	for _, e := range d.events {
-		if e.RunID == run && e.StepKey == step && e.Type != stepStart {
+		if e.RunID == run && e.StepKey == step && e.Type != stepStart && e.Type != stepRestarted {
 			found = append(found, e.Type)
 		}
 	}
