@@ -376,10 +376,20 @@ func TestTaskExplain(t *testing.T) {
 	}
 	for key, says := range map[string]string{
 		"r/none/0": "not found", "r/b": "give RUN/STEP/ATTEMPT", "r/b/x": "the first is 0", "4711": "not found", "r": "give RUN/STEP/ATTEMPT",
+		"r/b/2147483648": "none is above 2147483647",
 	} {
 		if status, _, stderr := stepfleetCommand("task", "explain", key); status != 1 || !strings.Contains(stderr, says) {
 			t.Errorf("%s: status %d, %s", key, status, stderr)
 		}
+	}
+}
+
+// Without a schema there is one thing to do, and the key is not in doubt.
+func TestTaskExplainWithoutASchema(t *testing.T) {
+	t.Setenv("STEPFLEET_DATABASE_URL", testenv.Postgres(t))
+	status, _, stderr := stepfleetCommand("task", "explain", "r/b/0")
+	if status != 1 || !strings.Contains(stderr, "stepfleet migrate") || strings.Contains(stderr, "whole key") {
+		t.Errorf("status %d: %s", status, stderr)
 	}
 }
 
