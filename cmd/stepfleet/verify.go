@@ -21,7 +21,7 @@ import (
 )
 
 type verifyCmd struct {
-	Runs           []string      `name:"run" help:"Verify these runs, whole, instead of a window of time."`
+	Runs           []string      `name:"run" sep:"none" help:"Verify this run, whole, instead of a window of time. May be given more than once."`
 	Since          time.Duration `help:"Length of the window, up to now." default:"1h"`
 	From           time.Time     `help:"Begin of the window, as 2006-01-02T15:04:05Z, instead of --since." format:"2006-01-02T15:04:05Z07:00"`
 	Until          time.Time     `help:"End of the window. Default: now." format:"2006-01-02T15:04:05Z07:00"`
@@ -68,8 +68,10 @@ func (c *verifyCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	if report.Counts.AuditRows == 0 {
-		return fmt.Errorf("nothing was verified: the ledger's audit has no row %s", v.where())
+	if report.Total() == 0 { // else a witness has seen what the ledger does not have
+		if err := v.unknown(report); err != nil {
+			return err
+		}
 	}
 	return c.conclude(g, v, report)
 }
@@ -113,6 +115,9 @@ type verification struct {
 // window settles what is verified. Runs are verified from their beginning.
 func (v *verification) window() error {
 	v.until = v.history.At
+	if slices.Contains(v.Runs, "") {
+		return errors.New("--run is empty: give the id of a run, or leave it out to verify a window of time")
+	}
 	if len(v.Runs) > 0 {
 		if !v.From.IsZero() || !v.Until.IsZero() {
 			return errors.New("--run names whole runs: leave out --from and --until")
@@ -127,6 +132,24 @@ func (v *verification) window() error {
 	}
 	if !v.from.Before(v.until) {
 		return fmt.Errorf("the window from %s until %s is empty", v.from.Format(time.RFC3339), v.until.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// unknown is an error where the ledger has nothing of what was asked for.
+func (v *verification) unknown(report audit.Report) error {
+	var missing []string
+	for _, run := range v.Runs {
+		if !v.named[run] {
+			missing = append(missing, run)
+		}
+	}
+	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("nothing was verified of run %s: the ledger's audit has no row of it: is it the ledger of this deployment, "+
+			"the whole id, and a run of stepfleet's executor or launcher?", strings.Join(missing, ", "))
+	case report.Counts.AuditRows == 0:
+		return fmt.Errorf("nothing was verified: the ledger's audit has no row %s", v.where())
 	}
 	return nil
 }

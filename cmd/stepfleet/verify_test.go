@@ -336,11 +336,15 @@ func TestVerifySaysWhatIsWrongWithTheQuestion(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, args := range map[string][]string{
-		"nothing was verified": {"--run", "nobody"},
-		"is empty":             {"--from", "2030-01-01T00:00:00Z"},
-		"leave out --from":     {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
-		"dagster's event log":  {"--dagster-dsn-file", bad},
-		"--dagster-url":        {"--dagster-url", "http://127.0.0.1:1"},
+		"of run nobody":         {"--run", "nobody"},
+		"of run typo, nobody:":  {"--run", "r", "--run", "typo", "--run", "nobody"},
+		"audit has no row from": {"--from", "2020-01-01T00:00:00Z", "--until", "2020-01-02T00:00:00Z"},
+		"--run is empty":        {"--run", ""},
+		"is empty: give the id": {"--run", "r", "--run="},
+		"is empty":              {"--from", "2030-01-01T00:00:00Z"},
+		"leave out --from":      {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
+		"dagster's event log":   {"--dagster-dsn-file", bad},
+		"--dagster-url":         {"--dagster-url", "http://127.0.0.1:1"},
 	} {
 		status, stdout, stderr := stepfleetCommand(append([]string{"verify"}, args...)...)
 		if status != 1 || !strings.Contains(stderr, says) {
