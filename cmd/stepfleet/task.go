@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -58,10 +59,10 @@ func (c *explainCmd) find(ctx context.Context, h *postgres.History) (stepfleet.V
 		return stepfleet.View{}, err
 	}
 	task, err := h.Task(ctx, key)
-	if err != nil {
+	if errors.Is(err, stepfleet.ErrNotFound) {
 		return task, fmt.Errorf("%w: is it the ledger of this deployment, and the step's whole key?", err)
 	}
-	return task, nil
+	return task, err
 }
 
 // parseKey reads RUN/STEP/ATTEMPT. A step key may have slashes, the others have none.
@@ -72,8 +73,8 @@ func parseKey(text string) (stepfleet.Key, error) {
 		return stepfleet.Key{}, fmt.Errorf("%q is no key of a task: give RUN/STEP/ATTEMPT, as in 0c5a/load_users/0", text)
 	}
 	attempt, err := strconv.Atoi(rest[last+1:])
-	if err != nil || attempt < 0 {
-		return stepfleet.Key{}, fmt.Errorf("%q does not end in the number of an attempt: the first is 0", text)
+	if err != nil || attempt < 0 || attempt > stepfleet.MaxAttempt {
+		return stepfleet.Key{}, fmt.Errorf("%q does not end in the number of an attempt: the first is 0, and none is above %d", text, stepfleet.MaxAttempt)
 	}
 	return stepfleet.Key{RunID: run, StepKey: rest[:last], Attempt: attempt}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -21,7 +22,7 @@ import (
 )
 
 type verifyCmd struct {
-	Runs           []string      `name:"run" help:"Verify these runs, whole, instead of a window of time."`
+	Runs           []string      `name:"run" sep:"none" help:"Verify this run, whole, instead of a window of time. May be given more than once."`
 	Since          time.Duration `help:"Length of the window, up to now." default:"1h"`
 	From           time.Time     `help:"Begin of the window, as 2006-01-02T15:04:05Z, instead of --since." format:"2006-01-02T15:04:05Z07:00"`
 	Until          time.Time     `help:"End of the window. Default: now." format:"2006-01-02T15:04:05Z07:00"`
@@ -68,8 +69,10 @@ func (c *verifyCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	if report.Counts.AuditRows == 0 {
-		return fmt.Errorf("nothing was verified: the ledger's audit has no row %s", v.where())
+	if report.Total() == 0 { // else a witness has seen what the ledger does not have
+		if err := v.unknown(report); err != nil {
+			return err
+		}
 	}
 	return c.conclude(g, v, report)
 }
@@ -108,11 +111,16 @@ type verification struct {
 	first stepfleet.TaskID
 	older map[stepfleet.TaskID]bool
 	named map[string]bool
+	// logged are those that Dagster's log has.
+	logged map[string]bool
 }
 
 // window settles what is verified. Runs are verified from their beginning.
 func (v *verification) window() error {
 	v.until = v.history.At
+	if slices.Contains(v.Runs, "") {
+		return errors.New("--run is empty: give the id of a run, or leave it out to verify a window of time")
+	}
 	if len(v.Runs) > 0 {
 		if !v.From.IsZero() || !v.Until.IsZero() {
 			return errors.New("--run names whole runs: leave out --from and --until")
@@ -131,6 +139,24 @@ func (v *verification) window() error {
 	return nil
 }
 
+// unknown is an error where the ledger has nothing of what was asked for.
+func (v *verification) unknown(report audit.Report) error {
+	var missing []string
+	for _, run := range v.Runs {
+		if !v.named[run] {
+			missing = append(missing, run)
+		}
+	}
+	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("nothing was verified of run %s: the ledger's audit has no row of it: is it the ledger of this deployment, "+
+			"the whole id, and a run of stepfleet's executor or launcher?", strings.Join(missing, ", "))
+	case report.Counts.AuditRows == 0:
+		return fmt.Errorf("nothing was verified: the ledger's audit has no row %s", v.where())
+	}
+	return nil
+}
+
 func (v *verification) where() string {
 	if len(v.Runs) > 0 {
 		return "of run " + strings.Join(v.Runs, ", ")
@@ -144,10 +170,12 @@ func (v *verification) witnesses(ctx context.Context) (w audit.Witnesses, closeA
 		Snapshot: v.until.Equal(v.history.At),
 	}
 	if v.Effects != "" {
-		w.Effects = onlyOf(v, audit.ReadEffects(opener(v.Effects)), func(e audit.Effect) (string, time.Time) { return e.RunID, e.Time() })
+		w.Effects = onlyOf(audit.ReadEffects(opener(v.Effects)), func(e audit.Effect) bool {
+			return v.asked(e.RunID) && !e.Time().Before(v.from) && (len(v.Runs) > 0 || e.Time().Before(v.until))
+		})
 	}
 	if v.Client != "" {
-		w.Client = onlyOf(v, audit.ReadClient(opener(v.Client)), func(e audit.ClientEvent) (string, time.Time) { return e.RunID, e.At })
+		w.Client = onlyOf(audit.ReadClient(opener(v.Client)), func(e audit.ClientEvent) bool { return v.asked(e.RunID) })
 	}
 	closeAll = func() {}
 	switch {
@@ -168,12 +196,18 @@ func opener(path string) func() (io.ReadCloser, error) {
 	return func() (io.ReadCloser, error) { return os.Open(path) }
 }
 
-// onlyOf leaves out what is not of the runs that are verified, or was before the window.
-func onlyOf[T any](v *verification, all audit.Source[T], of func(T) (string, time.Time)) audit.Source[T] {
+// asked reports whether the run is one of those that were asked for. A window takes all, also what the ledger
+// has lost.
+func (v *verification) asked(run string) bool {
+	return len(v.Runs) == 0 || slices.Contains(v.Runs, run)
+}
+
+// onlyOf leaves out what is not verified.
+func onlyOf[T any](all audit.Source[T], verified func(T) bool) audit.Source[T] {
 	return func(ctx context.Context) iter.Seq2[T, error] {
 		return func(yield func(T, error) bool) {
 			for one, err := range all(ctx) {
-				if run, at := of(one); err == nil && (!v.named[run] || at.Before(v.from)) {
+				if err == nil && !verified(one) {
 					continue
 				}
 				if !yield(one, err) {
@@ -256,9 +290,24 @@ func (v *verification) openLog(ctx context.Context) (*dagsterlog.Log, error) {
 
 func (v *verification) logByDSN(log *dagsterlog.Log) audit.Source[audit.DagsterEvent] {
 	return func(ctx context.Context) iter.Seq2[audit.DagsterEvent, error] {
-		events := counted(v.progress, "Dagster's events", log.Events(ctx, v.runIDs(), dagsterTypes), func(dagsterlog.Event) {})
-		return audit.Map(events, func(e dagsterlog.Event) audit.DagsterEvent { return audit.DagsterEvent(e) })
+		return func(yield func(audit.DagsterEvent, error) bool) {
+			if err := v.findLogged(ctx, log); err != nil {
+				yield(audit.DagsterEvent{}, err)
+				return
+			}
+			events := counted(v.progress, "Dagster's events", log.Events(ctx, v.runIDs(), dagsterTypes), func(dagsterlog.Event) {})
+			audit.Map(events, func(e dagsterlog.Event) audit.DagsterEvent { return audit.DagsterEvent(e) })(yield)
+		}
 	}
+}
+
+// findLogged finds the runs of the window of which Dagster's log has what stepfleet's processes wrote,
+// whether the ledger knows them or not.
+func (v *verification) findLogged(ctx context.Context, log *dagsterlog.Log) (err error) {
+	if len(v.Runs) == 0 && v.logged == nil {
+		v.logged, err = log.RunsOf(ctx, v.from, v.until)
+	}
+	return err
 }
 
 // dagsterTypes are the events that a check needs.
@@ -283,13 +332,14 @@ func (v *verification) logByURL(client *dagsterapi.Client) audit.Source[audit.Da
 	}
 }
 
+// runIDs are the runs to ask Dagster for.
 func (v *verification) runIDs() []string {
-	ids := make([]string, 0, len(v.named))
-	for id := range v.named {
-		ids = append(ids, id)
+	if len(v.Runs) > 0 {
+		return slices.Compact(slices.Sorted(slices.Values(v.Runs)))
 	}
-	slices.Sort(ids)
-	return ids
+	all := maps.Clone(v.named)
+	maps.Copy(all, v.logged)
+	return slices.Sorted(maps.Keys(all))
 }
 
 // counted looks at each and shows how many there have been.
@@ -355,6 +405,12 @@ func printReport(out io.Writer, r audit.Report, where, timelines string) {
 	fmt.Fprintf(out, "verified %d audit rows of %d tasks in %d runs %s\n", c.AuditRows, c.Tasks, c.Runs, where)
 	if c.DagsterEvents > 0 {
 		fmt.Fprintf(out, "with %d events of Dagster\n", c.DagsterEvents)
+	}
+	if c.UnloggedRuns > 0 {
+		fmt.Fprintf(out, "Dagster's log has nothing of %d of these runs: were they deleted, and is it this deployment's?\n", c.UnloggedRuns)
+	}
+	if c.ForeignEffects > 0 {
+		fmt.Fprintf(out, "without %d lines of the effect log that no step of stepfleet's has written\n", c.ForeignEffects)
 	}
 	fmt.Fprintln(out)
 	for _, h := range r.Invariants {

@@ -27,7 +27,8 @@ type past struct {
 	t       *testing.T
 	ledger  *postgres.Ledger
 	dsn     string
-	dagster string // DSN file
+	log     string // Dagster's database
+	dagster string // a file with that address
 	session stepfleet.SessionID
 	leases  map[string]stepfleet.Lease
 }
@@ -47,6 +48,7 @@ func newPast(t *testing.T) *past {
 	if err := os.WriteFile(p.dagster, []byte(log+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	p.log = log
 	p.sql(log, eventLog)
 	p.sql(log, `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key) VALUES
 		('r', '', 'PIPELINE_START', now() AT TIME ZONE 'UTC', NULL), ('r', '', NULL, now() AT TIME ZONE 'UTC', 'a'),
@@ -306,21 +308,21 @@ func TestVerifyAsksDagstersWebserver(t *testing.T) {
 	}
 }
 
-// The effect log says that code ran twice; a run that is not verified does not count.
+// The effect log says that code ran twice; what another executor's steps write does not count.
 func TestVerifyReadsAnEffectLog(t *testing.T) {
 	newPast(t)
 	now := float64(time.Now().UnixMicro()) / 1e6
-	line := func(run string) string {
-		return fmt.Sprintf(`{"event":"begin","run_id":%q,"step_key":"a","attempt":0,"fence":"1","pid":1,"worker":"box","at":%f}`+"\n", run, now)
+	line := func(run, fence string) string {
+		return fmt.Sprintf(`{"event":"begin","run_id":%q,"step_key":"a","attempt":0,"fence":%q,"pid":1,"worker":"box","at":%f}`+"\n", run, fence, now)
 	}
 	path := filepath.Join(t.TempDir(), "effects.jsonl")
-	if err := os.WriteFile(path, []byte(line("r")+line("other")+line("other")), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(line("r", "1")+line("other", "")+line("other", "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if status, stdout, stderr := stepfleetCommand("verify", "--effects", path); status != 0 {
 		t.Errorf("status %d\n%s%s", status, stdout, stderr)
 	}
-	if err := os.WriteFile(path, []byte(line("r")+line("r")), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(line("r", "1")+line("r", "1")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	status, stdout, stderr := stepfleetCommand("verify", "--effects", path)
@@ -336,11 +338,15 @@ func TestVerifySaysWhatIsWrongWithTheQuestion(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, args := range map[string][]string{
-		"nothing was verified": {"--run", "nobody"},
-		"is empty":             {"--from", "2030-01-01T00:00:00Z"},
-		"leave out --from":     {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
-		"dagster's event log":  {"--dagster-dsn-file", bad},
-		"--dagster-url":        {"--dagster-url", "http://127.0.0.1:1"},
+		"of run nobody":         {"--run", "nobody"},
+		"of run typo, nobody:":  {"--run", "r", "--run", "typo", "--run", "nobody"},
+		"audit has no row from": {"--from", "2020-01-01T00:00:00Z", "--until", "2020-01-02T00:00:00Z"},
+		"--run is empty":        {"--run", ""},
+		"is empty: give the id": {"--run", "r", "--run="},
+		"is empty":              {"--from", "2030-01-01T00:00:00Z"},
+		"leave out --from":      {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
+		"dagster's event log":   {"--dagster-dsn-file", bad},
+		"--dagster-url":         {"--dagster-url", "http://127.0.0.1:1"},
 	} {
 		status, stdout, stderr := stepfleetCommand(append([]string{"verify"}, args...)...)
 		if status != 1 || !strings.Contains(stderr, says) {
@@ -376,10 +382,20 @@ func TestTaskExplain(t *testing.T) {
 	}
 	for key, says := range map[string]string{
 		"r/none/0": "not found", "r/b": "give RUN/STEP/ATTEMPT", "r/b/x": "the first is 0", "4711": "not found", "r": "give RUN/STEP/ATTEMPT",
+		"r/b/2147483648": "none is above 2147483647",
 	} {
 		if status, _, stderr := stepfleetCommand("task", "explain", key); status != 1 || !strings.Contains(stderr, says) {
 			t.Errorf("%s: status %d, %s", key, status, stderr)
 		}
+	}
+}
+
+// Without a schema there is one thing to do, and the key is not in doubt.
+func TestTaskExplainWithoutASchema(t *testing.T) {
+	t.Setenv("STEPFLEET_DATABASE_URL", testenv.Postgres(t))
+	status, _, stderr := stepfleetCommand("task", "explain", "r/b/0")
+	if status != 1 || !strings.Contains(stderr, "stepfleet migrate") || strings.Contains(stderr, "whole key") {
+		t.Errorf("status %d: %s", status, stderr)
 	}
 }
 

@@ -36,6 +36,9 @@ func ownProcess(f *facts, v *finding) {
 		v.unchecked("there is no effect log")
 		return
 	}
+	if len(f.processes) == 0 {
+		v.unchecked("the effect log does not say of these runs' code in which process it began")
+	}
 	v.found(f, foundShared)
 	v.cases(len(f.processes))
 }

@@ -12,8 +12,8 @@
 //
 // Files, in the order of a check: history.go and effects.go read witnesses, replay.go follows the
 // audit trail through the state machine, facts.go joins the witnesses, invariants*.go judge,
-// runlog.go follows a
-// run's own events, register.go looks for one order that explains all that was seen of a task, vacuity.go asks whether
+// runlog.go follows a run's own events, strangers.go tells what the ledger has lost from what is not
+// stepfleet's, register.go looks for one order that explains all that was seen of a task, vacuity.go asks whether
 // the history was worth judging, timeline.go shows a violation to people.
 package audit
 
@@ -56,7 +56,7 @@ func Map[A, B any](in iter.Seq2[A, error], to func(A) B) iter.Seq2[B, error] {
 
 // Witnesses is what is known of a history. Only Audit and Tasks must be there.
 type Witnesses struct {
-	// Client is the client history, in the order it was written.
+	// Client is the client history, in the order it was written. It is not cut to the window.
 	Client Source[ClientEvent]
 	// Effects is the effect log.
 	Effects Source[Effect]
@@ -68,8 +68,8 @@ type Witnesses struct {
 	Sessions Source[stepfleet.Session]
 	// Dagster is its event log by id: StepEvents and RunEvents at least, of all runs that Tasks has.
 	Dagster Source[DagsterEvent]
-	// Later are the tasks of these runs after Dagster was read; nil where nothing can have happened since
-	// Tasks was.
+	// Later are all tasks of these runs after the other witnesses were read; nil where Tasks has all, and
+	// nothing can have happened since.
 	Later func(ctx context.Context, runs []string) iter.Seq2[Task, error]
 	// Holds are the tasks that sessions hold, at the moment at which the ledger was read and whatever the
 	// window is.
@@ -151,6 +151,8 @@ type DagsterEvent struct {
 	StepKey string    `json:"step_key"`
 	Type    string    `json:"type"`
 	At      time.Time `json:"at"`
+	// Ours says that a step's process of stepfleet has written it: it has the mark of an attempt.
+	Ours bool `json:"ours,omitempty"`
 }
 
 // Run is how a run ended in Dagster. Cancelled says that its cancel was asked for.

@@ -186,9 +186,17 @@ func TestAViolationHasItsEvidenceAndATimeline(t *testing.T) {
 		t.Error("the evidence is not in the order of time")
 	}
 	report.Violations[i].What = "<script>alert(1)</script>"
-	dir := t.TempDir()
+	dir, stale, notes := t.TempDir(), "i2-099.html", "i2-notes.html"
+	for _, name := range []string{stale, notes} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := report.WriteTimelines(dir); err != nil {
 		t.Fatal(err)
+	}
+	if names := namesIn(t, dir); slices.Contains(names, stale) || !slices.Contains(names, notes) {
+		t.Errorf("%s of an earlier report must be gone, and %s stay: %v", stale, notes, names)
 	}
 	page, err := os.ReadFile(filepath.Join(dir, report.Violations[i].Timeline))
 	if err != nil {
@@ -312,5 +320,36 @@ func TestAProcessOfAHostThatStoodStillHasUntilItsWorkerIsAwake(t *testing.T) {
 		if report := s.check(t); report.Verdict != c.want {
 			t.Errorf("%s: %s %+v", name, report.Verdict, report.Violations)
 		}
+	}
+}
+
+func namesIn(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+// A history without violations leaves no page of an earlier one, and makes no directory.
+func TestACleanReportLeavesNoPages(t *testing.T) {
+	s := tell(t)
+	report := s.check(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "i7-001.html"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	none := filepath.Join(dir, "none")
+	for _, to := range []string{dir, none} {
+		if err := report.WriteTimelines(to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if names := namesIn(t, dir); len(names) > 0 {
+		t.Errorf("left: %v", names)
 	}
 }

@@ -19,7 +19,10 @@ func dagsterAgrees(f *facts, v *finding) {
 		return
 	}
 	for name, s := range f.steps {
-		if s.whole && f.stepsOf(name.run) {
+		switch {
+		case s.base < 0:
+			f.unknownStep(name, s, v)
+		case s.whole && f.stepsOf(name.run) && f.logged(name.run):
 			v.cases(1)
 			f.countEvents(name, s, v)
 		}
@@ -30,10 +33,19 @@ func dagsterAgrees(f *facts, v *finding) {
 		if a.run || s == nil || !s.whole || !f.stepsOf(a.RunID) {
 			continue
 		}
-		v.cases(1)
-		if f.runs[a.RunID].events > 0 || f.Runs != nil {
+		if f.logged(a.RunID) {
+			v.cases(1)
 			agree(a, s, v)
 		}
+	}
+	unlogged, runs := f.unlogged()
+	f.counts.UnloggedRuns = unlogged
+	switch {
+	case v.held.Cases > 0:
+	case unlogged == runs:
+		v.unchecked(nothingLogged)
+	default:
+		v.unchecked("Dagster's log and the window have no step whole")
 	}
 }
 
@@ -42,6 +54,9 @@ func (f *facts) stepsOf(run string) bool {
 	r := f.runs[run]
 	return r != nil && r.tasks > 0
 }
+
+// logged reports whether Dagster's log has the run, or should have.
+func (f *facts) logged(run string) bool { return f.runs[run].events > 0 || f.Runs != nil }
 
 // countEvents looks for starts and endings that are too many.
 func (f *facts) countEvents(name stepName, s *stepLog, v *finding) {
@@ -61,23 +76,11 @@ func (f *facts) countEvents(name stepName, s *stepLog, v *finding) {
 // endings counts those of a step in the log, and the attempts that may have one.
 func (f *facts) endings(name stepName, s *stepLog) (endings, known int) {
 	endings = s.retries + min(s.finals, 1)
-	known = f.runs[name.run].orphaned[name.step]
-	if s.base >= 0 {
-		known += s.top - s.base + 1
-	}
-	switch {
-	case s.base < 0 && (s.final != stepSuccess || f.foreign(name.run)):
-		return 0, known // its only attempt was refused at submit, and the executor said so
-	case s.late && (f.Later == nil || s.final != stepSuccess):
+	known = f.runs[name.run].orphaned[name.step] + s.top - s.base + 1
+	if s.late && (f.Later == nil || s.final != stepSuccess) {
 		return 0, known // the ledger had more attempts later, or refused them
 	}
 	return endings, known
-}
-
-// foreign reports whether the run's steps are none of ours: only its run worker is.
-func (f *facts) foreign(run string) bool {
-	r := f.runs[run]
-	return r.steps == 0
 }
 
 // agree holds what the log has of an attempt against what the ledger has. Without an ending
@@ -115,13 +118,13 @@ func unbidden(a *attempt, s *stepLog) string {
 	return ""
 }
 
-// lookAgain takes what the ledger shows after Dagster's log was read of the steps of which that log has
-// more than the ledger had: the system had gone on. It also settles which steps are whole.
+// lookAgain takes what the ledger shows after the other witnesses were read, of the runs of which they have
+// more than the ledger had: the system had gone on, or it was before the window. It also settles which steps are whole.
 func (f *facts) lookAgain(ctx context.Context) error {
 	doubtful := map[string]bool{}
 	for name, s := range f.steps {
 		s.whole = f.whole(name, s)
-		if f.Later == nil || !s.whole || !f.stepsOf(name.run) {
+		if f.Later == nil || s.base < 0 || !s.whole || !f.stepsOf(name.run) {
 			continue
 		}
 		if endings, known := f.endings(name, s); endings > known {
@@ -137,6 +140,7 @@ func (f *facts) lookAgain(ctx context.Context) error {
 			doubtful[a.RunID] = true
 		}
 	}
+	f.missing(doubtful)
 	if len(doubtful) == 0 {
 		return nil
 	}
@@ -144,12 +148,7 @@ func (f *facts) lookAgain(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if t.Kind == stepfleet.KindStep {
-			f.span(t.Key)
-		}
-		if i, known := f.byKey[t.Key]; known && !t.StartedAt.IsZero() {
-			f.attempts[i].started = true
-		}
+		f.later(t)
 	}
 	return nil
 }

@@ -25,7 +25,10 @@ type facts struct {
 	// moves are the transitions of each task, kept only where the register is checked.
 	moves   map[stepfleet.TaskID][]transition
 	effects map[stepfleet.Key]*effectFacts
-	steps   map[stepName]*stepLog
+	unknown []Effect // of keys that Tasks does not have
+	// beyond are tasks that the ledger has and Tasks does not: of before the window, or later.
+	beyond map[stepfleet.Key]bool
+	steps  map[stepName]*stepLog
 	// processes are those that user code has begun in, with the first attempt that did.
 	processes map[process]stepfleet.Key
 	sessions  map[stepfleet.SessionID]stepfleet.Session
@@ -83,6 +86,7 @@ type runFacts struct {
 	events              int  // in Dagster's log
 	orphaned            map[string]int
 	log                 runLog
+	elsewhere           elsewhere
 }
 
 type effectFacts struct {
@@ -105,6 +109,7 @@ type stepLog struct {
 	extra                   string // an ending after the final one
 	late                    bool   // it has events after the window, by their writers' clocks
 	whole                   bool   // all its attempts are in sight
+	ours                    bool   // a process of ours has written some
 	undecided               bool   // its last ending is a RESOURCE_INIT_FAILURE, which may have a verdict to come
 	restarted               int    // starts of an attempt that had started
 	begun                   uint64 // the attempts that have a start, a bit for each as ending counts them
@@ -129,7 +134,7 @@ type clientOp struct {
 func gather(ctx context.Context, w Witnesses) (*facts, error) {
 	f := &facts{
 		Witnesses: w, replay: NewReplay(), found: map[BreakKind]*finds{}, runs: map[string]*runFacts{},
-		byKey: map[stepfleet.Key]int32{}, effects: map[stepfleet.Key]*effectFacts{},
+		byKey: map[stepfleet.Key]int32{}, effects: map[stepfleet.Key]*effectFacts{}, beyond: map[stepfleet.Key]bool{},
 		steps: map[stepName]*stepLog{}, processes: map[process]stepfleet.Key{}, sessions: map[stepfleet.SessionID]stepfleet.Session{},
 		counts: Counts{ByState: map[stepfleet.State]int{}, Refused: map[string]int{}, FaultKinds: []FaultCount{}},
 	}
@@ -156,6 +161,7 @@ func gather(ctx context.Context, w Witnesses) (*facts, error) {
 			return nil, err
 		}
 	}
+	f.takeUnknown()
 	f.orphans()
 	f.countFaults()
 	return f, nil
@@ -419,16 +425,22 @@ func (f *facts) orphans() {
 	}
 }
 
+// effect takes a line of the effect log. Whose it is when Tasks does not have its task shows later.
 func (f *facts) effect(e Effect) {
+	if _, known := f.byKey[e.Key]; known {
+		f.take(e)
+	} else {
+		f.unknown = append(f.unknown, e)
+	}
+}
+
+func (f *facts) take(e Effect) {
 	f.counts.Effects++
 	f.shares(e)
 	have := f.effects[e.Key]
 	if have == nil {
 		have = &effectFacts{}
 		f.effects[e.Key] = have
-		if _, ok := f.byKey[e.Key]; !ok {
-			f.find(foundUnstarted, 0, e.Key, "user code of process %d on %s ran, and the ledger does not know the task", e.PID, e.Worker)
-		}
 	}
 	if e.Event == EffectBegin {
 		have.begins++
@@ -450,6 +462,7 @@ func (f *facts) event(e DagsterEvent) {
 		s = &stepLog{base: -1, top: -1}
 		f.steps[stepName{e.RunID, e.StepKey}] = s
 	}
+	s.ours = s.ours || e.Ours
 	s.late = s.late || !f.Until.IsZero() && e.At.After(f.Until.Add(-f.Skew))
 	s.take(e.Type)
 }

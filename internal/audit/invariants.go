@@ -86,17 +86,20 @@ func acknowledgedEnds(f *facts, v *finding) {
 			continue
 		}
 		attempted[op.Key], runs[op.RunID] = true, true
-		if op.Type == OK {
+		if op.Type == OK && f.within(op.At) {
 			acked[op.Key] = true
 		}
 	}
 	v.cases(len(acked))
+	if len(acked) == 0 {
+		v.unchecked("the client history has no acknowledged submit of these runs")
+	}
 	for key := range attempted {
 		i, known := f.byKey[key]
 		switch {
 		case !acked[key] && known && f.attempts[i].state.state().Terminal():
 			f.counts.Recovered++
-		case !acked[key]:
+		case !acked[key], f.beyond[key], !known && f.cut():
 		case !known:
 			v.bad(0, key, "its submit was acknowledged, and the ledger does not have it")
 		case !f.attempts[i].state.state().Terminal() && !f.Healed.IsZero():
@@ -108,6 +111,11 @@ func acknowledgedEnds(f *facts, v *finding) {
 			v.bad(a.id, a.Key, "the ledger has it, and no client has asked for it")
 		}
 	}
+}
+
+// within reports whether a time is of the window.
+func (f *facts) within(at time.Time) bool {
+	return !at.Before(f.From) && (f.Until.IsZero() || f.Snapshot || at.Before(f.Until))
 }
 
 func beginsOnce(f *facts, v *finding) {
@@ -135,6 +143,9 @@ func beginsStarted(f *facts, v *finding) {
 		v.unchecked("there is no effect log")
 		return
 	}
+	if len(f.effects) == 0 {
+		v.unchecked("the effect log has nothing of these runs")
+	}
 	v.found(f, foundUnstarted)
 	for key, e := range f.effects {
 		for _, line := range e.lines {
@@ -153,7 +164,7 @@ func (f *facts) startOf(key stepfleet.Key, line effectLine, v *finding) {
 	}
 	fence, given := line.fence.Number()
 	switch {
-	case l.started == 0 && !l.partial:
+	case l.started == 0 && !l.partial && !f.startedSince(key):
 		v.bad(l.task, key, "its code began, and no start is recorded")
 	case l.started == 0:
 	case given && fence != l.ran:
@@ -169,6 +180,9 @@ func noZombie(f *facts, v *finding) {
 	if f.Effects == nil {
 		v.unchecked("there is no effect log")
 		return
+	}
+	if len(f.effects) == 0 {
+		v.unchecked("the effect log has nothing of these runs")
 	}
 	for key, e := range f.effects {
 		l := f.lifeOf(key)

@@ -118,10 +118,13 @@ func linearizable(f *facts, v *finding) {
 			observed[key] = append(observed[key], operation(seen{what: line.event, fence: fence}, line.at-int64(f.Skew), line.at+int64(f.Skew)))
 		}
 	}
+	if len(observed) == 0 {
+		v.unchecked("neither the client history nor the effect log has anything of these runs")
+	}
 	for key, ops := range observed {
 		task := f.idOf(key)
-		if task == 0 {
-			continue // I1 and I5 tell of it
+		if task == 0 || f.startedSince(key) {
+			continue // I1 and I5 tell of it, or the ledger's rows end before it
 		}
 		v.cases(1)
 		ops = append(ops, f.transitions(task)...)

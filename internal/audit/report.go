@@ -72,6 +72,10 @@ type Counts struct {
 	Effects       int `json:"effects"`
 	DagsterEvents int `json:"dagster_events"`
 	ClientEvents  int `json:"client_events"`
+	// ForeignEffects are lines of the effect log that no step of stepfleet's has written, UnloggedRuns
+	// runs that Dagster's log has nothing of.
+	ForeignEffects int `json:"foreign_effects,omitempty"`
+	UnloggedRuns   int `json:"unlogged_runs,omitempty"`
 	// ByState counts tasks, Refused refused writes by code.
 	ByState map[stepfleet.State]int `json:"by_state"`
 	Refused map[string]int          `json:"refused"`

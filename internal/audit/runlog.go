@@ -60,6 +60,9 @@ func endsOnce(f *facts, v *finding) {
 		v.unchecked("there is no event log of Dagster")
 		return
 	}
+	if unlogged, runs := f.unlogged(); unlogged == runs {
+		v.unchecked(nothingLogged)
+	}
 	for id, r := range f.runs {
 		if r.tasks == 0 || len(r.log.ends) == 0 {
 			continue

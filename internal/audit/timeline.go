@@ -5,9 +5,12 @@ import (
 	"cmp"
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"html/template"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -239,8 +242,11 @@ func lanes(moments []Moment) []lane {
 }
 
 // WriteTimelines writes a page for each listed violation into the directory, which it makes, and
-// notes the files' names in the report.
+// notes the files' names in the report. Pages of an earlier report are removed: they have the same names.
 func (r *Report) WriteTimelines(dir string) error {
+	if err := removeTimelines(dir); err != nil {
+		return err
+	}
 	if len(r.Violations) == 0 {
 		return nil
 	}
@@ -251,7 +257,7 @@ func (r *Report) WriteTimelines(dir string) error {
 	for i := range r.Violations {
 		v := &r.Violations[i]
 		count[v.Invariant]++
-		name := fmt.Sprintf("%s-%03d.html", strings.ToLower(v.Invariant), count[v.Invariant])
+		name := fmt.Sprintf("%s-%03d.html", pageOf(v.Invariant), count[v.Invariant])
 		page, err := v.HTML()
 		if err != nil {
 			return err
@@ -260,6 +266,27 @@ func (r *Report) WriteTimelines(dir string) error {
 			return fmt.Errorf("write timelines: %w", err)
 		}
 		v.Timeline = name
+	}
+	return nil
+}
+
+// pageOf is what the names of an invariant's pages begin with.
+func pageOf(invariant string) string { return strings.ToLower(invariant) }
+
+func removeTimelines(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("write timelines: %w", err)
+	}
+	for _, entry := range entries {
+		invariant, _, _ := strings.Cut(entry.Name(), "-")
+		known := slices.ContainsFunc(Invariants, func(i Invariant) bool { return pageOf(i.ID) == invariant })
+		if page, _ := path.Match("*-[0-9][0-9][0-9].html", entry.Name()); !page || !known {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil {
+			return fmt.Errorf("write timelines: %w", err)
+		}
 	}
 	return nil
 }

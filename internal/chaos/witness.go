@@ -115,7 +115,8 @@ const (
 		event::json #>> '{dagster_event,message}'), 1500) FROM event_logs
 		WHERE dagster_event_type IN ('STEP_FAILURE', 'PIPELINE_FAILURE') ORDER BY id`
 	selectHeld = `SELECT format('task %s by session %s', task_id, session_id) FROM stepfleet.held`
-	selectLog  = `SELECT id, run_id, dagster_event_type, coalesce(step_key, ''), timestamp AT TIME ZONE 'UTC' FROM event_logs
+	selectLog  = `SELECT id, run_id, dagster_event_type, coalesce(step_key, ''), timestamp AT TIME ZONE 'UTC',
+		event LIKE '%"stepfleet/attempt":%' FROM event_logs
 		WHERE dagster_event_type IS NOT NULL ORDER BY id`
 )
 
@@ -200,7 +201,7 @@ func (s *stack) collectLog(ctx context.Context, w *witnesses) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	w.dagster, err = read(ctx, conn, selectLog, func(row pgx.CollectableRow) (e audit.DagsterEvent, err error) {
-		err = row.Scan(&e.ID, &e.RunID, &e.Type, &e.StepKey, &e.At)
+		err = row.Scan(&e.ID, &e.RunID, &e.Type, &e.StepKey, &e.At, &e.Ours)
 		return e, err
 	})
 	if err != nil {
