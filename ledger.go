@@ -204,8 +204,9 @@ type Claims interface {
 	// when the ledger does not fit this binary.
 	Register(ctx context.Context, spec SessionSpec) (Session, error)
 	// Renew proves that the session lives, and makes a suspect one alive again. It returns
-	// ErrSessionDead when the session is dead: the worker must kill what it runs.
-	Renew(ctx context.Context, id SessionID) (Renewal, error)
+	// ErrSessionDead when the session is dead, or is not of this instance: a ledger that has lost
+	// commits gives the numbers of lost sessions to others. Then the worker must kill what it runs.
+	Renew(ctx context.Context, id SessionID, instance string) (Renewal, error)
 	// Held reads what the session holds, without renewing it. Workers look here for cancel flags.
 	Held(ctx context.Context, id SessionID) ([]Held, error)
 	// SetDraining says that the session will claim no more. It returns ErrSessionDead.

@@ -69,6 +69,10 @@ func TestTaskFitsItsSchema(t *testing.T) {
 		"timeout":  func(t *stepfleet.Task) { t.TimeoutSeconds = -1 },
 		"long":     func(t *stepfleet.Task) { t.TimeoutSeconds = stepfleet.MaxTimeoutSeconds + 1 },
 		"payload":  func(t *stepfleet.Task) { t.Payload = "ABC" },
+		"policy":   func(t *stepfleet.Task) { t.RetryBudget.PolicyRetries = -1 },
+		"policies": func(t *stepfleet.Task) { t.RetryBudget.PolicyRetries = stepfleet.MaxRetries + 1 },
+		"loss":     func(t *stepfleet.Task) { t.RetryBudget.LostStepRetries = -1 },
+		"losses":   func(t *stepfleet.Task) { t.RetryBudget.LostStepRetries = stepfleet.MaxRetries + 1 },
 	}
 	for name, spoil := range bad {
 		task := exampleTask()

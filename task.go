@@ -26,10 +26,11 @@ const (
 	MaxBatchTasks = 2000
 	// MaxStepKeyBytes bounds a step key: mapping keys are the user's and may be long.
 	MaxStepKeyBytes = 2048
-	// MaxTimeoutSeconds bounds a task's timeout, MaxAttempt its number and MaxPriority its priority either
-	// way: the ledger keeps them in 32 bits.
+	// MaxTimeoutSeconds bounds a task's timeout, MaxAttempt its number, MaxRetries each number of its retry
+	// budget and MaxPriority its priority either way: the ledger keeps them in 32 bits.
 	MaxTimeoutSeconds = math.MaxInt32
 	MaxAttempt        = math.MaxInt32
+	MaxRetries        = math.MaxInt32
 	MaxPriority       = math.MaxInt32
 	// MaxErrorBytes bounds the error message kept with a result; the rest is in the step's logs.
 	MaxErrorBytes = 16 << 10
@@ -140,6 +141,10 @@ func (t Task) Validate() error {
 		return bad("priority %d is not between -%d and %d", t.Priority, MaxPriority, MaxPriority)
 	case t.TimeoutSeconds < 0 || t.TimeoutSeconds > MaxTimeoutSeconds:
 		return bad("timeout_seconds %d is not between 0 and %d", t.TimeoutSeconds, MaxTimeoutSeconds)
+	case t.RetryBudget.PolicyRetries < 0 || t.RetryBudget.PolicyRetries > MaxRetries:
+		return bad("policy_retries %d is not between 0 and %d", t.RetryBudget.PolicyRetries, MaxRetries)
+	case t.RetryBudget.LostStepRetries < 0 || t.RetryBudget.LostStepRetries > MaxRetries:
+		return bad("lost_step_retries %d is not between 0 and %d", t.RetryBudget.LostStepRetries, MaxRetries)
 	case !t.Payload.Valid():
 		return bad("payload %q is not a SHA-256 in hex", t.Payload)
 	}

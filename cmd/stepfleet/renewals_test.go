@@ -72,7 +72,7 @@ func TestRenewalsGoThroughWhileThePoolIsBusy(t *testing.T) {
 	t.Cleanup(sweeper.Close)
 	for end := time.Now().Add(2 * ttl); time.Now().Before(end); time.Sleep(ttl / 5) {
 		call, cancel := context.WithTimeout(t.Context(), ttl/5)
-		_, err := ports.Renewals.Renew(call, session.ID)
+		_, err := ports.Renewals.Renew(call, session.ID, session.Instance)
 		cancel()
 		if err != nil {
 			t.Fatalf("renew: %v", err)

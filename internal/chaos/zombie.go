@@ -52,7 +52,7 @@ func (n *nemesis) haunt(ctx context.Context, i *Injected, ledger stepfleet.Claim
 		defer cancel()
 		_ = insist(ending, func() error { return ledger.EndSession(ending, session.ID, "its zombie is done") })
 	}()
-	ref, err := n.catch(ctx, i, ledger, session.ID)
+	ref, err := n.catch(ctx, i, ledger, session)
 	if err != nil {
 		return err
 	}
@@ -71,16 +71,16 @@ func (n *nemesis) haunt(ctx context.Context, i *Injected, ledger stepfleet.Claim
 
 // catch claims a task as soon as one waits, and starts it if the zombie is to stop after that. Until then the
 // zombie renews its session.
-func (n *nemesis) catch(ctx context.Context, i *Injected, ledger stepfleet.Claims, session stepfleet.SessionID) (ref stepfleet.Ref, err error) {
+func (n *nemesis) catch(ctx context.Context, i *Injected, ledger stepfleet.Claims, session stepfleet.Session) (ref stepfleet.Ref, err error) {
 	ctx, cancel := context.WithTimeout(ctx, victimWait)
 	defer cancel()
 	renewed := time.Now()
 	for ref.TaskID == 0 {
 		if time.Since(renewed) > n.Lifetimes.Renew {
 			renewed = time.Now()
-			_, _ = ledger.Renew(ctx, session) // the claim says what came of it
+			_, _ = ledger.Renew(ctx, session.ID, session.Instance) // the claim says what came of it
 		}
-		claimed, err := ledger.Claim(ctx, stepfleet.ClaimRequest{Session: session, ID: uuid.NewString(), Queue: stepfleet.DefaultQueue, Max: 1})
+		claimed, err := ledger.Claim(ctx, stepfleet.ClaimRequest{Session: session.ID, ID: uuid.NewString(), Queue: stepfleet.DefaultQueue, Max: 1})
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return ref, fmt.Errorf("%w: %w", errNoVictim, err)
 		}
@@ -94,7 +94,7 @@ func (n *nemesis) catch(ctx context.Context, i *Injected, ledger stepfleet.Claim
 	if i.Kind != schedule.ZombieRun {
 		return ref, nil
 	}
-	errs, err := ledger.Start(ctx, session, []stepfleet.Ref{ref})
+	errs, err := ledger.Start(ctx, session.ID, []stepfleet.Ref{ref})
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return ref, fmt.Errorf("%w: %w", errNoVictim, err)
 	}

@@ -27,7 +27,7 @@ func RunLedger(t *testing.T, open func(t *testing.T) LedgerEnv) {
 	for _, group := range groups {
 		for name, example := range group {
 			t.Run(name, func(t *testing.T) {
-				f := &fixture{T: t, LedgerEnv: open(t), ctx: t.Context(), runs: map[string]bool{}, epochs: map[string]stepfleet.Epoch{}}
+				f := &fixture{T: t, LedgerEnv: open(t), ctx: t.Context(), runs: map[string]bool{}, epochs: map[string]stepfleet.Epoch{}, instances: map[stepfleet.SessionID]string{}}
 				example(f)
 				f.checkHistories()
 			})
@@ -51,6 +51,8 @@ type fixture struct {
 	seq  int
 	// epochs of the runs whose executor the fixture is.
 	epochs map[string]stepfleet.Epoch
+	// instances of the sessions that the fixture has registered.
+	instances map[stepfleet.SessionID]string
 }
 
 func (f *fixture) must(err error) {
@@ -156,7 +158,12 @@ func (f *fixture) session() stepfleet.SessionID {
 		SessionTTL: lives.SessionTTL, RunLease: lives.RunLease,
 	})
 	f.must(err)
+	f.instances[s.ID] = s.Instance
 	return s.ID
+}
+
+func (f *fixture) renew(s stepfleet.SessionID) (stepfleet.Renewal, error) {
+	return f.Ledger.Renew(f.ctx, s, f.instances[s])
 }
 
 func (f *fixture) claim(s stepfleet.SessionID, most int) stepfleet.Claimed {

@@ -182,12 +182,17 @@ func (p *pair) register() {
 		return fmt.Sprint(code(err), got.SessionSpec, got.State)
 	})
 	p.sessions.add(ids[0], ids[1])
+	p.instances = append(p.instances, spec.Instance)
 }
 
 func (p *pair) renew() {
 	i := p.session()
+	instance := p.instances[i]
+	if p.rarely(10, "wrong instance") {
+		instance = p.instance()
+	}
 	p.both("renew", func(s side) string {
-		r, err := s.Ledger.Renew(p.ctx, s.sessions[i])
+		r, err := s.Ledger.Renew(p.ctx, s.sessions[i], instance)
 		return code(err) + string(r.Was) + "\n" + s.held(r.Held)
 	})
 }

@@ -185,7 +185,7 @@ var claimExamples = map[string]func(*fixture){
 		s := f.session()
 		lease := f.lease(s)
 		f.suspect(s)
-		r, err := f.Ledger.Renew(f.ctx, s)
+		r, err := f.renew(s)
 		f.must(err)
 		want := stepfleet.Renewal{Was: stepfleet.SessionSuspect, Held: []stepfleet.Held{
 			{TaskID: lease.TaskID, Fence: 1, State: stepfleet.StateLeased},
@@ -193,19 +193,35 @@ var claimExamples = map[string]func(*fixture){
 		if diff := cmp.Diff(want, r); diff != "" {
 			f.Fatal(diff)
 		}
-		if r, err = f.Ledger.Renew(f.ctx, s); err != nil || r.Was != stepfleet.SessionAlive {
+		if r, err = f.renew(s); err != nil || r.Was != stepfleet.SessionAlive {
 			f.Fatalf("%+v %v", r, err)
 		}
 		f.must(f.start(s, lease.Ref))
+	},
+	"a session is renewed by no other instance": func(f *fixture) {
+		s := f.session()
+		lease := f.lease(s)
+		f.suspect(s)
+		for _, instance := range []string{"another", ""} {
+			r, err := f.Ledger.Renew(f.ctx, s, instance)
+			f.refused(err, stepfleet.ErrSessionDead)
+			if len(r.Held) != 0 {
+				f.Fatalf("another's tasks are told: %+v", r)
+			}
+		}
+		f.refused(f.start(s, lease.Ref), stepfleet.ErrSessionSuspect) // it was not revived
+		if r, err := f.renew(s); err != nil || len(r.Held) != 1 {
+			f.Fatalf("%+v %v", r, err)
+		}
 	},
 	"dead is for ever": func(f *fixture) {
 		s := f.session()
 		f.must(f.Ledger.EndSession(f.ctx, s, "bye"))
 		f.must(f.Ledger.EndSession(f.ctx, s, "again"))
 		f.must(f.Ledger.EndSession(f.ctx, 4711, "nobody"))
-		_, err := f.Ledger.Renew(f.ctx, s)
+		_, err := f.renew(s)
 		f.refused(err, stepfleet.ErrSessionDead)
-		_, err = f.Ledger.Renew(f.ctx, 4711)
+		_, err = f.Ledger.Renew(f.ctx, 4711, "nobody")
 		f.refused(err, stepfleet.ErrSessionDead)
 		all, err := f.Ledger.Sessions(f.ctx, lives.RunLease)
 		if err != nil || len(all) != 1 || all[0].State != stepfleet.SessionDead || all[0].EndReason != "bye" {

@@ -19,7 +19,7 @@ const (
 // CrashLedger crashes the ledger while it is at work, a few times. What it had answered must be there
 // afterwards. The function begins to crash it and returns one that makes it whole again, once calls fail.
 func CrashLedger(t *testing.T, env LedgerEnv, crash func() (heal func() LedgerEnv)) {
-	f := &fixture{T: t, LedgerEnv: env, ctx: t.Context(), runs: map[string]bool{}, epochs: map[string]stepfleet.Epoch{}}
+	f := &fixture{T: t, LedgerEnv: env, ctx: t.Context(), runs: map[string]bool{}, epochs: map[string]stepfleet.Epoch{}, instances: map[stepfleet.SessionID]string{}}
 	answered := map[stepfleet.TaskID]stepfleet.State{}
 	for round := range crashes {
 		run, s, before := fmt.Sprint("crash-", round), f.session(), len(answered)

@@ -118,7 +118,7 @@ var keeperExamples = map[string]func(*fixture){
 		}
 		f.inState(leased.TaskID, stepfleet.StateQueued, 2)
 		f.inState(running.TaskID, stepfleet.StateRunning, 1)
-		_, err := f.Ledger.Renew(f.ctx, s)
+		_, err := f.renew(s)
 		f.must(err)
 		f.refused(f.start(s, leased.Ref), stepfleet.ErrFenced)
 		f.must(f.settle(s, running.Ref, stepfleet.StateSucceeded))

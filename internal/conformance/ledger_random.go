@@ -47,7 +47,8 @@ type pair struct {
 	real, model LedgerEnv
 	tasks       *names[stepfleet.TaskID]
 	sessions    *names[stepfleet.SessionID]
-	refs        []ref // every fence that was ever handed out
+	instances   []string // of the sessions
+	refs        []ref    // every fence that was ever handed out
 }
 
 // ref is a task as its owner names it, in both ledgers.

@@ -479,7 +479,7 @@ func TestTheSweeperWaitsATTLAfterAnOutage(t *testing.T) {
 		if s := b.session(session); s.State != stepfleet.SessionAlive {
 			t.Fatalf("session is %s right after the outage", s.State)
 		}
-		if _, err := b.ledger.Renew(b.ctx, session); err != nil {
+		if _, err := b.ledger.Renew(b.ctx, session, b.session(session).Instance); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(20 * time.Second)
@@ -494,7 +494,7 @@ func TestTheSweeperWaitsATTLAfterASweepThatHung(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		session := b.worker(1)
 		time.Sleep(40 * time.Second)
-		if _, err := b.ledger.Renew(b.ctx, session); err != nil {
+		if _, err := b.ledger.Renew(b.ctx, session, b.session(session).Instance); err != nil {
 			t.Fatal(err)
 		}
 		b.hang.Store(int64(170 * time.Second))

@@ -31,15 +31,15 @@ func (l *Ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (s st
 }
 
 // Renew implements stepfleet.Claims.
-func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID) (r stepfleet.Renewal, err error) {
+func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID, instance string) (r stepfleet.Renewal, err error) {
 	leave, err := l.enter(ctx, "renew")
 	if err != nil {
 		return r, err
 	}
 	defer leave(&err)
 	s := l.session(id)
-	if s == nil || s.State == stepfleet.SessionDead {
-		return r, fmt.Errorf("renew session %d: %w", id, stepfleet.ErrSessionDead)
+	if s == nil || s.State == stepfleet.SessionDead || s.Instance != instance {
+		return r, fmt.Errorf("renew session %d of instance %s: %w", id, instance, stepfleet.ErrSessionDead)
 	}
 	r = stepfleet.Renewal{Was: s.State, Held: l.held(id)}
 	s.State, s.RenewedAt = stepfleet.SessionAlive, l.now()

@@ -236,7 +236,7 @@ func TestAFleetIsCounted(t *testing.T) {
 	if _, err := worker.Start(ctx, session.ID, refs); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := renewals.Renew(ctx, session.ID); err != nil {
+	if _, err := renewals.Renew(ctx, session.ID, session.Instance); err != nil {
 		t.Fatal(err)
 	}
 	want(t, scrape(t, working),

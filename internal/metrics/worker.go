@@ -150,9 +150,9 @@ func (l worker) Register(ctx context.Context, spec stepfleet.SessionSpec) (stepf
 	return session, err
 }
 
-func (l worker) Renew(ctx context.Context, id stepfleet.SessionID) (stepfleet.Renewal, error) {
+func (l worker) Renew(ctx context.Context, id stepfleet.SessionID, instance string) (stepfleet.Renewal, error) {
 	sent := time.Now()
-	renewal, err := l.Ledger.Renew(ctx, id)
+	renewal, err := l.Ledger.Renew(ctx, id, instance)
 	l.w.renewals.WithLabelValues(codeOf(err)).Inc()
 	if err == nil {
 		l.w.mu.Lock()

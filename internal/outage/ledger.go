@@ -45,8 +45,8 @@ func (l ledger) Register(ctx context.Context, spec stepfleet.SessionSpec) (stepf
 	return do(ctx, l.b, guarded, "register", func() (stepfleet.Session, error) { return l.Ledger.Register(ctx, spec) })
 }
 
-func (l ledger) Renew(ctx context.Context, id stepfleet.SessionID) (stepfleet.Renewal, error) {
-	return do(ctx, l.b, passing, "renew", func() (stepfleet.Renewal, error) { return l.Ledger.Renew(ctx, id) })
+func (l ledger) Renew(ctx context.Context, id stepfleet.SessionID, instance string) (stepfleet.Renewal, error) {
+	return do(ctx, l.b, passing, "renew", func() (stepfleet.Renewal, error) { return l.Ledger.Renew(ctx, id, instance) })
 }
 
 func (l ledger) Held(ctx context.Context, id stepfleet.SessionID) ([]stepfleet.Held, error) {

@@ -192,7 +192,7 @@ func TestASweepThatHangsMarksNobodyForThat(t *testing.T) {
 			i.waiting(1)
 			renewed := make(chan stepfleet.Renewal, 1)
 			go func() {
-				r, err := i.Renew(t.Context(), id)
+				r, err := i.Renew(t.Context(), id, "")
 				if err != nil {
 					t.Error(err)
 				}

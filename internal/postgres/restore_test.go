@@ -15,8 +15,8 @@ import (
 )
 
 // A backup that is restored, or a failover to a replica that lags, takes back what was acknowledged since.
-// Whoever knows of that is told, and nothing of theirs is written: executors by the epoch of their run,
-// workers by their session.
+// Whoever knows of that is told, and nothing of theirs is written while nobody has been given the same
+// numbers: executors by the epoch of their run, workers by their session.
 func TestARestoredBackupRefusesWhoKnowsMore(t *testing.T) {
 	dsn := testenv.Migrated(t)
 	before, err := postgres.Open(t.Context(), dsn, postgres.Options{})
@@ -30,21 +30,7 @@ func TestARestoredBackupRefusesWhoKnowsMore(t *testing.T) {
 	l := open(t, dsn, postgres.Options{})
 	takeEpoch(t, l, "taken over since", "second", 2)
 	takeEpoch(t, l, "begun since", "first", 1)
-	if _, err := l.Submit(t.Context(), one("submitted since", "a")); err != nil {
-		t.Fatal(err)
-	}
-	session, err := l.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Slots: map[string]int{"default": 1}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, ID: "c", Queue: "default", Max: 1})
-	if err != nil || len(claimed.Leases) != 1 {
-		t.Fatal(claimed, err)
-	}
-	refs := []stepfleet.Ref{claimed.Leases[0].Ref}
-	if errs, err := l.Start(t.Context(), session.ID, refs); err != nil || errs[0] != nil {
-		t.Fatal(errs, err)
-	}
+	session, ref := running(t, l, "submitted since", "old")
 
 	restored := open(t, backup, postgres.Options{})
 	for run, epoch := range map[string]stepfleet.Epoch{"taken over since": 2, "begun since": 1} {
@@ -57,16 +43,56 @@ func TestARestoredBackupRefusesWhoKnowsMore(t *testing.T) {
 			t.Errorf("adjudicate in the run that was %s: %v", run, err)
 		}
 	}
-	if _, err := restored.Renew(t.Context(), session.ID); !errors.Is(err, stepfleet.ErrSessionDead) {
+	if _, err := restored.Renew(t.Context(), session.ID, session.Instance); !errors.Is(err, stepfleet.ErrSessionDead) {
 		t.Errorf("renew: %v", err)
 	}
-	end := stepfleet.Settlement{Ref: refs[0], Result: stepfleet.Result{V: 1, Success: true, Outcome: stepfleet.StateSucceeded}}
+	end := stepfleet.Settlement{Ref: ref, Result: stepfleet.Result{V: 1, Success: true, Outcome: stepfleet.StateSucceeded}}
 	if errs, err := restored.Settle(t.Context(), session.ID, []stepfleet.Settlement{end}); err != nil || stepfleet.RefusalOf(errs[0]) == nil {
 		t.Errorf("settle: %v %v", errs, err)
 	}
 	if views, err := restored.RunTasks(t.Context(), "submitted since"); err != nil || len(views) != 0 {
 		t.Errorf("the run that was submitted since has %+v, %v", views, err)
 	}
+}
+
+// Such a ledger gives out the numbers of what it has lost again. A worker that knows them from before is
+// told at its next renewal that the session is not its own.
+func TestARestoredBackupTellsOldWorkersFromNew(t *testing.T) {
+	dsn := testenv.Migrated(t)
+	backup := copyOf(t, dsn)
+	before, after := open(t, dsn, postgres.Options{}), open(t, backup, postgres.Options{})
+	was, ref := running(t, before, "lost", "old")
+	is, same := running(t, after, "begun since", "new")
+	if was.ID != is.ID || ref != same {
+		t.Fatalf("session %d has %+v, and session %d %+v: this shows nothing", was.ID, ref, is.ID, same)
+	}
+	if r, err := after.Renew(t.Context(), was.ID, was.Instance); !errors.Is(err, stepfleet.ErrSessionDead) {
+		t.Errorf("the old worker renewed the new one's session: %+v %v", r, err)
+	}
+	if r, err := after.Renew(t.Context(), is.ID, is.Instance); err != nil || len(r.Held) != 1 {
+		t.Errorf("the new worker's renewal: %+v %v", r, err)
+	}
+}
+
+// running is a worker of that instance that runs the only step of a run.
+func running(t *testing.T, l *postgres.Ledger, run, instance string) (stepfleet.Session, stepfleet.Ref) {
+	t.Helper()
+	if _, err := l.Submit(t.Context(), one(run, "a")); err != nil {
+		t.Fatal(err)
+	}
+	session, err := l.Register(t.Context(), stepfleet.SessionSpec{Worker: "w", Instance: instance, Slots: map[string]int{"default": 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, ID: "c", Queue: "default", Max: 1})
+	if err != nil || len(claimed.Leases) != 1 {
+		t.Fatal(claimed, err)
+	}
+	ref := claimed.Leases[0].Ref
+	if errs, err := l.Start(t.Context(), session.ID, []stepfleet.Ref{ref}); err != nil || errs[0] != nil {
+		t.Fatal(errs, err)
+	}
+	return session, ref
 }
 
 func takeEpoch(t *testing.T, l *postgres.Ledger, run, executor string, want stepfleet.Epoch) {

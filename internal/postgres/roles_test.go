@@ -106,7 +106,7 @@ var calls = []struct {
 		return err
 	}},
 	{"renew", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
-		return unless(stepfleet.ErrSessionDead, second(l.Renew(t.Context(), 999)))
+		return unless(stepfleet.ErrSessionDead, second(l.Renew(t.Context(), 999, "i")))
 	}},
 	{"claim", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
 		return unless(stepfleet.ErrSessionDead, second(l.Claim(t.Context(), stepfleet.ClaimRequest{Session: 999, ID: "c", Queue: "default", Max: 1})))

@@ -25,10 +25,15 @@ VALUES ($1, $2, $3, $4, $5, $6, make_interval(secs => $7), make_interval(secs =>
 const lockSession = `
 SELECT state FROM stepfleet.session WHERE id = $1 FOR NO KEY UPDATE`
 
+// lockOwnSession is lockSession for a renewal. A session's number is not enough: a ledger that has lost
+// commits gives it to another worker.
+const lockOwnSession = `
+SELECT state FROM stepfleet.session WHERE id = $1 AND instance = $2 FOR NO KEY UPDATE`
+
 // renew never revives a dead session.
 const renew = `
 UPDATE stepfleet.session SET renewed_at = clock_timestamp(), state = 'alive'
-WHERE id = $1 AND state <> 'dead'`
+WHERE id = $1 AND instance = $2 AND state <> 'dead'`
 
 // held reads what a session owns. The task's own row decides; held only leads to it.
 const held = `
@@ -90,13 +95,13 @@ func scanSession(row pgx.Row) (stepfleet.Session, error) {
 func seconds(s float64) time.Duration { return time.Duration(math.Round(s*1e6)) * time.Microsecond }
 
 // Renew implements stepfleet.Claims.
-func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID) (stepfleet.Renewal, error) {
+func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID, instance string) (stepfleet.Renewal, error) {
 	var r stepfleet.Renewal
-	op := fmt.Sprintf("renew session %d", id)
+	op := fmt.Sprintf("renew session %d of instance %s", id, instance)
 	err := l.run(ctx, op, idempotent, func(q *pgx.Batch) {
 		r = stepfleet.Renewal{}
-		q.Queue(lockSession, id).Query(scanOptional(&r.Was))
-		q.Queue(renew, id)
+		q.Queue(lockOwnSession, id, clean(instance)).Query(scanOptional(&r.Was))
+		q.Queue(renew, id, clean(instance))
 		q.Queue(held, id).Query(scanHeld(&r.Held))
 	})
 	if err == nil && (r.Was == "" || r.Was == stepfleet.SessionDead) {

@@ -119,8 +119,8 @@ func (o *port) Register(_ context.Context, spec stepfleet.SessionSpec) (stepflee
 	return call(o, "register", callLimit, func() (stepfleet.Session, error) { return o.Ledger.Register(arrived, spec) })
 }
 
-func (o *port) renew(_ context.Context, id stepfleet.SessionID, limit time.Duration) (stepfleet.Renewal, error) {
-	return call(o, "renew", limit, func() (stepfleet.Renewal, error) { return o.Ledger.Renew(arrived, id) })
+func (o *port) renew(_ context.Context, id stepfleet.SessionID, instance string, limit time.Duration) (stepfleet.Renewal, error) {
+	return call(o, "renew", limit, func() (stepfleet.Renewal, error) { return o.Ledger.Renew(arrived, id, instance) })
 }
 
 func (o *port) Held(_ context.Context, id stepfleet.SessionID) ([]stepfleet.Held, error) {

@@ -194,7 +194,7 @@ func (l *life) keepSession() {
 			continue
 		}
 		next = now.Add(lifetimes.Renew)
-		switch r, err := l.x.led.renew(context.Background(), l.id, lifetimes.Renew); {
+		switch r, err := l.x.led.renew(context.Background(), l.id, l.x.cfg.Spec.Instance, lifetimes.Renew); {
 		case errors.Is(err, stepfleet.ErrSessionDead):
 			l.killAll()
 			l.end()

@@ -122,7 +122,7 @@ func (l *life) keepSession() {
 		next = now.Add(lt.Renew)
 		switch err := l.renew(now); {
 		case errors.Is(err, stepfleet.ErrSessionDead):
-			l.log.Error("the ledger says the session is dead: killing what runs")
+			l.log.Error("the ledger says the session is dead, or another worker's: killing what runs")
 			l.killAll()
 			l.endLife(errDead)
 			return
@@ -159,7 +159,7 @@ func (l *life) renew(now time.Time) error {
 	// A renewal that hangs must not hold up the look at the run lease.
 	ctx, cancel := context.WithTimeout(l.over, min(lt.Renew, lt.RunLease-lt.Margin-l.age(now)))
 	defer cancel()
-	r, err := l.w.ports.Renewals.Renew(ctx, l.session)
+	r, err := l.w.ports.Renewals.Renew(ctx, l.session, l.w.cfg.Spec.Instance)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,23 @@ import (
 	"github.com/stepfleet/stepfleet"
 )
 
+// docs/failures.md says how slow a worker's clock may run at the default deadlines.
+func TestAWorkerWithASlowClockKillsBeforeItsRunLeaseIsOver(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		const slow = 0.02
+		began := time.Now()
+		b.cfg.Now = func() time.Time { return began.Add(time.Duration((1 - slow) * float64(time.Since(began)))) }
+		b.start()
+		p := b.running("a")
+		b.fail(func(string) error { return stepfleet.ErrUnavailable })
+		<-p.done
+		b.fail(nil)
+		if silent := time.Since(b.renewedAt()); silent >= b.cfg.Lifetimes.RunLease {
+			t.Errorf("killed %s after the last renewal, of a run lease of %s", silent, b.cfg.Lifetimes.RunLease)
+		}
+	})
+}
+
 func TestAStepOverItsTimeoutIsRevokedTerminatedAndFails(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()

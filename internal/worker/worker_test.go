@@ -375,12 +375,51 @@ type hungRenewals struct {
 	hung atomic.Bool
 }
 
-func (h *hungRenewals) Renew(ctx context.Context, id stepfleet.SessionID) (stepfleet.Renewal, error) {
+func (h *hungRenewals) Renew(ctx context.Context, id stepfleet.SessionID, instance string) (stepfleet.Renewal, error) {
 	if h.hung.Load() {
 		<-ctx.Done()
 		return stepfleet.Renewal{}, fmt.Errorf("%w: %w", stepfleet.ErrUnavailable, ctx.Err())
 	}
-	return h.Ledger.Renew(ctx, id)
+	return h.Ledger.Renew(ctx, id, instance)
+}
+
+// replacedLedger renews in another ledger once there is one.
+type replacedLedger struct {
+	*memory.Ledger
+	by atomic.Pointer[memory.Ledger]
+}
+
+func (r *replacedLedger) Renew(ctx context.Context, id stepfleet.SessionID, instance string) (stepfleet.Renewal, error) {
+	if by := r.by.Load(); by != nil {
+		return by.Renew(ctx, id, instance)
+	}
+	return r.Ledger.Renew(ctx, id, instance)
+}
+
+// A ledger that was restored gives the number of a lost session to another worker.
+func TestAWorkerWhoseSessionIsAnothersBeginsANewLife(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		renewals := &replacedLedger{Ledger: b.ledger}
+		b.renewals = renewals
+		b.start()
+		p := b.running("a")
+		restored := memory.NewLedger()
+		another, err := restored.Register(b.ctx, stepfleet.SessionSpec{Worker: "worker-2", Instance: "i-2"})
+		if err != nil || another.ID != 1 {
+			t.Fatal(another, err)
+		}
+		renewals.by.Store(restored)
+		before := time.Now()
+		<-p.done
+		if took := time.Since(before); took > b.cfg.Lifetimes.Renew+time.Second {
+			t.Errorf("killed after %s, want it at the next renewal", took)
+		}
+		renewals.by.Store(nil)
+		time.Sleep(time.Minute)
+		if sessions, err := b.ledger.Sessions(b.ctx, time.Hour); err != nil || len(sessions) != 2 {
+			t.Errorf("%d sessions, %v, want the old one and a new life", len(sessions), err)
+		}
+	})
 }
 
 func TestARenewalThatHangsDoesNotHoldUpTheRunLease(t *testing.T) {

@@ -252,7 +252,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             "payload": payload,
             "retry_budget": {
                 "policy_retries": 0,
-                "lost_step_retries": max(0, self._resumes() - attempt),
+                "lost_step_retries": tags.retries_left(self._resumes() - attempt),
             },
         }
 

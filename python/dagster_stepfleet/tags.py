@@ -46,9 +46,10 @@ CONTAINER_TAGS = (
 DEFAULT_QUEUE = "default"
 # More attempts than this is a loop, not a retry.
 MAX_LOST_STEP_RETRIES = 100
-# The ledger keeps priorities and timeouts in 32 bits.
+# The ledger keeps priorities, timeouts and retry budgets in 32 bits.
 MAX_PRIORITY = 2**31 - 1
 MAX_TIMEOUT_SECONDS = 2**31 - 1
+MAX_RETRIES = 2**31 - 1
 # As in queue.go and docs/schema/task.schema.json: it becomes part of an SQS queue's name.
 QUEUE_NAME = "^[a-z0-9][a-z0-9_-]{0,59}$"
 # How much of a tag's value a warning shows.
@@ -153,6 +154,12 @@ def _celerys_run_priority(reader: _Reader) -> int:
 
 def _cut(priority: int) -> int:
     return max(-MAX_PRIORITY, min(priority, MAX_PRIORITY))
+
+
+def retries_left(retries: int) -> int:
+    """Returns a number of retries cut to what the ledger keeps. There it is for people to read:
+    Dagster itself counts retries, and knows no limit."""
+    return max(0, min(retries, MAX_RETRIES))
 
 
 class _Reader:

@@ -78,6 +78,16 @@ def failing():
     add(boom())
 
 
+@op(retry_policy=RetryPolicy(max_retries=2**40))
+def tireless() -> int:
+    return 1
+
+
+@job(executor_def=stepfleet_executor)
+def patient():
+    tireless()
+
+
 @op(retry_policy=RetryPolicy(max_retries=2, delay=0))
 def flaky(context) -> int:
     if context.retry_number < 1:
@@ -391,6 +401,7 @@ defs = Definitions(
         chain,
         dynamic,
         failing,
+        patient,
         retried,
         dying,
         dying_often,

@@ -153,6 +153,13 @@ def test_killed_process_fails_the_step_with_the_ledgers_reason(instance, server,
     assert list(server.adjudicated) == [(run.run_id, failure.step_key, 0)]
 
 
+def test_the_ledger_is_told_of_no_more_retries_than_it_keeps(instance, server, worker):
+    assert execute(instance, "patient").status == DagsterRunStatus.SUCCESS
+    (batch,) = server.bodies("/tasks")
+    (task,) = batch["tasks"]
+    assert task["retry_budget"] == {"policy_retries": 2**31 - 1, "lost_step_retries": 0}
+
+
 @pytest.mark.parametrize("where", ["config", "tag"])
 def test_lost_step_retries(instance, server, worker, where):
     worker.state_of_dead = "lost"

@@ -162,13 +162,14 @@ def test_a_refused_queue_says_where_it_is_set(instance, server):
 
 
 @pytest.mark.parametrize(
-    ("enabled", "attempt", "left"), [(True, 0, 3), (True, 2, 1), (False, 0, 0)]
+    ("enabled", "resumes", "attempt", "left"),
+    [(True, 3, 0, 3), (True, 3, 2, 1), (False, 3, 0, 0), (True, 2**40, 0, 2**31 - 1)],
 )
 def test_the_task_says_how_many_run_workers_may_follow(
-    instance, server, launcher, monkeypatch, enabled, attempt, left
+    instance, server, launcher, monkeypatch, enabled, resumes, attempt, left
 ):
     monkeypatch.setattr(type(instance), "run_monitoring_enabled", enabled)
-    monkeypatch.setattr(type(instance), "run_monitoring_max_resume_run_attempts", 3)
+    monkeypatch.setattr(type(instance), "run_monitoring_max_resume_run_attempts", resumes)
     run = starting(instance)
     if attempt:
         launcher.resume_run(ResumeRunContext(run, None, attempt))
