@@ -84,8 +84,8 @@ func lateWorker(ctx context.Context, n *nemesis) error {
 		return fmt.Errorf("%s does not stand still %s after its signal", i.Target, landWait)
 	}
 	i.Landed = time.Now()
-	if !within(loseWithin, func() bool { return n.holdsNothing(ctx, instance) || ctx.Err() != nil }) {
-		return fmt.Errorf("%s has stood still for %s, and the ledger has not taken all of its tasks", i.Target, loseWithin)
+	if err := n.losesAll(ctx, instance); err != nil {
+		return fmt.Errorf("%s has stood still for %s, and the ledger has not taken all of its tasks: %w", i.Target, time.Since(i.Landed).Round(time.Second), err)
 	}
 	return nil
 }
@@ -99,11 +99,17 @@ func wakeLast(ctx context.Context, host []proctable.Process, later time.Duration
 	_ = host[0].Signal(syscall.SIGCONT)
 }
 
-// holdsNothing says whether the ledger has taken everything from the sessions of a worker's life.
-func (n *nemesis) holdsNothing(ctx context.Context, instance string) bool {
-	held := 1
-	err := n.inLedger(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, countHeld, instance).Scan(&held) })
-	return err == nil && held == 0
+// losesAll waits until the ledger has taken everything from the sessions of a worker's life.
+func (n *nemesis) losesAll(ctx context.Context, instance string) error {
+	ctx, cancel := context.WithTimeout(ctx, loseWithin)
+	defer cancel()
+	return n.inLedger(ctx, func(conn *pgx.Conn) error {
+		for held := 1; ; hold(ctx, wakeEvery) {
+			if err := conn.QueryRow(ctx, countHeld, instance).Scan(&held); err != nil || held == 0 {
+				return err
+			}
+		}
+	})
 }
 
 const countHeld = `SELECT count(*) FROM stepfleet.held h JOIN stepfleet.session s ON s.id = h.session_id WHERE s.instance = $1`
