@@ -42,9 +42,8 @@ func TestTheRunWorkerIsATaskWithSlotsOfItsOwn(t *testing.T) {
 	if w.RetryBudget.LostStepRetries != 3 {
 		t.Errorf("the run worker may be followed by %d, want the 3 of max_resume_run_attempts", w.RetryBudget.LostStepRetries)
 	}
-	if p := s.runWorker(t, run); p.Alive() {
-		t.Errorf("the run worker %+v lives on after its run", p)
-	}
+	p := s.runWorker(t, run)
+	await(t, stopTimeout, "the run worker to be gone after its result", func() (bool, string) { return !p.Alive(), fmt.Sprintf("%+v", p) })
 	s.server.checkAudit(t, run)
 }
 

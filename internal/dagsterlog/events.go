@@ -42,7 +42,7 @@ const marked = `'%"stepfleet/attempt":%'`
 // ended reads ends of steps of one type back from an id, by Dagster's index on both.
 const ended = `
 SELECT id, run_id, coalesce(timestamp, 'epoch') AT TIME ZONE 'UTC', event LIKE ` + marked + `
-FROM event_logs WHERE dagster_event_type = $1 AND id < $2 ORDER BY id DESC LIMIT $3`
+FROM event_logs WHERE dagster_event_type = $1 AND id < $2::bigint ORDER BY id DESC LIMIT $3`
 
 // pageEnds is how many ends one statement asks for. They are in the order of time but for the clocks of
 // their writers: when all of a page are before the window, so is what is older.

@@ -19,10 +19,10 @@ func TestAWorkerWithASlowClockKillsBeforeItsRunLeaseIsOver(t *testing.T) {
 		b.cfg.Now = func() time.Time { return began.Add(time.Duration((1 - slow) * float64(time.Since(began)))) }
 		b.start()
 		p := b.running("a")
+		renewed := b.renewedAt()
 		b.fail(func(string) error { return stepfleet.ErrUnavailable })
 		<-p.done
-		b.fail(nil)
-		if silent := time.Since(b.renewedAt()); silent >= b.cfg.Lifetimes.RunLease {
+		if silent := time.Since(renewed); silent >= b.cfg.Lifetimes.RunLease {
 			t.Errorf("killed %s after the last renewal, of a run lease of %s", silent, b.cfg.Lifetimes.RunLease)
 		}
 	})
