@@ -79,6 +79,12 @@ func TestWrongFlagsAndSettingsAreRefusedWithWhatToDo(t *testing.T) {
 			[]string{"STEPFLEET_DATABASE_URL: open ledger: the connection string cannot be read", "postgres://USER:PASSWORD@HOST:PORT/DATABASE"},
 		},
 		{
+			"database address with a driver of Python's", "migrate",
+			[]string{"STEPFLEET_DATABASE_URL=postgresql+psycopg2://stepfleet:hunter2@127.0.0.1:1/db?sslmode=disable"},
+			1,
+			[]string{"migrate ledger: the connection string cannot be read", "without a driver's name"},
+		},
+		{
 			"migrate without PostgreSQL", "migrate",
 			[]string{dsn},
 			1,

@@ -60,7 +60,7 @@ func (c *explainCmd) find(ctx context.Context, h *postgres.History) (stepfleet.V
 	}
 	task, err := h.Task(ctx, key)
 	if errors.Is(err, stepfleet.ErrNotFound) {
-		return task, fmt.Errorf("%w: is it the ledger of this deployment, and the step's whole key?", err)
+		return task, fmt.Errorf("%w: is it the ledger of this deployment, the run's whole id, and the step's whole key?", err)
 	}
 	return task, err
 }
@@ -70,7 +70,7 @@ func parseKey(text string) (stepfleet.Key, error) {
 	run, rest, found := strings.Cut(text, "/")
 	last := strings.LastIndex(rest, "/")
 	if !found || last <= 0 || run == "" {
-		return stepfleet.Key{}, fmt.Errorf("%q is no key of a task: give RUN/STEP/ATTEMPT, as in 0c5a/load_users/0", text)
+		return stepfleet.Key{}, fmt.Errorf("%q is no key of a task: give RUN/STEP/ATTEMPT, with the whole id of the run, as in 0218744f-61a2-4a98-8df7-380207d23b42/load_users/0", text)
 	}
 	attempt, err := strconv.Atoi(rest[last+1:])
 	if err != nil || attempt < 0 || attempt > stepfleet.MaxAttempt {

@@ -34,6 +34,9 @@ type verifyCmd struct {
 	JSON           bool          `name:"json" help:"Print the report as JSON."`
 }
 
+// defaultSince is the default of --since.
+const defaultSince = time.Hour
+
 // verifyConns is one for the snapshot and one for a second look.
 const verifyConns = 2
 
@@ -122,13 +125,16 @@ func (v *verification) window() error {
 		return errors.New("--run is empty: give the id of a run, or leave it out to verify a window of time")
 	}
 	if len(v.Runs) > 0 {
-		if !v.From.IsZero() || !v.Until.IsZero() {
-			return errors.New("--run names whole runs: leave out --from and --until")
+		if !v.From.IsZero() || !v.Until.IsZero() || v.Since != defaultSince {
+			return errors.New("--run names whole runs: leave out --from, --until and --since")
 		}
 		return nil
 	}
 	if !v.Until.IsZero() && v.Until.Before(v.until) {
 		v.until = v.Until
+	}
+	if !v.From.IsZero() && v.Since != defaultSince {
+		return errors.New("--from and --since both say where the window begins: leave one out")
 	}
 	if v.from = v.From; v.from.IsZero() {
 		v.from = v.until.Add(-v.Since)
@@ -402,9 +408,12 @@ const maxPrinted = 20
 
 func printReport(out io.Writer, r audit.Report, where, timelines string) {
 	c := r.Counts
-	fmt.Fprintf(out, "verified %d audit rows of %d tasks in %d runs %s\n", c.AuditRows, c.Tasks, c.Runs, where)
+	fmt.Fprintf(out, "verified %d audit rows of %d tasks, runs: %d, %s\n", c.AuditRows, c.Tasks, c.Runs, where)
 	if c.DagsterEvents > 0 {
 		fmt.Fprintf(out, "with %d events of Dagster\n", c.DagsterEvents)
+	}
+	if c.Effects > 0 {
+		fmt.Fprintf(out, "with %d lines of the effect log\n", c.Effects)
 	}
 	if c.UnloggedRuns > 0 {
 		fmt.Fprintf(out, "Dagster's log has nothing of %d of these runs: were they deleted, and is it this deployment's?\n", c.UnloggedRuns)

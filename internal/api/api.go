@@ -166,7 +166,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case r.Context().Err() != nil:
 		return // the caller has gone
 	}
-	if status >= http.StatusInternalServerError {
+	// What a caller has broken off when it went says nothing of the ledger.
+	if status >= http.StatusInternalServerError && r.Context().Err() == nil {
 		a.cfg.Logger.Warn("request failed", "path", r.URL.Path, "err", err)
 	}
 	write(w, status, map[string]any{"v": Version, "error": bodyOf(err)})

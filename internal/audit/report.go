@@ -101,7 +101,8 @@ type Counts struct {
 	// OverlapMax is the longest that user code was seen at work after its task had another owner or
 	// had ended.
 	OverlapMax float64 `json:"overlap_max_seconds"`
-	// Recovery is how long after the deadline that applied the sweep took tasks.
+	// Recovery is how long after the deadline that applied the sweep took tasks; after a proven death, how
+	// long after the last renewal, which may be some seconds before it.
 	Recovery Quantiles `json:"recovery_seconds"`
 }
 

@@ -6,6 +6,8 @@
 package metrics
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -144,6 +146,9 @@ func codeOf(err error) string {
 	if err == nil {
 		return "ok"
 	}
+	if errors.Is(err, context.Canceled) {
+		return "canceled"
+	}
 	if refusal := stepfleet.RefusalOf(err); refusal != nil {
 		return refusal.Code
 	}
@@ -180,7 +185,7 @@ func (m *Metrics) Breaker(dependency string, log *slog.Logger) outage.Config {
 
 func (m *Metrics) dependencies() {
 	m.calls = m.histogram(callBuckets, "dependency_call_seconds", "How long calls of a dependency took, by what was called.", "dependency", "op")
-	m.callResults = m.counter("dependency_calls_total", "Calls of a dependency, by how they ended: ok, the code of a refusal, or error.", "dependency", "op", "code")
+	m.callResults = m.counter("dependency_calls_total", "Calls of a dependency, by how they ended: ok, the code of a refusal, canceled by who asked, or error.", "dependency", "op", "code")
 	m.breakers = m.gauge("breakers", "Breakers that are open, or half-open while a probe is under way. There is one a dependency, and of servers one an address.", "dependency", "state")
 	m.refused = m.counter("breaker_refused_total", "Calls that were not made because the breaker was open.", "dependency")
 }

@@ -431,6 +431,17 @@ func TestBreakersAreShown(t *testing.T) {
 	)
 }
 
+// Its error may speak of the dependency, which has done nothing wrong.
+func TestACallThatWasBrokenOffIsNoFailure(t *testing.T) {
+	m := New("test")
+	ledger := memory.NewLedger()
+	ctx, leave := context.WithCancel(t.Context())
+	ledger.Fail = func(string) error { leave(); return fmt.Errorf("%w: %w", stepfleet.ErrUnavailable, context.Canceled) }
+	l := outage.Ledger(ledger, outage.New(m.Breaker("postgres", slog.New(slog.DiscardHandler))))
+	_, _ = l.Lanes(ctx)
+	want(t, scrape(t, m), `stepfleet_dependency_calls_total{code="canceled",dependency="postgres",op="lanes"} 1`)
+}
+
 func TestRequestsAreCountedByRoute(t *testing.T) {
 	m := New("test")
 	mux := http.NewServeMux()

@@ -161,12 +161,17 @@ func (b *Breaker) admit(k kind) (call, error) {
 
 // note ends a call and returns its error, which knows how to rest where nobody was found.
 func (b *Breaker) note(ctx context.Context, c call, op string, err error) error {
+	gone := err != nil && errors.Is(ctx.Err(), context.Canceled) // its caller has: that says nothing
 	if b.cfg.OnCall != nil {
-		b.cfg.OnCall(op, time.Since(c.began), err)
+		told := err
+		if gone {
+			told = context.Canceled
+		}
+		b.cfg.OnCall(op, time.Since(c.began), told)
 	}
 	switch {
-	case err != nil && errors.Is(ctx.Err(), context.Canceled):
-		b.abandon(c) // its caller has gone: that says nothing
+	case gone:
+		b.abandon(c)
 		return err
 	case !unanswered(err):
 		if !b.calm.Load() {

@@ -35,7 +35,7 @@ type Report struct {
 // role that owns the schema. An older binary finds a newer schema and changes nothing; Check tells.
 func Migrate(ctx context.Context, dsn string, opts Options) (Report, error) {
 	cfg, err := pgx.ParseConfig(dsn)
-	if err != nil {
+	if err != nil || foreign(dsn) {
 		return Report{}, fmt.Errorf("migrate ledger: %w", errDSN)
 	}
 	adjust(cfg, dsn, opts)

@@ -84,7 +84,7 @@ func Open(ctx context.Context, dsn string, opts Options) (*Ledger, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	cfg, err := pgxpool.ParseConfig(dsn)
-	if err != nil {
+	if err != nil || foreign(dsn) {
 		return nil, fmt.Errorf("open ledger: %w", errDSN)
 	}
 	cfg.MaxConns = int32(opts.MaxConns)
@@ -99,7 +99,14 @@ func Open(ctx context.Context, dsn string, opts Options) (*Ledger, error) {
 // errDSN keeps to itself why a connection string cannot be read: pgx leaves out what it takes for the
 // password, and what makes the string hard to read may be that.
 var errDSN = errors.New("the connection string cannot be read: want postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=..., " +
-	"with other characters than letters and digits percent-encoded (a space as %20), or keywords such as host=HOST password=PASSWORD")
+	"with other characters than letters and digits percent-encoded (a space as %20) and without a driver's name (as in postgresql+psycopg2), " +
+	"or keywords such as host=HOST password=PASSWORD")
+
+// foreign reports whether it is an address of another kind, which pgx would take for a keyword.
+func foreign(dsn string) bool {
+	scheme, _, found := strings.Cut(dsn, "://")
+	return found && scheme != "postgres" && scheme != "postgresql" && !strings.Contains(scheme, "=")
+}
 
 // adjust sets what stepfleet wants of a connection and the DSN does not say. Unnamed statements
 // work behind any pooler.
