@@ -154,6 +154,7 @@ func bodyOf(err error) errorBody {
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := http.StatusInternalServerError
 	var tooBig *http.MaxBytesError
+	gone := r.Context().Err() != nil // the caller; what it has broken off says nothing of the ledger
 	switch refusal := stepfleet.RefusalOf(err); {
 	case refusal != nil:
 		status = refusal.HTTPStatus
@@ -163,11 +164,10 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &tooBig):
 		status = http.StatusRequestEntityTooLarge
 		err = fmt.Errorf("%w: a request of more than %d bytes: send smaller batches", stepfleet.ErrPayloadTooBig, tooBig.Limit)
-	case r.Context().Err() != nil:
-		return // the caller has gone
+	case gone:
+		return
 	}
-	// What a caller has broken off when it went says nothing of the ledger.
-	if status >= http.StatusInternalServerError && r.Context().Err() == nil {
+	if status >= http.StatusInternalServerError && !gone {
 		a.cfg.Logger.Warn("request failed", "path", r.URL.Path, "err", err)
 	}
 	write(w, status, map[string]any{"v": Version, "error": bodyOf(err)})

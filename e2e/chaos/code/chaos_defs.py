@@ -189,7 +189,7 @@ def plain_join(context: OpExecutionContext, parts: list[int]) -> int:
 
 @op
 def lasting(context: OpExecutionContext) -> int:
-    """Ends by the clock, so that one that has stood still for longer is at its end when it wakes."""
+    """Ends by the clock: one that has stood still for longer is at its end when it wakes."""
     end = time.monotonic() + SLOW
     with effect(context):
         time.sleep(max(0.0, end - time.monotonic()))
