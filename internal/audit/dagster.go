@@ -110,7 +110,7 @@ func unbidden(a *attempt, s *stepLog) string {
 	n := a.Attempt - s.base
 	switch ending := s.ending(n); {
 	case a.started:
-	case ending == stepSuccess, ending != "" && !a.state.state().Terminal():
+	case ending == stepSuccess, ending != "" && !a.over:
 		return ending
 	case s.began(n):
 		return "a start"

@@ -73,6 +73,7 @@ type attempt struct {
 	state            stateIndex
 	run              bool // it is a run worker
 	started          bool
+	over             bool // it has ended, maybe after the snapshot
 	event            string
 }
 
@@ -343,7 +344,7 @@ func (f *facts) task(t Task) {
 	}
 	a := attempt{
 		Key: t.Key, id: t.ID, session: t.Session, submitted: nanos(t.SubmittedAt), ended: nanos(t.EndedAt), life: -1,
-		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event, started: !t.StartedAt.IsZero(),
+		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event, started: !t.StartedAt.IsZero(), over: t.State.Terminal(),
 	}
 	if i, ok := f.replay.byTask[t.ID]; ok {
 		a.life = i

@@ -42,7 +42,9 @@ func (f *facts) cut() bool {
 func (f *facts) later(t Task) {
 	i, known := f.byKey[t.Key]
 	if known {
-		f.attempts[i].started = f.attempts[i].started || !t.StartedAt.IsZero()
+		a := &f.attempts[i]
+		a.started = a.started || !t.StartedAt.IsZero()
+		a.over = a.over || t.State.Terminal()
 	} else {
 		f.beyond[t.Key] = true
 		f.run(t.RunID).elsewhere.tasks++

@@ -261,3 +261,22 @@ func TestHowOftenARunMayEnd(t *testing.T) {
 		}
 	}
 }
+
+// An attempt that has no process ends too, be it poisoned or cancelled, and its executor writes the end.
+func TestAnAttemptMayEndUnstartedAfterTheLedgerWasRead(t *testing.T) {
+	for state, want := range map[stepfleet.State]audit.Verdict{
+		stepfleet.StateDead: audit.Pass, stepfleet.StateCancelled: audit.Pass, stepfleet.StateLeased: audit.Fail,
+	} {
+		s := tell(t)
+		s.queue("r1", "e")
+		s.dagster = slices.DeleteFunc(s.dagster, func(e audit.DagsterEvent) bool { return e.StepKey == "e" && e.Type == "STEP_START" })
+		w := s.ledgerAlone()
+		w.Until, w.Snapshot = s.rows[len(s.rows)-1].At.Add(time.Hour), true
+		now := *s.last("r1", "e")
+		now.State = state
+		w.Later = func(ctx context.Context, _ []string) iter.Seq2[audit.Task, error] { return audit.Slice(now)(ctx) }
+		if report := check(t, w); report.Verdict != want {
+			t.Errorf("%s by now: %s, want %s: %+v", state, report.Verdict, want, report.Violations)
+		}
+	}
+}
