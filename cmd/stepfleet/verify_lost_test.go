@@ -84,6 +84,31 @@ func TestVerifyFindsWhatTheLedgerHasLost(t *testing.T) {
 	}
 }
 
+// What ran before the ledger was there, or beside it under another one, is not its own.
+func TestVerifyLeavesOutTheRunsOfAnotherLedger(t *testing.T) {
+	p := newPast(t)
+	verify := func(want int, args ...string) {
+		t.Helper()
+		status, stdout, stderr := stepfleetCommand(append([]string{"verify", "--dagster-dsn-file", p.dagster}, args...)...)
+		if status != want {
+			t.Errorf("%v: status %d, want %d\n%s%s", args, status, want, stdout, stderr)
+		}
+	}
+	p.logged("earlier", "a", marked, "STEP_START", "STEP_SUCCESS")
+	p.sql(p.log, "UPDATE event_logs SET timestamp = timestamp - interval '30 min' WHERE run_id = 'earlier'")
+	verify(0)
+	p.sql(p.dsn, "UPDATE stepfleet.audit SET at = at - interval '40 min' WHERE verb = 'takeover'")
+	verify(exitFail)
+	p.sql(p.dsn, "UPDATE stepfleet.audit SET at = at - interval '40 min' WHERE verb = 'takeover'")
+	verify(exitFail)
+	client := written(t, acknowledged(stepfleet.Key{RunID: "gone", StepKey: "a"}, 1)...)
+	effects := written(t, began("r", "a", "1"), began("gone", "a", "1"))
+	verify(exitFail, "--client", client, "--effects", effects)
+	verify(0, "--client", client, "--effects", effects, "--known-runs")
+	p.logged("r", "ghost", marked, "STEP_START", "STEP_SUCCESS")
+	verify(exitFail, "--known-runs")
+}
+
 // So does a step whose rows are gone, in a run of which others are there.
 func TestVerifyFindsAStepThatTheLedgerHasLost(t *testing.T) {
 	p := newPast(t)

@@ -347,6 +347,7 @@ func TestVerifySaysWhatIsWrongWithTheQuestion(t *testing.T) {
 		"leave out --from":      {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
 		"--until and --since":   {"--run", "r", "--since", "2h"},
 		"leave one out":         {"--since", "2h", "--from", "2020-01-01T00:00:00Z"},
+		"takes those of the":    {"--run", "r", "--known-runs"},
 		"dagster's event log":   {"--dagster-dsn-file", bad},
 		"--dagster-url":         {"--dagster-url", "http://127.0.0.1:1"},
 	} {
