@@ -354,13 +354,21 @@ func (v *verification) logByURL(client *dagsterapi.Client) audit.Source[audit.Da
 					return
 				}
 				for i, e := range events {
-					if !yield(audit.DagsterEvent{ID: int64(i + 1), RunID: run, StepKey: e.StepKey, Type: e.Type, At: e.At}, nil) {
+					if !yield(audit.DagsterEvent{ID: int64(i + 1), RunID: run, StepKey: e.StepKey, Type: loggedAs(e.Type), At: e.At}, nil) {
 						return
 					}
 				}
 			}
 		}, func(audit.DagsterEvent) {})
 	}
+}
+
+// loggedAs is the type that Dagster's log has of what its webserver calls RUN_START, RUN_SUCCESS and so on.
+func loggedAs(kind string) string {
+	if rest, ok := strings.CutPrefix(kind, "RUN_"); ok {
+		return "PIPELINE_" + rest
+	}
+	return kind
 }
 
 // runIDs are the runs to ask Dagster for.
@@ -441,7 +449,7 @@ func printReport(out io.Writer, r audit.Report, where, timelines string) {
 		fmt.Fprintf(out, "with %d lines of the effect log\n", c.Effects)
 	}
 	if c.UnloggedRuns > 0 {
-		fmt.Fprintf(out, "Dagster's log has nothing of %d of these runs: were they deleted, and is it this deployment's?\n", c.UnloggedRuns)
+		fmt.Fprintf(out, "Dagster's log has nothing, or not the begin, of %d of these runs: were they deleted, and is it this deployment's?\n", c.UnloggedRuns)
 	}
 	if c.ForeignEffects > 0 {
 		fmt.Fprintf(out, "without %d lines of the effect log that no step of stepfleet's has written\n", c.ForeignEffects)

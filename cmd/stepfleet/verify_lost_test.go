@@ -176,7 +176,7 @@ func TestVerifySaysWhichWitnessHasNothing(t *testing.T) {
 	for _, insert := range []string{"", `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key) VALUES
 		('theirs', '', 'STEP_START', now() AT TIME ZONE 'UTC', 'a'), ('theirs', '', 'STEP_SUCCESS', now() AT TIME ZONE 'UTC', 'a')`} {
 		p.sql(other, insert)
-		if stdout := unchecked("I7", "--dagster-dsn-file", file); !strings.Contains(stdout, "Dagster's log has nothing of 1 of these runs") {
+		if stdout := unchecked("I7", "--dagster-dsn-file", file); !strings.Contains(stdout, "Dagster's log has nothing, or not the begin, of 1 of these runs") {
 			t.Errorf("the runs that are missing are not counted:\n%s", stdout)
 		}
 	}

@@ -274,7 +274,7 @@ func TestVerifyLooksAgainAtWhatDagsterHasMoreOf(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		meanwhile()
 		events := ""
-		for _, e := range [][2]string{{"STEP_START", "a"}, {"STEP_SUCCESS", "a"}, {"STEP_START", "b"}, {"STEP_FAILURE", "b"}, {"STEP_START", "d"}, {"STEP_SUCCESS", "d"}} {
+		for _, e := range [][2]string{{"RUN_START", ""}, {"STEP_START", "a"}, {"STEP_SUCCESS", "a"}, {"STEP_START", "b"}, {"STEP_FAILURE", "b"}, {"STEP_START", "d"}, {"STEP_SUCCESS", "d"}} {
 			events += fmt.Sprintf(`{"eventType":%q,"stepKey":%q,"timestamp":%q},`, e[0], e[1], now)
 		}
 		fmt.Fprintf(w, `{"data":{"logsForRun":{"__typename":"EventConnection","cursor":"c","hasMore":false,"events":[%s]}}}`, strings.TrimSuffix(events, ","))
@@ -296,6 +296,8 @@ func TestVerifyLooksAgainAtWhatDagsterHasMoreOf(t *testing.T) {
 func TestVerifyAsksDagstersWebserver(t *testing.T) {
 	newPast(t)
 	answers := `{"data":{"logsForRun":{"__typename":"EventConnection","cursor":"c","hasMore":false,"events":[
+		{"eventType":"RUN_START","stepKey":null,"timestamp":"%[1]d"},{"eventType":"RUN_SUCCESS","stepKey":null,"timestamp":"%[1]d"},
+		{"eventType":"RUN_FAILURE","stepKey":null,"timestamp":"%[1]d"},{"eventType":"RUN_SUCCESS","stepKey":null,"timestamp":"%[1]d"},
 		{"eventType":"STEP_START","stepKey":"a","timestamp":"%[1]d"},{"eventType":"STEP_FAILURE","stepKey":"a","timestamp":"%[1]d"},
 		{"eventType":null,"stepKey":"a","timestamp":"%[1]d"}]}}}`
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -303,7 +305,7 @@ func TestVerifyAsksDagstersWebserver(t *testing.T) {
 	}))
 	defer server.Close()
 	status, stdout, stderr := stepfleetCommand("verify", "--dagster-url", server.URL)
-	if status != exitFail || !strings.Contains(stdout, "I7 r/a/0") {
+	if status != exitFail || !strings.Contains(stdout, "I7 r/a/0") || !strings.Contains(stdout, "R3 run r: Dagster's log has 3 ends") {
 		t.Errorf("status %d\n%s%s", status, stdout, stderr)
 	}
 }

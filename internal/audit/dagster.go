@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -11,8 +12,8 @@ import (
 // dagsterAgrees holds Dagster's log against the ledger, step by step and then attempt by attempt.
 //
 // A step of which attempts may be from before the window is passed over; which those are the ledger says,
-// whose times have one clock. So is a run of which Dagster's log has nothing at all, unless Runs says that it should be there: people delete
-// runs.
+// whose times have one clock. So is a run whose begin Dagster's log does not have, unless Runs says that it should be there:
+// people delete runs, also those that still write, and old events.
 func dagsterAgrees(f *facts, v *finding) {
 	if f.Dagster == nil {
 		v.unchecked("there is no event log of Dagster")
@@ -22,7 +23,7 @@ func dagsterAgrees(f *facts, v *finding) {
 		switch {
 		case s.base < 0:
 			f.unknownStep(name, s, v)
-		case s.whole && f.stepsOf(name.run) && f.logged(name.run):
+		case s.whole && f.inWindow(name.run) && f.logged(name.run):
 			v.cases(1)
 			f.countEvents(name, s, v)
 		}
@@ -30,7 +31,7 @@ func dagsterAgrees(f *facts, v *finding) {
 	for i := range f.attempts {
 		a := &f.attempts[i]
 		s := f.steps[stepName{a.RunID, a.StepKey}]
-		if a.run || s == nil || !s.whole || !f.stepsOf(a.RunID) {
+		if a.run || s == nil || !s.whole || !f.inWindow(a.RunID) {
 			continue
 		}
 		if f.logged(a.RunID) {
@@ -38,25 +39,20 @@ func dagsterAgrees(f *facts, v *finding) {
 			agree(a, s, v)
 		}
 	}
-	unlogged, runs := f.unlogged()
-	f.counts.UnloggedRuns = unlogged
-	switch {
-	case v.held.Cases > 0:
-	case unlogged == runs:
-		v.unchecked(nothingLogged)
-	default:
-		v.unchecked("Dagster's log and the window have no step whole")
+	f.counts.UnloggedRuns, _ = f.unlogged()
+	if v.held.Cases == 0 {
+		v.unchecked(cmp.Or(f.nothingLogged(), "Dagster's log and the window have no step whole"))
 	}
 }
 
-// stepsOf reports whether the run's steps went through the ledger, and did so within the window.
-func (f *facts) stepsOf(run string) bool {
+// inWindow reports whether the window has tasks of the run.
+func (f *facts) inWindow(run string) bool {
 	r := f.runs[run]
 	return r != nil && r.tasks > 0
 }
 
-// logged reports whether Dagster's log has the run, or should have.
-func (f *facts) logged(run string) bool { return f.runs[run].events > 0 || f.Runs != nil }
+// logged reports whether Dagster's log has the run from its begin, or should have.
+func (f *facts) logged(run string) bool { return f.runs[run].log.begun || f.Runs != nil }
 
 // countEvents looks for starts and endings that are too many.
 func (f *facts) countEvents(name stepName, s *stepLog, v *finding) {
@@ -124,7 +120,7 @@ func (f *facts) lookAgain(ctx context.Context) error {
 	doubtful := map[string]bool{}
 	for name, s := range f.steps {
 		s.whole = f.whole(name, s)
-		if f.Later == nil || s.base < 0 || !s.whole || !f.stepsOf(name.run) {
+		if f.Later == nil || s.base < 0 || !s.whole || !f.inWindow(name.run) {
 			continue
 		}
 		if endings, known := f.endings(name, s); endings > known {

@@ -458,6 +458,7 @@ func (f *facts) event(e DagsterEvent) {
 		r.log.take(e.Type)
 		return
 	}
+	r.log.steps = true
 	s := f.steps[stepName{e.RunID, e.StepKey}]
 	if s == nil {
 		s = &stepLog{base: -1, top: -1}

@@ -83,6 +83,8 @@ func (tl *teller) play() {
 	one, two := tl.register("one"), tl.register("two")
 	tl.epoch("r1")
 	tl.epoch("r2")
+	tl.event("r1", "", "PIPELINE_START")
+	tl.event("r2", "", "PIPELINE_START")
 	for _, step := range []string{"a", "b", "c", "d", "e"} {
 		tl.submit("r1", step, 0)
 	}
