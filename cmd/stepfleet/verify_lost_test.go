@@ -84,6 +84,18 @@ func TestVerifyFindsWhatTheLedgerHasLost(t *testing.T) {
 	}
 }
 
+// Findings do not hide that a run was not found.
+func TestVerifyNamesAnUnknownRunBesideFindings(t *testing.T) {
+	p := newPast(t)
+	p.sql(p.log, "UPDATE event_logs SET dagster_event_type = 'STEP_FAILURE' WHERE step_key = 'a' AND dagster_event_type = 'STEP_SUCCESS'")
+	for _, args := range [][]string{{}, {"--json"}} {
+		status, stdout, stderr := stepfleetCommand(append([]string{"verify", "--run", "r", "--run", "typo", "--dagster-dsn-file", p.dagster}, args...)...)
+		if status != exitFail || !strings.Contains(stdout, "the ledger has it succeeded") || !strings.Contains(stderr, "nothing was verified of run typo:") {
+			t.Errorf("%v: status %d\n%s%s", args, status, stdout, stderr)
+		}
+	}
+}
+
 // What ran before the ledger was there, or beside it under another one, is not its own.
 func TestVerifyLeavesOutTheRunsOfAnotherLedger(t *testing.T) {
 	p := newPast(t)
