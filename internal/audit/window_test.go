@@ -280,3 +280,24 @@ func TestAnAttemptMayEndUnstartedAfterTheLedgerWasRead(t *testing.T) {
 		}
 	}
 }
+
+// A run goes on while it is verified: what was acknowledged after the ledger was read has no row there.
+func TestWhatClientsSawAfterTheLedgerWasReadIsLeftOut(t *testing.T) {
+	for after, want := range map[time.Duration]audit.Verdict{time.Minute: audit.Pass, -time.Hour: audit.Fail} {
+		s := tell(t)
+		key := stepfleet.Key{RunID: "r1", StepKey: "c"}
+		s.last("r1", "c").State = stepfleet.StateRunning
+		s.dropRow("r1", "c", stepfleet.VerbSettle)
+		w := s.ledgerAlone()
+		w.Until, w.Snapshot, w.Effects = s.rows[len(s.rows)-1].At.Add(2*time.Hour), true, audit.Slice(s.effects...)
+		at := w.Until.Add(after)
+		w.Client = audit.Slice(append(s.client,
+			audit.ClientEvent{At: at, Type: audit.Invoke, F: audit.OpCancel, Op: 99, Key: key},
+			audit.ClientEvent{At: at.Add(time.Second), Type: audit.OK, F: audit.OpCancel, Op: 99, Key: key},
+			audit.ClientEvent{At: at.Add(2 * time.Second), Type: audit.Invoke, F: audit.OpRead, Op: 100, Key: key},
+			audit.ClientEvent{At: at.Add(3 * time.Second), Type: audit.OK, F: audit.OpRead, Op: 100, Key: key, State: stepfleet.StateCancelled})...)
+		if report := check(t, w); report.Verdict != want {
+			t.Errorf("%s after: %s, want %s: %+v", after, report.Verdict, want, report.Violations)
+		}
+	}
+}
