@@ -36,7 +36,7 @@ func dagsterAgrees(f *facts, v *finding) {
 		}
 		if f.logged(a.RunID) {
 			v.cases(1)
-			agree(a, s, v)
+			f.agree(a, s, v)
 		}
 	}
 	f.counts.UnloggedRuns, _ = f.unlogged()
@@ -83,9 +83,9 @@ func (f *facts) endings(name stepName, s *stepLog) (endings, known int) {
 // only a success is wrong: of the others the executor writes it, which may have been stopped, or
 // have yet to do it. An attempt that is running may have its ending in the log for long: its hooks, or
 // threads that it has left, are at work.
-func agree(a *attempt, s *stepLog, v *finding) {
+func (f *facts) agree(a *attempt, s *stepLog, v *finding) {
 	state, ending := a.state.state(), s.ending(a.Attempt-s.base)
-	if what := unbidden(a, s); what != "" {
+	if what := f.unbidden(a, s); what != "" {
 		v.bad(a.id, a.Key, "the ledger has it %s and never started, and Dagster's log has %s", state, what)
 		return
 	}
@@ -102,16 +102,28 @@ func agree(a *attempt, s *stepLog, v *finding) {
 
 // unbidden returns what the log has of an attempt that only its process can write, or the executor once
 // the attempt has ended, though the attempt was never started.
-func unbidden(a *attempt, s *stepLog) string {
+func (f *facts) unbidden(a *attempt, s *stepLog) string {
 	n := a.Attempt - s.base
 	switch ending := s.ending(n); {
 	case a.started:
 	case ending == stepSuccess, ending != "" && !a.over:
 		return ending
-	case s.began(n):
+	case s.began(n) && !f.mayBeLate(a, s):
 		return "a start"
 	}
 	return ""
+}
+
+// mayBeLate reports whether what looks like the attempt's start may be that of one before it, but for the
+// first, which was started and has none in the log.
+func (f *facts) mayBeLate(a *attempt, s *stepLog) bool {
+	for n := a.Attempt - s.base - 1; n > 0; n-- {
+		i, known := f.byKey[stepfleet.Key{RunID: a.RunID, StepKey: a.StepKey, Attempt: s.base + n}]
+		if known && f.attempts[i].started && !s.began(n) {
+			return true
+		}
+	}
+	return false
 }
 
 // lookAgain takes what the ledger shows after the other witnesses were read, of the runs of which they have
@@ -132,7 +144,7 @@ func (f *facts) lookAgain(ctx context.Context) error {
 	}
 	for i := range f.attempts {
 		a := &f.attempts[i]
-		if s := f.steps[stepName{a.RunID, a.StepKey}]; s != nil && s.whole && unbidden(a, s) != "" {
+		if s := f.steps[stepName{a.RunID, a.StepKey}]; s != nil && s.whole && f.unbidden(a, s) != "" {
 			doubtful[a.RunID] = true
 		}
 	}

@@ -488,10 +488,7 @@ func (s *stepLog) take(kind string) {
 	switch kind {
 	case stepStart, stepRestarted:
 		s.starts++
-		of := s.retries
-		if kind == stepStart {
-			of = 0 // Dagster has another word for later attempts: it has come late
-		}
+		of := s.attemptOf(kind)
 		if s.began(of) {
 			s.restarted++
 		}
@@ -511,6 +508,23 @@ func (s *stepLog) take(kind string) {
 			s.finals++
 		}
 	}
+}
+
+// attemptOf returns the attempt that a start is of. One that was given up may write its own late, when
+// the next one is under way. Of the first attempt Dagster's word tells; of two starts of a later one the first
+// is of the attempt before it that has none.
+func (s *stepLog) attemptOf(kind string) int {
+	if kind == stepStart {
+		return 0
+	}
+	if s.began(s.retries) {
+		for n := s.retries - 1; n > 0; n-- {
+			if !s.began(n) {
+				return n
+			}
+		}
+	}
+	return s.retries
 }
 
 // began reports whether the log has a start of the n-th attempt.
