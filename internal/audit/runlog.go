@@ -57,8 +57,9 @@ func (r *runLog) allowed() int {
 	return 1
 }
 
-// endsOnce goes by the order of the log alone, whatever the window is: a resumed run is the same run, and
-// a run that is executed again is another.
+// endsOnce counts all ends in the log: a resumed run is the same run, and a run that is executed again is
+// another. What the ledger has to say of them is of the window; where that shows neither the run worker nor the
+// run's closing, two ends are allowed.
 func endsOnce(f *facts, v *finding) {
 	if f.Dagster == nil {
 		v.unchecked("there is no event log of Dagster")
