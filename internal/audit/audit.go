@@ -151,7 +151,7 @@ type DagsterEvent struct {
 	StepKey string    `json:"step_key"`
 	Type    string    `json:"type"`
 	At      time.Time `json:"at"`
-	// Ours says that a step's process of stepfleet has written it: it has the mark of an attempt.
+	// Ours says that it is the end of a step that a process of stepfleet has written: it has the mark of its attempt.
 	Ours bool `json:"ours,omitempty"`
 }
 

@@ -110,7 +110,7 @@ type stepLog struct {
 	extra                   string // an ending after the final one
 	late                    bool   // it has events after the window, by their writers' clocks
 	whole                   bool   // all its attempts are in sight
-	ours                    bool   // a process of ours has written some
+	ours                    bool   // a process of ours has written an ending
 	undecided               bool   // its last ending is a RESOURCE_INIT_FAILURE, which may have a verdict to come
 	restarted               int    // starts of an attempt that had started
 	begun                   uint64 // the attempts that have a start, a bit for each as ending counts them
