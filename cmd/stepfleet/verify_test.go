@@ -436,6 +436,8 @@ FROM (VALUES (0, 'submit', 'executor 1', '', 'queued'), (1, 'claim', 'session 1'
 ORDER BY t.id / 20, v.n, t.id;
 ANALYZE stepfleet.task; ANALYZE stepfleet.audit`
 	millionEvents = `
+INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp)
+SELECT 'run-0c5a7c1e-7d0b-4d0e-' || i, '', 'PIPELINE_START', (now() - interval '9 min') AT TIME ZONE 'UTC' FROM generate_series(0, 1999) i;
 INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
 SELECT 'run-0c5a7c1e-7d0b-4d0e-' || i % 2000, '', e.type, (now() - interval '9 min') AT TIME ZONE 'UTC', 'load_users_' || i / 2000
 FROM generate_series(0, 199999) i, (VALUES (1, 'STEP_START'), (2, 'STEP_SUCCESS')) e (n, type) ORDER BY i, e.n;
@@ -455,7 +457,7 @@ func BenchmarkVerifyAMillionRows(b *testing.B) {
 	}
 	for b.Loop() {
 		status, stdout, stderr := stepfleetCommand("verify", "--dagster-dsn-file", file)
-		if status != 0 || !strings.Contains(stdout, "rows=1000000 tasks=200000") {
+		if status != 0 || !strings.Contains(stdout, "rows=1000000 tasks=200000") || !strings.Contains(stdout, "  ok   I7 ") {
 			b.Fatalf("status %d\n%s%s", status, stdout, stderr)
 		}
 		b.Log(stderr)

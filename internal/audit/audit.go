@@ -112,7 +112,6 @@ type Task struct {
 	Kind      stepfleet.Kind
 	State     stepfleet.State
 	Fence     stepfleet.Fence
-	Session   stepfleet.SessionID
 	Cancelled bool   // its cancel flag
 	Event     string // Dagster's ending event as the worker reported it, empty when it reported none
 
@@ -122,7 +121,7 @@ type Task struct {
 // TaskOf returns what the verifier needs of a view.
 func TaskOf(v stepfleet.View) Task {
 	t := Task{
-		ID: v.ID, Key: v.Key, Kind: v.Kind, State: v.State, Fence: v.Fence, Session: v.Session,
+		ID: v.ID, Key: v.Key, Kind: v.Kind, State: v.State, Fence: v.Fence,
 		Cancelled: v.CancelRequested, SubmittedAt: v.SubmittedAt, StartedAt: v.StartedAt, EndedAt: v.EndedAt,
 	}
 	if v.Result != nil {

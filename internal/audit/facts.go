@@ -67,7 +67,6 @@ type finds struct {
 type attempt struct {
 	stepfleet.Key
 	id               stepfleet.TaskID
-	session          stepfleet.SessionID
 	submitted, ended int64 // Unix nanoseconds, 0 for never
 	life             int32 // its place among the replay's lives, -1 for none
 	state            stateIndex
@@ -343,7 +342,7 @@ func (f *facts) task(t Task) {
 		return
 	}
 	a := attempt{
-		Key: t.Key, id: t.ID, session: t.Session, submitted: nanos(t.SubmittedAt), ended: nanos(t.EndedAt), life: -1,
+		Key: t.Key, id: t.ID, submitted: nanos(t.SubmittedAt), ended: nanos(t.EndedAt), life: -1,
 		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event, started: !t.StartedAt.IsZero(), over: t.State.Terminal(),
 	}
 	if i, ok := f.replay.byTask[t.ID]; ok {
