@@ -30,6 +30,7 @@ type verifyCmd struct {
 	DagsterURL     string        `name:"dagster-url" help:"Dagster's webserver, where its database cannot be reached. It is asked run by run, which takes longer." env:"STEPFLEET_DAGSTER_URL"`
 	Effects        string        `help:"Effect log that user code has written." type:"existingfile"`
 	Client         string        `help:"Client history." type:"existingfile"`
+	KnownRuns      bool          `name:"known-runs" help:"Leave out what the other witnesses have of runs that the ledger's window does not name: another ledger has run them."`
 	Timelines      string        `help:"Directory for a page about each violation."`
 	JSON           bool          `name:"json" help:"Print the report as JSON."`
 }
@@ -72,10 +73,11 @@ func (c *verifyCmd) Run(g *globals) error {
 	if err != nil {
 		return err
 	}
-	if report.Total() == 0 { // else a witness has seen what the ledger does not have
-		if err := v.unknown(report); err != nil {
+	if err := v.unknown(report); err != nil {
+		if report.Total() == 0 {
 			return err
 		}
+		fmt.Fprintf(g.stderr, "verify: %v\n", err) // another witness has seen what the ledger does not have
 	}
 	return c.conclude(g, v, report)
 }
@@ -114,6 +116,8 @@ type verification struct {
 	first stepfleet.TaskID
 	older map[stepfleet.TaskID]bool
 	named map[string]bool
+	// oldest is the time of the first row that the audit has shown.
+	oldest time.Time
 	// logged are those that Dagster's log has.
 	logged map[string]bool
 }
@@ -127,6 +131,9 @@ func (v *verification) window() error {
 	if len(v.Runs) > 0 {
 		if !v.From.IsZero() || !v.Until.IsZero() || v.Since != defaultSince {
 			return errors.New("--run names whole runs: leave out --from, --until and --since")
+		}
+		if v.KnownRuns {
+			return errors.New("--run names the runs, --known-runs takes those of the window: leave one out")
 		}
 		return nil
 	}
@@ -157,7 +164,7 @@ func (v *verification) unknown(report audit.Report) error {
 	case len(missing) > 0:
 		return fmt.Errorf("nothing was verified of run %s: the ledger's audit has no row of it: is it the ledger of this deployment, "+
 			"the whole id, and a run of stepfleet's executor or launcher?", strings.Join(missing, ", "))
-	case report.Counts.AuditRows == 0:
+	case report.Counts.AuditRows == 0 && report.Total() == 0:
 		return fmt.Errorf("nothing was verified: the ledger's audit has no row %s", v.where())
 	}
 	return nil
@@ -203,9 +210,12 @@ func opener(path string) func() (io.ReadCloser, error) {
 }
 
 // asked reports whether the run is one of those that were asked for. A window takes all, also what the ledger
-// has lost.
+// has lost. The audit has been read by then.
 func (v *verification) asked(run string) bool {
-	return len(v.Runs) == 0 || slices.Contains(v.Runs, run)
+	if len(v.Runs) > 0 {
+		return slices.Contains(v.Runs, run)
+	}
+	return !v.KnownRuns || v.named[run]
 }
 
 // onlyOf leaves out what is not verified.
@@ -232,6 +242,9 @@ func (v *verification) audit(ctx context.Context) iter.Seq2[stepfleet.AuditRow, 
 	}
 	v.first, v.older = math.MaxInt64, map[stepfleet.TaskID]bool{}
 	return counted(v.progress, "audit rows", rows, func(row stepfleet.AuditRow) {
+		if v.oldest.IsZero() || row.At.Before(v.oldest) {
+			v.oldest = row.At
+		}
 		if row.RunID != "" {
 			v.named[row.RunID] = true
 		}
@@ -308,11 +321,24 @@ func (v *verification) logByDSN(log *dagsterlog.Log) audit.Source[audit.DagsterE
 }
 
 // findLogged finds the runs of the window of which Dagster's log has what stepfleet's processes wrote,
-// whether the ledger knows them or not.
-func (v *verification) findLogged(ctx context.Context, log *dagsterlog.Log) (err error) {
-	if len(v.Runs) == 0 && v.logged == nil {
-		v.logged, err = log.RunsOf(ctx, v.from, v.until)
+// whether the ledger knows them or not. What is older than the ledger's first row was another ledger's, or
+// has been deleted from this one.
+func (v *verification) findLogged(ctx context.Context, log *dagsterlog.Log) error {
+	if len(v.Runs) > 0 || v.KnownRuns || v.logged != nil {
+		return nil
 	}
+	from := v.from
+	begins, err := v.history.Begins(ctx, from)
+	if err != nil {
+		return err
+	}
+	if begins {
+		from = v.oldest
+	}
+	if from.IsZero() {
+		return nil // the ledger is empty
+	}
+	v.logged, err = log.RunsOf(ctx, from, v.until)
 	return err
 }
 
@@ -329,13 +355,21 @@ func (v *verification) logByURL(client *dagsterapi.Client) audit.Source[audit.Da
 					return
 				}
 				for i, e := range events {
-					if !yield(audit.DagsterEvent{ID: int64(i + 1), RunID: run, StepKey: e.StepKey, Type: e.Type, At: e.At}, nil) {
+					if !yield(audit.DagsterEvent{ID: int64(i + 1), RunID: run, StepKey: e.StepKey, Type: loggedAs(e.Type), At: e.At}, nil) {
 						return
 					}
 				}
 			}
 		}, func(audit.DagsterEvent) {})
 	}
+}
+
+// loggedAs is the type that Dagster's log has of what its webserver calls RUN_START, RUN_SUCCESS and so on.
+func loggedAs(kind string) string {
+	if rest, ok := strings.CutPrefix(kind, "RUN_"); ok {
+		return "PIPELINE_" + rest
+	}
+	return kind
 }
 
 // runIDs are the runs to ask Dagster for.
@@ -416,7 +450,7 @@ func printReport(out io.Writer, r audit.Report, where, timelines string) {
 		fmt.Fprintf(out, "with %d lines of the effect log\n", c.Effects)
 	}
 	if c.UnloggedRuns > 0 {
-		fmt.Fprintf(out, "Dagster's log has nothing of %d of these runs: were they deleted, and is it this deployment's?\n", c.UnloggedRuns)
+		fmt.Fprintf(out, "Dagster's log has nothing, or not the begin, of %d of these runs: were they deleted, and is it this deployment's?\n", c.UnloggedRuns)
 	}
 	if c.ForeignEffects > 0 {
 		fmt.Fprintf(out, "without %d lines of the effect log that no step of stepfleet's has written\n", c.ForeignEffects)

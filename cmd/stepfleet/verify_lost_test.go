@@ -84,6 +84,43 @@ func TestVerifyFindsWhatTheLedgerHasLost(t *testing.T) {
 	}
 }
 
+// Findings do not hide that a run was not found.
+func TestVerifyNamesAnUnknownRunBesideFindings(t *testing.T) {
+	p := newPast(t)
+	p.sql(p.log, "UPDATE event_logs SET dagster_event_type = 'STEP_FAILURE' WHERE step_key = 'a' AND dagster_event_type = 'STEP_SUCCESS'")
+	for _, args := range [][]string{{}, {"--json"}} {
+		status, stdout, stderr := stepfleetCommand(append([]string{"verify", "--run", "r", "--run", "typo", "--dagster-dsn-file", p.dagster}, args...)...)
+		if status != exitFail || !strings.Contains(stdout, "the ledger has it succeeded") || !strings.Contains(stderr, "nothing was verified of run typo:") {
+			t.Errorf("%v: status %d\n%s%s", args, status, stdout, stderr)
+		}
+	}
+}
+
+// What ran before the ledger was there, or beside it under another one, is not its own.
+func TestVerifyLeavesOutTheRunsOfAnotherLedger(t *testing.T) {
+	p := newPast(t)
+	verify := func(want int, args ...string) {
+		t.Helper()
+		status, stdout, stderr := stepfleetCommand(append([]string{"verify", "--dagster-dsn-file", p.dagster}, args...)...)
+		if status != want {
+			t.Errorf("%v: status %d, want %d\n%s%s", args, status, want, stdout, stderr)
+		}
+	}
+	p.logged("earlier", "a", marked, "STEP_START", "STEP_SUCCESS")
+	p.sql(p.log, "UPDATE event_logs SET timestamp = timestamp - interval '30 min' WHERE run_id = 'earlier'")
+	verify(0)
+	p.sql(p.dsn, "UPDATE stepfleet.audit SET at = at - interval '40 min' WHERE verb = 'takeover'")
+	verify(exitFail)
+	p.sql(p.dsn, "UPDATE stepfleet.audit SET at = at - interval '40 min' WHERE verb = 'takeover'")
+	verify(exitFail)
+	client := written(t, acknowledged(stepfleet.Key{RunID: "gone", StepKey: "a"}, 1)...)
+	effects := written(t, began("r", "a", "1"), began("gone", "a", "1"))
+	verify(exitFail, "--client", client, "--effects", effects)
+	verify(0, "--client", client, "--effects", effects, "--known-runs")
+	p.logged("r", "ghost", marked, "STEP_START", "STEP_SUCCESS")
+	verify(exitFail, "--known-runs")
+}
+
 // So does a step whose rows are gone, in a run of which others are there.
 func TestVerifyFindsAStepThatTheLedgerHasLost(t *testing.T) {
 	p := newPast(t)
@@ -151,7 +188,7 @@ func TestVerifySaysWhichWitnessHasNothing(t *testing.T) {
 	for _, insert := range []string{"", `INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key) VALUES
 		('theirs', '', 'STEP_START', now() AT TIME ZONE 'UTC', 'a'), ('theirs', '', 'STEP_SUCCESS', now() AT TIME ZONE 'UTC', 'a')`} {
 		p.sql(other, insert)
-		if stdout := unchecked("I7", "--dagster-dsn-file", file); !strings.Contains(stdout, "Dagster's log has nothing of 1 of these runs") {
+		if stdout := unchecked("I7", "--dagster-dsn-file", file); !strings.Contains(stdout, "Dagster's log has nothing, or not the begin, of 1 of these runs") {
 			t.Errorf("the runs that are missing are not counted:\n%s", stdout)
 		}
 	}

@@ -274,7 +274,7 @@ func TestVerifyLooksAgainAtWhatDagsterHasMoreOf(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		meanwhile()
 		events := ""
-		for _, e := range [][2]string{{"STEP_START", "a"}, {"STEP_SUCCESS", "a"}, {"STEP_START", "b"}, {"STEP_FAILURE", "b"}, {"STEP_START", "d"}, {"STEP_SUCCESS", "d"}} {
+		for _, e := range [][2]string{{"RUN_START", ""}, {"STEP_START", "a"}, {"STEP_SUCCESS", "a"}, {"STEP_START", "b"}, {"STEP_FAILURE", "b"}, {"STEP_START", "d"}, {"STEP_SUCCESS", "d"}} {
 			events += fmt.Sprintf(`{"eventType":%q,"stepKey":%q,"timestamp":%q},`, e[0], e[1], now)
 		}
 		fmt.Fprintf(w, `{"data":{"logsForRun":{"__typename":"EventConnection","cursor":"c","hasMore":false,"events":[%s]}}}`, strings.TrimSuffix(events, ","))
@@ -296,6 +296,8 @@ func TestVerifyLooksAgainAtWhatDagsterHasMoreOf(t *testing.T) {
 func TestVerifyAsksDagstersWebserver(t *testing.T) {
 	newPast(t)
 	answers := `{"data":{"logsForRun":{"__typename":"EventConnection","cursor":"c","hasMore":false,"events":[
+		{"eventType":"RUN_START","stepKey":null,"timestamp":"%[1]d"},{"eventType":"RUN_SUCCESS","stepKey":null,"timestamp":"%[1]d"},
+		{"eventType":"RUN_FAILURE","stepKey":null,"timestamp":"%[1]d"},{"eventType":"RUN_SUCCESS","stepKey":null,"timestamp":"%[1]d"},
 		{"eventType":"STEP_START","stepKey":"a","timestamp":"%[1]d"},{"eventType":"STEP_FAILURE","stepKey":"a","timestamp":"%[1]d"},
 		{"eventType":null,"stepKey":"a","timestamp":"%[1]d"}]}}}`
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -303,7 +305,7 @@ func TestVerifyAsksDagstersWebserver(t *testing.T) {
 	}))
 	defer server.Close()
 	status, stdout, stderr := stepfleetCommand("verify", "--dagster-url", server.URL)
-	if status != exitFail || !strings.Contains(stdout, "I7 r/a/0") {
+	if status != exitFail || !strings.Contains(stdout, "I7 r/a/0") || !strings.Contains(stdout, "R3 run r: Dagster's log has 3 ends") {
 		t.Errorf("status %d\n%s%s", status, stdout, stderr)
 	}
 }
@@ -347,6 +349,7 @@ func TestVerifySaysWhatIsWrongWithTheQuestion(t *testing.T) {
 		"leave out --from":      {"--run", "r", "--from", "2020-01-01T00:00:00Z"},
 		"--until and --since":   {"--run", "r", "--since", "2h"},
 		"leave one out":         {"--since", "2h", "--from", "2020-01-01T00:00:00Z"},
+		"takes those of the":    {"--run", "r", "--known-runs"},
 		"dagster's event log":   {"--dagster-dsn-file", bad},
 		"--dagster-url":         {"--dagster-url", "http://127.0.0.1:1"},
 	} {
@@ -433,6 +436,8 @@ FROM (VALUES (0, 'submit', 'executor 1', '', 'queued'), (1, 'claim', 'session 1'
 ORDER BY t.id / 20, v.n, t.id;
 ANALYZE stepfleet.task; ANALYZE stepfleet.audit`
 	millionEvents = `
+INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp)
+SELECT 'run-0c5a7c1e-7d0b-4d0e-' || i, '', 'PIPELINE_START', (now() - interval '9 min') AT TIME ZONE 'UTC' FROM generate_series(0, 1999) i;
 INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)
 SELECT 'run-0c5a7c1e-7d0b-4d0e-' || i % 2000, '', e.type, (now() - interval '9 min') AT TIME ZONE 'UTC', 'load_users_' || i / 2000
 FROM generate_series(0, 199999) i, (VALUES (1, 'STEP_START'), (2, 'STEP_SUCCESS')) e (n, type) ORDER BY i, e.n;
@@ -452,7 +457,7 @@ func BenchmarkVerifyAMillionRows(b *testing.B) {
 	}
 	for b.Loop() {
 		status, stdout, stderr := stepfleetCommand("verify", "--dagster-dsn-file", file)
-		if status != 0 || !strings.Contains(stdout, "rows=1000000 tasks=200000") {
+		if status != 0 || !strings.Contains(stdout, "rows=1000000 tasks=200000") || !strings.Contains(stdout, "  ok   I7 ") {
 			b.Fatalf("status %d\n%s%s", status, stdout, stderr)
 		}
 		b.Log(stderr)

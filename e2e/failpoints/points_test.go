@@ -251,7 +251,7 @@ func (e *executor) events(ctx context.Context) (all []audit.DagsterEvent) {
 	log, err := dagsterlog.Open(ctx, e.dsn)
 	e.must(err)
 	defer log.Close()
-	for event, err := range log.Events(ctx, []string{runID}, audit.StepEvents) {
+	for event, err := range log.Events(ctx, []string{runID}, slices.Concat(audit.RunEvents, audit.StepEvents)) {
 		e.must(err)
 		all = append(all, audit.DagsterEvent(event))
 	}

@@ -90,6 +90,8 @@ func newStack(t *testing.T, process, point, action string) *stack {
 	s.db = pool
 	_, err = pool.Exec(ctx, eventLogs)
 	s.must(err)
+	_, err = pool.Exec(ctx, insertEvent, runID, nil, "PIPELINE_START")
+	s.must(err)
 	s.must(os.WriteFile(s.file("dagster.dsn"), []byte(s.dsn), 0o600))
 	sqs := httptest.NewServer(s.aws)
 	t.Cleanup(func() { sqs.CloseClientConnections(); sqs.Close() })

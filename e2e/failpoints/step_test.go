@@ -24,6 +24,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/audit"
+	"github.com/stepfleet/stepfleet/internal/proctable"
 )
 
 // This file is what a worker starts in place of Dagster's Python host: processes that speak the host
@@ -269,8 +270,11 @@ func lent(dsn string) *pgx.Conn {
 
 // effect writes a line of the effect log, as user code does.
 func (s *stepProcess) effect(event string) {
+	self, _ := proctable.Read(os.Getpid())
+	born, err := strconv.ParseInt(self.Start, 10, 64)
+	must(err)
 	line, err := json.Marshal(audit.Effect{
-		Event: event, Key: s.task.Key, Fence: audit.Fence(os.Getenv("STEPFLEET_FENCE")), PID: os.Getpid(),
+		Event: event, Key: s.task.Key, Fence: audit.Fence(os.Getenv("STEPFLEET_FENCE")), PID: os.Getpid(), Born: born,
 		Worker: os.Getenv("STEPFLEET_WORKER"), At: float64(time.Now().UnixMicro()) / 1e6, Op: s.task.Op,
 	})
 	must(err)

@@ -112,7 +112,6 @@ type Task struct {
 	Kind      stepfleet.Kind
 	State     stepfleet.State
 	Fence     stepfleet.Fence
-	Session   stepfleet.SessionID
 	Cancelled bool   // its cancel flag
 	Event     string // Dagster's ending event as the worker reported it, empty when it reported none
 
@@ -122,7 +121,7 @@ type Task struct {
 // TaskOf returns what the verifier needs of a view.
 func TaskOf(v stepfleet.View) Task {
 	t := Task{
-		ID: v.ID, Key: v.Key, Kind: v.Kind, State: v.State, Fence: v.Fence, Session: v.Session,
+		ID: v.ID, Key: v.Key, Kind: v.Kind, State: v.State, Fence: v.Fence,
 		Cancelled: v.CancelRequested, SubmittedAt: v.SubmittedAt, StartedAt: v.StartedAt, EndedAt: v.EndedAt,
 	}
 	if v.Result != nil {
@@ -151,7 +150,7 @@ type DagsterEvent struct {
 	StepKey string    `json:"step_key"`
 	Type    string    `json:"type"`
 	At      time.Time `json:"at"`
-	// Ours says that a step's process of stepfleet has written it: it has the mark of an attempt.
+	// Ours says that it is the end of a step that a process of stepfleet has written: it has the mark of its attempt.
 	Ours bool `json:"ours,omitempty"`
 }
 

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -11,8 +12,8 @@ import (
 // dagsterAgrees holds Dagster's log against the ledger, step by step and then attempt by attempt.
 //
 // A step of which attempts may be from before the window is passed over; which those are the ledger says,
-// whose times have one clock. So is a run of which Dagster's log has nothing at all, unless Runs says that it should be there: people delete
-// runs.
+// whose times have one clock. So is a run whose begin Dagster's log does not have, unless Runs says that it should be there:
+// people delete runs, also those that still write, and old events.
 func dagsterAgrees(f *facts, v *finding) {
 	if f.Dagster == nil {
 		v.unchecked("there is no event log of Dagster")
@@ -22,7 +23,7 @@ func dagsterAgrees(f *facts, v *finding) {
 		switch {
 		case s.base < 0:
 			f.unknownStep(name, s, v)
-		case s.whole && f.stepsOf(name.run) && f.logged(name.run):
+		case s.whole && f.inWindow(name.run) && f.logged(name.run):
 			v.cases(1)
 			f.countEvents(name, s, v)
 		}
@@ -30,33 +31,28 @@ func dagsterAgrees(f *facts, v *finding) {
 	for i := range f.attempts {
 		a := &f.attempts[i]
 		s := f.steps[stepName{a.RunID, a.StepKey}]
-		if a.run || s == nil || !s.whole || !f.stepsOf(a.RunID) {
+		if a.run || s == nil || !s.whole || !f.inWindow(a.RunID) {
 			continue
 		}
 		if f.logged(a.RunID) {
 			v.cases(1)
-			agree(a, s, v)
+			f.agree(a, s, v)
 		}
 	}
-	unlogged, runs := f.unlogged()
-	f.counts.UnloggedRuns = unlogged
-	switch {
-	case v.held.Cases > 0:
-	case unlogged == runs:
-		v.unchecked(nothingLogged)
-	default:
-		v.unchecked("Dagster's log and the window have no step whole")
+	f.counts.UnloggedRuns, _ = f.unlogged()
+	if v.held.Cases == 0 {
+		v.unchecked(cmp.Or(f.nothingLogged(), "Dagster's log and the window have no step whole"))
 	}
 }
 
-// stepsOf reports whether the run's steps went through the ledger, and did so within the window.
-func (f *facts) stepsOf(run string) bool {
+// inWindow reports whether the window has tasks of the run.
+func (f *facts) inWindow(run string) bool {
 	r := f.runs[run]
 	return r != nil && r.tasks > 0
 }
 
-// logged reports whether Dagster's log has the run, or should have.
-func (f *facts) logged(run string) bool { return f.runs[run].events > 0 || f.Runs != nil }
+// logged reports whether Dagster's log has the run from its begin, or should have.
+func (f *facts) logged(run string) bool { return f.runs[run].log.begun || f.Runs != nil }
 
 // countEvents looks for starts and endings that are too many.
 func (f *facts) countEvents(name stepName, s *stepLog, v *finding) {
@@ -87,9 +83,9 @@ func (f *facts) endings(name stepName, s *stepLog) (endings, known int) {
 // only a success is wrong: of the others the executor writes it, which may have been stopped, or
 // have yet to do it. An attempt that is running may have its ending in the log for long: its hooks, or
 // threads that it has left, are at work.
-func agree(a *attempt, s *stepLog, v *finding) {
+func (f *facts) agree(a *attempt, s *stepLog, v *finding) {
 	state, ending := a.state.state(), s.ending(a.Attempt-s.base)
-	if what := unbidden(a, s); what != "" {
+	if what := f.unbidden(a, s); what != "" {
 		v.bad(a.id, a.Key, "the ledger has it %s and never started, and Dagster's log has %s", state, what)
 		return
 	}
@@ -106,16 +102,28 @@ func agree(a *attempt, s *stepLog, v *finding) {
 
 // unbidden returns what the log has of an attempt that only its process can write, or the executor once
 // the attempt has ended, though the attempt was never started.
-func unbidden(a *attempt, s *stepLog) string {
+func (f *facts) unbidden(a *attempt, s *stepLog) string {
 	n := a.Attempt - s.base
 	switch ending := s.ending(n); {
 	case a.started:
-	case ending == stepSuccess, ending != "" && !a.state.state().Terminal():
+	case ending == stepSuccess, ending != "" && !a.over:
 		return ending
-	case s.began(n):
+	case s.began(n) && !f.mayBeLate(a, s):
 		return "a start"
 	}
 	return ""
+}
+
+// mayBeLate reports whether what looks like the attempt's start may be that of one before it, but for the
+// first, which was started and has none in the log.
+func (f *facts) mayBeLate(a *attempt, s *stepLog) bool {
+	for n := a.Attempt - s.base - 1; n > 0; n-- {
+		i, known := f.byKey[stepfleet.Key{RunID: a.RunID, StepKey: a.StepKey, Attempt: s.base + n}]
+		if known && f.attempts[i].started && !s.began(n) {
+			return true
+		}
+	}
+	return false
 }
 
 // lookAgain takes what the ledger shows after the other witnesses were read, of the runs of which they have
@@ -124,7 +132,7 @@ func (f *facts) lookAgain(ctx context.Context) error {
 	doubtful := map[string]bool{}
 	for name, s := range f.steps {
 		s.whole = f.whole(name, s)
-		if f.Later == nil || s.base < 0 || !s.whole || !f.stepsOf(name.run) {
+		if f.Later == nil || s.base < 0 || !s.whole || !f.inWindow(name.run) {
 			continue
 		}
 		if endings, known := f.endings(name, s); endings > known {
@@ -136,7 +144,7 @@ func (f *facts) lookAgain(ctx context.Context) error {
 	}
 	for i := range f.attempts {
 		a := &f.attempts[i]
-		if s := f.steps[stepName{a.RunID, a.StepKey}]; s != nil && s.whole && unbidden(a, s) != "" {
+		if s := f.steps[stepName{a.RunID, a.StepKey}]; s != nil && s.whole && f.unbidden(a, s) != "" {
 			doubtful[a.RunID] = true
 		}
 	}

@@ -67,12 +67,12 @@ type finds struct {
 type attempt struct {
 	stepfleet.Key
 	id               stepfleet.TaskID
-	session          stepfleet.SessionID
 	submitted, ended int64 // Unix nanoseconds, 0 for never
 	life             int32 // its place among the replay's lives, -1 for none
 	state            stateIndex
 	run              bool // it is a run worker
 	started          bool
+	over             bool // it has ended, maybe after the snapshot
 	event            string
 }
 
@@ -109,7 +109,7 @@ type stepLog struct {
 	extra                   string // an ending after the final one
 	late                    bool   // it has events after the window, by their writers' clocks
 	whole                   bool   // all its attempts are in sight
-	ours                    bool   // a process of ours has written some
+	ours                    bool   // a process of ours has written an ending
 	undecided               bool   // its last ending is a RESOURCE_INIT_FAILURE, which may have a verdict to come
 	restarted               int    // starts of an attempt that had started
 	begun                   uint64 // the attempts that have a start, a bit for each as ending counts them
@@ -342,8 +342,8 @@ func (f *facts) task(t Task) {
 		return
 	}
 	a := attempt{
-		Key: t.Key, id: t.ID, session: t.Session, submitted: nanos(t.SubmittedAt), ended: nanos(t.EndedAt), life: -1,
-		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event, started: !t.StartedAt.IsZero(),
+		Key: t.Key, id: t.ID, submitted: nanos(t.SubmittedAt), ended: nanos(t.EndedAt), life: -1,
+		state: stateIndexes[t.State], run: t.Kind == stepfleet.KindRun, event: t.Event, started: !t.StartedAt.IsZero(), over: t.State.Terminal(),
 	}
 	if i, ok := f.replay.byTask[t.ID]; ok {
 		a.life = i
@@ -457,6 +457,7 @@ func (f *facts) event(e DagsterEvent) {
 		r.log.take(e.Type)
 		return
 	}
+	r.log.steps = true
 	s := f.steps[stepName{e.RunID, e.StepKey}]
 	if s == nil {
 		s = &stepLog{base: -1, top: -1}
@@ -486,10 +487,7 @@ func (s *stepLog) take(kind string) {
 	switch kind {
 	case stepStart, stepRestarted:
 		s.starts++
-		of := s.retries
-		if kind == stepStart {
-			of = 0 // Dagster has another word for later attempts: it has come late
-		}
+		of := s.attemptOf(kind)
 		if s.began(of) {
 			s.restarted++
 		}
@@ -509,6 +507,23 @@ func (s *stepLog) take(kind string) {
 			s.finals++
 		}
 	}
+}
+
+// attemptOf returns the attempt that a start is of. One that was given up may write its own late, when
+// the next one is under way. Of the first attempt Dagster's word tells; of two starts of a later one the first
+// is of the attempt before it that has none.
+func (s *stepLog) attemptOf(kind string) int {
+	if kind == stepStart {
+		return 0
+	}
+	if s.began(s.retries) {
+		for n := s.retries - 1; n > 0; n-- {
+			if !s.began(n) {
+				return n
+			}
+		}
+	}
+	return s.retries
 }
 
 // began reports whether the log has a start of the n-th attempt.

@@ -73,7 +73,7 @@ type Counts struct {
 	DagsterEvents int `json:"dagster_events"`
 	ClientEvents  int `json:"client_events"`
 	// ForeignEffects are lines of the effect log that no step of stepfleet's has written, UnloggedRuns
-	// runs that Dagster's log has nothing of.
+	// runs of which Dagster's log has nothing, or not the begin.
 	ForeignEffects int `json:"foreign_effects,omitempty"`
 	UnloggedRuns   int `json:"unlogged_runs,omitempty"`
 	// ByState counts tasks, Refused refused writes by code.

@@ -22,6 +22,7 @@ var RunEvents = []string{runStart, runCanceling, runCanceled, runSuccess, runFai
 type runLog struct {
 	ends      []string // all events that end it
 	begun     bool
+	steps     bool // it has events of steps
 	unbegun   bool // an end came before its run worker had begun it
 	cancelled bool // somebody has asked for its end
 	carried   bool // its run worker is a task
@@ -42,6 +43,9 @@ func (r *runLog) take(kind string) {
 	}
 }
 
+// beheaded reports whether the log has steps of the run and not its begin: it was deleted while they went on.
+func (r *runLog) beheaded() bool { return r.steps && !r.begun }
+
 // allowed is how many ends the log may have. Dagster itself ends a run without asking its run worker when
 // somebody forces the end or the run has taken too long, when it could not launch the run, and where
 // another launcher's run worker does not answer; the run worker may be about to write its own. Where
@@ -53,15 +57,16 @@ func (r *runLog) allowed() int {
 	return 1
 }
 
-// endsOnce goes by the order of the log alone, whatever the window is: a resumed run is the same run, and
-// a run that is executed again is another.
+// endsOnce counts all ends in the log: a resumed run is the same run, and a run that is executed again is
+// another. What the ledger has to say of them is of the window; where that shows neither the run worker nor the
+// run's closing, two ends are allowed.
 func endsOnce(f *facts, v *finding) {
 	if f.Dagster == nil {
 		v.unchecked("there is no event log of Dagster")
 		return
 	}
-	if unlogged, runs := f.unlogged(); unlogged == runs {
-		v.unchecked(nothingLogged)
+	if why := f.nothingLogged(); why != "" {
+		v.unchecked(why)
 	}
 	for id, r := range f.runs {
 		if r.tasks == 0 || len(r.log.ends) == 0 {

@@ -62,6 +62,10 @@ type teller struct {
 	op     int64
 }
 
+func newTeller(t *testing.T, s *story) *teller {
+	return &teller{story: s, t: t, ctx: t.Context(), ledger: memory.NewLedger()}
+}
+
 // tell returns a history in which everything went as it should, faults included:
 // a succeeds at once; b is lost with its worker, whose late settle is refused, and succeeds as a
 // second attempt; c is released and succeeds later; d is cancelled while it runs; e fails and is not tried again;
@@ -71,7 +75,7 @@ func tell(t *testing.T) *story {
 	t.Helper()
 	s := &story{rest: &audit.Rest{}}
 	synctest.Test(t, func(t *testing.T) {
-		tl := &teller{story: s, t: t, ctx: t.Context(), ledger: memory.NewLedger()}
+		tl := newTeller(t, s)
 		tl.play()
 		s.healed = time.Now()
 		tl.collect("r1", "r2", "r3")
@@ -83,6 +87,8 @@ func (tl *teller) play() {
 	one, two := tl.register("one"), tl.register("two")
 	tl.epoch("r1")
 	tl.epoch("r2")
+	tl.event("r1", "", "PIPELINE_START")
+	tl.event("r2", "", "PIPELINE_START")
 	for _, step := range []string{"a", "b", "c", "d", "e"} {
 		tl.submit("r1", step, 0)
 	}

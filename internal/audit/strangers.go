@@ -42,7 +42,9 @@ func (f *facts) cut() bool {
 func (f *facts) later(t Task) {
 	i, known := f.byKey[t.Key]
 	if known {
-		f.attempts[i].started = f.attempts[i].started || !t.StartedAt.IsZero()
+		a := &f.attempts[i]
+		a.started = a.started || !t.StartedAt.IsZero()
+		a.over = a.over || t.State.Terminal()
 	} else {
 		f.beyond[t.Key] = true
 		f.run(t.RunID).elsewhere.tasks++
@@ -103,20 +105,29 @@ func (f *facts) unknownStep(name stepName, s *stepLog, v *finding) {
 		"Dagster's log has %d starts and %d endings of the step, and the ledger 0 attempts", s.starts, endings)
 }
 
-const nothingLogged = "Dagster's log has nothing of these runs"
-
-// unlogged counts the runs of which Dagster's log has nothing.
+// unlogged counts the runs of which Dagster's log has nothing, or only what was written after it was deleted.
 func (f *facts) unlogged() (runs, all int) {
 	for _, r := range f.runs {
 		if r.tasks == 0 {
 			continue
 		}
 		all++
-		if r.events == 0 {
+		if r.events == 0 || r.log.beheaded() {
 			runs++
 		}
 	}
 	return runs, all
+}
+
+// nothingLogged says why Dagster's log cannot be compared at all, empty where it can.
+func (f *facts) nothingLogged() string {
+	switch unlogged, runs := f.unlogged(); {
+	case runs == 0:
+		return "the ledger's window has no run"
+	case unlogged == runs:
+		return "Dagster's log has nothing of these runs, or not their begin"
+	}
+	return ""
 }
 
 // startedSince reports whether the attempt was started after the audit was read.

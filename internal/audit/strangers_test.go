@@ -75,3 +75,29 @@ func TestAWindowWithAllWitnessesFindsNothingLost(t *testing.T) {
 		}
 	}
 }
+
+// What a run wrote before it was deleted in Dagster is gone, and what it wrote after that is no whole story.
+func TestARunThatWasDeletedWhileItRanIsNotCompared(t *testing.T) {
+	for begin, want := range map[string]audit.Verdict{"": audit.Pass, "PIPELINE_START": audit.Fail} {
+		s := tell(t)
+		s.dagster = slices.DeleteFunc(s.dagster, func(e audit.DagsterEvent) bool {
+			return e.RunID == "r1" && e.Type != "STEP_FAILURE" && (begin == "" || e.Type != begin)
+		})
+		report := check(t, s.ledgerAlone())
+		if unlogged := report.Counts.UnloggedRuns; report.Verdict != want || (unlogged == 1) != (want == audit.Pass) {
+			t.Errorf("with %q: %s, %d without a begin: %+v", begin, report.Verdict, unlogged, report.Violations)
+		}
+	}
+}
+
+// Why nothing was compared is told as it is.
+func TestAWindowWithoutRunsDoesNotBlameDagstersLog(t *testing.T) {
+	s := tell(t)
+	w := s.ledgerAlone()
+	w.Audit, w.Tasks, w.Dagster = audit.Slice[stepfleet.AuditRow](), audit.Slice[audit.Task](), audit.Slice[audit.DagsterEvent]()
+	for _, h := range check(t, w).Invariants {
+		if (h.ID == "I7" || h.ID == "R3") && h.Unchecked != "the ledger's window has no run" {
+			t.Errorf("%s: %q", h.ID, h.Unchecked)
+		}
+	}
+}

@@ -256,7 +256,7 @@ func (s *story) add(run, step, kind string) {
 // queue makes the ledger have the step's only attempt in its queue still.
 func (s *story) queue(run, step string) {
 	task := s.last(run, step)
-	task.State, task.Fence, task.Session, task.Event = stepfleet.StateQueued, 0, 0, ""
+	task.State, task.Fence, task.Event = stepfleet.StateQueued, 0, ""
 	task.StartedAt, task.EndedAt = time.Time{}, time.Time{}
 	s.rows = slices.DeleteFunc(s.rows, func(r stepfleet.AuditRow) bool {
 		return r.TaskID == task.ID && r.Verb != stepfleet.VerbSubmit

@@ -261,3 +261,43 @@ func TestHowOftenARunMayEnd(t *testing.T) {
 		}
 	}
 }
+
+// An attempt that has no process ends too, be it poisoned or cancelled, and its executor writes the end.
+func TestAnAttemptMayEndUnstartedAfterTheLedgerWasRead(t *testing.T) {
+	for state, want := range map[stepfleet.State]audit.Verdict{
+		stepfleet.StateDead: audit.Pass, stepfleet.StateCancelled: audit.Pass, stepfleet.StateLeased: audit.Fail,
+	} {
+		s := tell(t)
+		s.queue("r1", "e")
+		s.dagster = slices.DeleteFunc(s.dagster, func(e audit.DagsterEvent) bool { return e.StepKey == "e" && e.Type == "STEP_START" })
+		w := s.ledgerAlone()
+		w.Until, w.Snapshot = s.rows[len(s.rows)-1].At.Add(time.Hour), true
+		now := *s.last("r1", "e")
+		now.State = state
+		w.Later = func(ctx context.Context, _ []string) iter.Seq2[audit.Task, error] { return audit.Slice(now)(ctx) }
+		if report := check(t, w); report.Verdict != want {
+			t.Errorf("%s by now: %s, want %s: %+v", state, report.Verdict, want, report.Violations)
+		}
+	}
+}
+
+// A run goes on while it is verified: what was acknowledged after the ledger was read has no row there.
+func TestWhatClientsSawAfterTheLedgerWasReadIsLeftOut(t *testing.T) {
+	for after, want := range map[time.Duration]audit.Verdict{time.Minute: audit.Pass, -time.Hour: audit.Fail} {
+		s := tell(t)
+		key := stepfleet.Key{RunID: "r1", StepKey: "c"}
+		s.last("r1", "c").State = stepfleet.StateRunning
+		s.dropRow("r1", "c", stepfleet.VerbSettle)
+		w := s.ledgerAlone()
+		w.Until, w.Snapshot, w.Effects = s.rows[len(s.rows)-1].At.Add(2*time.Hour), true, audit.Slice(s.effects...)
+		at := w.Until.Add(after)
+		w.Client = audit.Slice(append(s.client,
+			audit.ClientEvent{At: at, Type: audit.Invoke, F: audit.OpCancel, Op: 99, Key: key},
+			audit.ClientEvent{At: at.Add(time.Second), Type: audit.OK, F: audit.OpCancel, Op: 99, Key: key},
+			audit.ClientEvent{At: at.Add(2 * time.Second), Type: audit.Invoke, F: audit.OpRead, Op: 100, Key: key},
+			audit.ClientEvent{At: at.Add(3 * time.Second), Type: audit.OK, F: audit.OpRead, Op: 100, Key: key, State: stepfleet.StateCancelled})...)
+		if report := check(t, w); report.Verdict != want {
+			t.Errorf("%s after: %s, want %s: %+v", after, report.Verdict, want, report.Violations)
+		}
+	}
+}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stepfleet/stepfleet"
 	"github.com/stepfleet/stepfleet/internal/audit"
+	"github.com/stepfleet/stepfleet/internal/dagsterlog"
 	"github.com/stepfleet/stepfleet/internal/postgres"
 )
 
@@ -115,10 +116,10 @@ const (
 		event::json #>> '{dagster_event,message}'), 1500) FROM event_logs
 		WHERE dagster_event_type IN ('STEP_FAILURE', 'PIPELINE_FAILURE') ORDER BY id`
 	selectHeld = `SELECT format('task %s by session %s', task_id, session_id) FROM stepfleet.held`
-	selectLog  = `SELECT id, run_id, dagster_event_type, coalesce(step_key, ''), timestamp AT TIME ZONE 'UTC',
-		event LIKE '%"stepfleet/attempt":%' FROM event_logs
-		WHERE dagster_event_type IS NOT NULL ORDER BY id`
 )
+
+var selectLog = `SELECT id, run_id, dagster_event_type, coalesce(step_key, ''), timestamp AT TIME ZONE 'UTC', ` + dagsterlog.Ours + `
+	FROM event_logs WHERE dagster_event_type IS NOT NULL ORDER BY id`
 
 // readLedger reads the ledger at one moment.
 func (w *witnesses) readLedger(ctx context.Context, dsn string) error {

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,28 +21,29 @@ type Event struct {
 	StepKey string
 	Type    string
 	At      time.Time
-	// Ours says that a step's process of stepfleet has written it: an ending with its attempt's mark.
+	// Ours says that it is the end of a step that a process of stepfleet has written.
 	Ours bool
 }
 
 // pageRuns is how many runs one statement asks for.
 const pageRuns = 200
 
+// Ours is, in SQL, whether a row is the end of a step that a process of stepfleet has written: it has the mark
+// of its attempt (attempts.py). In a text of the user's the quotes would be escaped.
+var Ours = `(dagster_event_type IN ('` + strings.Join(stepfleet.Endings, "', '") + `') AND event LIKE '%"stepfleet/attempt":%')`
+
 // events reads events of these types of some runs, which Dagster's index by run and id leads to.
 // Dagster keeps times in UTC without saying so.
-const events = `
-SELECT id, run_id, coalesce(step_key, ''), dagster_event_type, coalesce(timestamp, 'epoch') AT TIME ZONE 'UTC',
-    dagster_event_type = ANY ($3::text[]) AND event LIKE ` + marked + `
+var events = `
+SELECT id, run_id, coalesce(step_key, ''), dagster_event_type, coalesce(timestamp, 'epoch') AT TIME ZONE 'UTC', ` + Ours + `
 FROM event_logs WHERE run_id = ANY ($1::text[]) AND dagster_event_type = ANY ($2::text[])
 ORDER BY id`
 
-// marked is what the event of a step's process of stepfleet has (attempts.py). In a text of the user's the
-// quotes would be escaped.
-const marked = `'%"stepfleet/attempt":%'`
-
-// ended reads ends of steps of one type back from an id, by Dagster's index on both.
-const ended = `
-SELECT id, run_id, coalesce(timestamp, 'epoch') AT TIME ZONE 'UTC', event LIKE ` + marked + `
+// ended reads ends of steps of one type back from an id, by Dagster's index on both. The text of those outside
+// the window is not looked at: that is what takes time.
+var ended = `
+SELECT id, run_id, coalesce(timestamp, 'epoch') AT TIME ZONE 'UTC',
+    CASE WHEN timestamp AT TIME ZONE 'UTC' >= $4::timestamptz AND timestamp AT TIME ZONE 'UTC' < $5::timestamptz THEN ` + Ours + ` ELSE false END
 FROM event_logs WHERE dagster_event_type = $1 AND id < $2::bigint ORDER BY id DESC LIMIT $3`
 
 // pageEnds is how many ends one statement asks for. They are in the order of time but for the clocks of
@@ -53,14 +55,14 @@ func (l *Log) RunsOf(ctx context.Context, from, until time.Time) (map[string]boo
 	runs := map[string]bool{}
 	for _, kind := range stepfleet.Endings {
 		for below := int64(math.MaxInt64); below > 0; {
-			rows, err := l.pool.Query(ctx, ended, kind, below, pageEnds)
+			rows, err := l.pool.Query(ctx, ended, kind, below, pageEnds, from, until)
 			if err != nil {
 				return nil, fmt.Errorf("read ends of steps: %w", wrap(err))
 			}
 			var e Event
 			n, last := 0, time.Time{}
 			_, err = pgx.ForEachRow(rows, []any{&e.ID, &e.RunID, &e.At, &e.Ours}, func() error {
-				if e.Ours && !e.At.Before(from) && e.At.Before(until) {
+				if e.Ours {
 					runs[e.RunID] = true
 				}
 				n++
@@ -94,7 +96,7 @@ func (l *Log) Events(ctx context.Context, runIDs, types []string) iter.Seq2[Even
 
 // page reads the events of some runs, and says whether to go on.
 func (l *Log) page(ctx context.Context, runIDs, types []string, yield func(Event, error) bool) bool {
-	rows, err := l.pool.Query(ctx, events, runIDs, types, stepfleet.Endings)
+	rows, err := l.pool.Query(ctx, events, runIDs, types)
 	if err == nil {
 		defer rows.Close()
 		for rows.Next() {

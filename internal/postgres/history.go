@@ -74,6 +74,12 @@ func (h *History) Window(ctx context.Context, from, until time.Time) iter.Seq2[s
 	return stream(ctx, h, "read the audit", scanAudit, historyWindow, from, until)
 }
 
+// Begins reports whether the audit has no row from before a time.
+func (h *History) Begins(ctx context.Context, at time.Time) (begins bool, err error) {
+	err = h.tx.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM stepfleet.audit WHERE at < $1)`, at).Scan(&begins)
+	return begins, wrap("read the begin of the audit", err)
+}
+
 // Runs returns the audit rows of runs, by id.
 func (h *History) Runs(ctx context.Context, runIDs []string) iter.Seq2[stepfleet.AuditRow, error] {
 	return stream(ctx, h, "read the audit", scanAudit, historyRuns, runIDs)
