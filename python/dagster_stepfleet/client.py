@@ -155,7 +155,7 @@ def read_token(environ: Mapping[str, str] = os.environ) -> str | None:
         ) from err
 
 
-def _never() -> bool:
+def never() -> bool:
     return False
 
 
@@ -329,7 +329,7 @@ class Client:
         token: str | None = None,
         outage_budget_seconds: float = 300.0,
         call_timeout_seconds: float | None = None,
-        interrupted: Callable[[], bool] = _never,
+        interrupted: Callable[[], bool] = never,
         resume: int = 0,
     ) -> None:
         self.url = url

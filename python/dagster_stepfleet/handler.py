@@ -272,7 +272,7 @@ class StepfleetStepHandler(StepHandler):
                 args=args,
                 generation=self.generation,
                 op=step_context.step.node_handle.name,
-                policy_retries=tags.retries_left(policy.max_retries) if policy else 0,
+                policy_retries=tags.cut_retries(policy.max_retries) if policy else 0,
                 placement=placement,
                 location=location,
             )

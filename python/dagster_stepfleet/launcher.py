@@ -11,25 +11,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dagster_stepfleet import seams  # first: it says what of Dagster is missing
 
 # isort: split
-from dagster import (
-    DagsterInstance,
-    DagsterRun,
-    DagsterRunStatus,
-    Field,
-    IntSource,
-    RunsFilter,
-    StringSource,
-)
-from dagster._core.events import DagsterEventType, EngineEventData
+from dagster import DagsterInstance, DagsterRun, Field, IntSource, StringSource
+from dagster._core.events import EngineEventData
 from dagster._core.launcher import (
     CheckRunHealthResult,
     LaunchRunContext,
@@ -40,7 +30,7 @@ from dagster._core.launcher import (
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import ConfigurableClass, serialize_value
 
-from dagster_stepfleet import storage, tags
+from dagster_stepfleet import storage, tags, unlaunched
 from dagster_stepfleet.client import (
     DEFAULT_URL,
     PROTOCOL_VERSION,
@@ -50,6 +40,7 @@ from dagster_stepfleet.client import (
     ServerRefused,
     ServerUnreachable,
     StepfleetError,
+    never,
     read_token,
 )
 from dagster_stepfleet.identity import RUN_STEP_KEY, run_identity
@@ -100,6 +91,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         self._queue = queue
         self._launch_budget_seconds = launch_budget_seconds
         self._away_until = 0.0
+        self._lookout: unlaunched.Lookout | None = None
         super().__init__()
 
     @property
@@ -127,45 +119,31 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             storage.outlast_launches(instance)
         except Exception as err:
             _log.warning("stepfleet leaves Dagster's storage as it is: %s", err)
-        if any(module in sys.modules for module in seams.LAUNCHING):
-            threading.Thread(target=self.launch_what_was_left, daemon=True).start()
+        if unlaunched.launches_runs(instance):
+            budget = self._launch_budget_seconds
+            self._lookout = unlaunched.Lookout(instance, self._launch, budget)
+            self._lookout.start()
+
+    def dispose(self) -> None:
+        if self._lookout is not None:
+            self._lookout.stop()
+        super().dispose()
 
     # Launch and resume.
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        self._launch(context.dagster_run)
+        self._launch(context.dagster_run, self._launch_budget_seconds)
 
-    def launch_what_was_left(self) -> None:
-        """Launches the runs that a process of Dagster has shown as starting, and has died before it
-        could launch them: they are in no queue any more, and run monitoring would fail them. A run
-        that somebody launches at this moment gets one run worker all the same, and one of which
-        its log says more than that it starts is left alone: another launcher may have it."""
-        try:
-            runs = self._instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTING]))
-            left = [run for run in runs if self._is_left(run)]
-        except Exception as err:
-            _log.warning("whether runs were left without a run worker is not known: %s", err)
-            return
-        for run in left:
-            try:
-                self._launch(run)
-            except Exception as err:
-                _log.warning(
-                    "run %s was left without a run worker, and gets none: %s", run.run_id, err
-                )
-
-    def _is_left(self, run: DagsterRun) -> bool:
-        said = self._instance.all_logs(run.run_id)
-        return bool(said) and said[-1].dagster_event_type is DagsterEventType.PIPELINE_STARTING
-
-    def _launch(self, run: DagsterRun) -> None:
+    def _launch(
+        self, run: DagsterRun, budget_seconds: float, interrupted: Callable[[], bool] = never
+    ) -> None:
         args = ExecuteRunArgs(
             job_origin=_origin(run),
             run_id=run.run_id,
             instance_ref=self._instance.get_ref(),
             set_exit_code_on_failure=True,
         )
-        receipt = self._submit(run, 0, serialize_value(args), self._launch_budget_seconds)
+        receipt = self._submit(run, 0, serialize_value(args), budget_seconds, interrupted)
         if receipt is None or not receipt.get("known"):
             return
         if receipt.get("state") in TERMINAL_STATES and not self._is_over(run.run_id):
@@ -196,7 +174,12 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             self._report(run, f"Resume attempt {attempt} was not submitted: {err}")
 
     def _submit(
-        self, run: DagsterRun, attempt: int, payload: str, budget_seconds: float
+        self,
+        run: DagsterRun,
+        attempt: int,
+        payload: str,
+        budget_seconds: float,
+        interrupted: Callable[[], bool] = never,
     ) -> _Task | None:
         """Submits the run worker and returns its receipt; None when the run is over."""
         digest = hashlib.sha256(payload.encode()).hexdigest()
@@ -204,7 +187,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         identity = run_identity(_origin(run), run.job_snapshot_id)
         why_dead = ""
         try:
-            with self._client(run.run_id, budget_seconds) as client:
+            with self._client(run.run_id, budget_seconds, interrupted=interrupted) as client:
                 (receipt,) = client.submit(identity, {digest: payload}, [task], as_executor=False)
                 if receipt.get("state") == "dead":
                     why_dead = _why_dead(client, attempt, receipt)
@@ -252,7 +235,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             "payload": payload,
             "retry_budget": {
                 "policy_retries": 0,
-                "lost_step_retries": tags.retries_left(self._resumes() - attempt),
+                "lost_step_retries": tags.cut_retries(self._resumes() - attempt),
             },
         }
 
@@ -341,7 +324,11 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     # Helpers.
 
     def _client(
-        self, run_id: str, budget_seconds: float, call_timeout_seconds: float | None = None
+        self,
+        run_id: str,
+        budget_seconds: float,
+        call_timeout_seconds: float | None = None,
+        interrupted: Callable[[], bool] = never,
     ) -> Client:
         return Client(
             self._server_url,
@@ -349,6 +336,7 @@ class StepfleetRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             token=read_token(),
             outage_budget_seconds=budget_seconds,
             call_timeout_seconds=call_timeout_seconds,
+            interrupted=interrupted,
         )
 
     def _report(self, run: DagsterRun, message: str) -> None:

@@ -109,8 +109,11 @@ CRASH_HELPERS = (
 # it counts them. Importing it would load the daemon.
 RESUME_MESSAGE = "Launching a new run worker to resume run"
 
-# One of these is loaded in each of Dagster's processes that launch runs.
-LAUNCHING = ("dagster._daemon.cli", "dagster_webserver")
+# Dagster's programs that launch runs, as scripts and as packages of `python -m`, and the variable
+# that stands for a webserver's --read-only.
+DAEMONS = ("dagster-daemon", "_daemon")
+WEBSERVERS = ("dagster-webserver", "dagster_webserver", "dagit")
+READ_ONLY_VARIABLE = "DAGSTER_WEBSERVER_READ_ONLY"
 
 
 class SeamError(ImportError):
@@ -213,7 +216,10 @@ SHAPES = (
             "step_retry_data",
         ),
     ),
-    Shape("dagster:DagsterInstance.get_records_for_run", ("run_id", "cursor", "of_type", "limit")),
+    Shape(
+        "dagster:DagsterInstance.get_records_for_run",
+        ("run_id", "cursor", "of_type", "limit", "ascending"),
+    ),
     Shape("dagster:DagsterInstance.run_will_resume", ("run_id",)),
     Shape(
         "dagster:DagsterInstance",

@@ -156,7 +156,7 @@ def _cut(priority: int) -> int:
     return max(-MAX_PRIORITY, min(priority, MAX_PRIORITY))
 
 
-def retries_left(retries: int) -> int:
+def cut_retries(retries: int) -> int:
     """Returns a number of retries cut to what the ledger keeps. There it is for people to read:
     Dagster itself counts retries, and knows no limit."""
     return max(0, min(retries, MAX_RETRIES))

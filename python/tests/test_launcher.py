@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
-from types import ModuleType
 
 import pytest
 from dagster import DagsterEventType, DagsterRunStatus
 from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerStatus
 
-from dagster_stepfleet import StepfleetRunLauncher, seams
+from dagster_stepfleet import StepfleetRunLauncher
 from dagster_stepfleet.client import ServerUnreachable, StepfleetError
 from tests.fakes import TERMINAL, FakeServer, Worker
 from tests.payloads import create_run
@@ -98,35 +96,6 @@ def test_a_second_launch_finds_the_first(instance, server, launcher):
     launch(launcher_of(instance), run)
     assert the_task(server)["attempt"] == 0
     assert sum("Run worker submitted" in m for m in messages(instance, run)) == 1
-
-
-def test_what_a_dead_daemon_left_is_launched_once(instance, server, launcher):
-    left, queued, taken = starting(instance), create_run(instance, "chain"), starting(instance)
-    instance.report_engine_event("another launcher has started a container", taken)
-    launcher.launch_what_was_left()
-    launcher.launch_what_was_left()
-    assert the_task(server)["run_id"] == left.run_id
-    assert sum("Run worker submitted" in m for m in messages(instance, left)) == 1
-    assert messages(instance, queued) == []
-
-
-def test_what_cannot_be_launched_keeps_no_other_run_waiting(instance, server, launcher):
-    refused, left = starting(instance), starting(instance)
-    server.closed[refused.run_id] = "by somebody"
-    launcher.launch_what_was_left()
-    assert the_task(server)["run_id"] == left.run_id
-
-
-def test_a_daemon_looks_when_it_begins(instance, server, monkeypatch):
-    left = starting(instance)
-    launcher_of(instance)
-    assert server.tasks == {}, "this process launches no runs"
-    monkeypatch.setitem(sys.modules, seams.LAUNCHING[0], ModuleType(seams.LAUNCHING[0]))
-    launcher_of(instance)
-    deadline = time.monotonic() + 30
-    while not server.tasks and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert the_task(server)["run_id"] == left.run_id
 
 
 def test_a_launch_of_a_run_whose_run_worker_has_ended(instance, server, launcher):
