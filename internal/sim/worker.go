@@ -287,7 +287,8 @@ func (l *life) claim(rung []*bell) {
 		return
 	}
 	asked := l.free
-	claimed, err := l.x.led.Claim(context.Background(), stepfleet.ClaimRequest{Session: l.id, ID: "claim", Queue: queue, Max: asked})
+	req := stepfleet.ClaimRequest{Session: l.id, Instance: l.x.cfg.Spec.Instance, ID: "claim", Queue: queue, Max: asked}
+	claimed, err := l.x.led.Claim(context.Background(), req)
 	if err != nil {
 		bells.giveBack(rung)
 		if errors.Is(err, stepfleet.ErrSessionDead) {
@@ -350,7 +351,7 @@ func (l *life) drain() {
 	ctx := context.Background()
 	l.stopping = true
 	l.ends.send()
-	_ = l.x.led.SetDraining(ctx, l.id)
+	_ = l.x.led.SetDraining(ctx, l.id, l.x.cfg.Spec.Instance)
 	idle := func() bool { return l.busy == 0 || l.over }
 	if !l.w.until(l.x.cfg.DrainTimeout, idle, &l.freed, &l.ends) {
 		for _, t := range l.sorted() {
@@ -359,7 +360,7 @@ func (l *life) drain() {
 		l.w.until(2*callLimit, idle, &l.freed, &l.ends)
 	}
 	if !l.over {
-		_ = l.x.led.EndSession(ctx, l.id, "drained")
+		_ = l.x.led.EndSession(ctx, l.id, l.x.cfg.Spec.Instance, "drained")
 		l.end()
 	}
 }

@@ -148,7 +148,7 @@ func (l *life) watchAbort() {
 	l.killAll()
 	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
 	defer cancel()
-	if err := l.w.ports.Renewals.EndSession(ctx, l.session, errAborted.Error()); err != nil {
+	if err := l.w.ports.Renewals.EndSession(ctx, l.session, l.w.cfg.Spec.Instance, errAborted.Error()); err != nil {
 		l.log.Warn("end session; what ran is lost when its run lease is over", "err", err)
 	}
 	l.endLife(errAborted)
@@ -257,7 +257,7 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 	l.mu.Unlock()
 	l.log.Info("draining", "timeout", l.w.cfg.DrainTimeout)
 	ctx, cancel := context.WithTimeout(l.over, callTimeout)
-	if err := l.w.ports.Claims.SetDraining(ctx, l.session); err != nil {
+	if err := l.w.ports.Claims.SetDraining(ctx, l.session, l.w.cfg.Spec.Instance); err != nil {
 		l.log.Warn("mark session draining", "err", err)
 	}
 	cancel()
@@ -284,7 +284,7 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 	}
 	ctx, cancel = context.WithTimeout(l.over, callTimeout)
 	defer cancel()
-	if err := l.w.ports.Claims.EndSession(ctx, l.session, "drained"); err != nil {
+	if err := l.w.ports.Claims.EndSession(ctx, l.session, l.w.cfg.Spec.Instance, "drained"); err != nil {
 		l.log.Warn("end session", "err", err)
 	}
 	l.endLife(errDrained)
