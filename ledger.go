@@ -184,7 +184,8 @@ type Claimed struct {
 }
 
 // Renewal answers a renewal: the session's state before it, and what the ledger says it holds.
-// The worker releases leased tasks in it that it does not know: the answer to their claim was lost.
+// The worker releases leased tasks in it that it does not know: the answer to their claim was lost. It
+// abandons running ones that it does not know: the ledger has lost that they ended.
 type Renewal struct {
 	Was  SessionState // alive or suspect
 	Held []Held
@@ -241,7 +242,8 @@ type Claims interface {
 	// know whether their end is in Dagster's log. From then on nobody owns them, the session is
 	// refused everything, and the server decides how they ended, as of a dead session's. It is
 	// idempotent by (task, fence) as Settle is. Errors a task: ErrFenced.
-	// The process is the one that ran them: what it is called by in the names of its connections.
+	// The process is the one that ran them: what it is called by in the names of its connections, 0 where
+	// nobody knows.
 	Abandon(ctx context.Context, session SessionID, refs []Ref, process int, reason string) ([]error, error)
 }
 

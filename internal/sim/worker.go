@@ -213,14 +213,19 @@ func (l *life) reconcile(held []stepfleet.Held) {
 	for id, t := range l.tasks {
 		known[id] = &t.missing
 	}
-	back, foreign := l.holdings.Compare(held, known)
-	for _, id := range foreign {
+	d := l.holdings.Compare(held, known)
+	for _, id := range d.Foreign {
 		l.w.say(l.p, "task %d has another owner", id)
 		l.tasks[id].kill()
 	}
-	for _, ref := range back {
+	for _, ref := range d.Back {
 		l.p.spawn(func() {
 			_ = l.x.retry(l, func() error { return l.x.led.release(context.Background(), l.id, ref, "claim answer lost") })
+		})
+	}
+	for _, ref := range d.Gone {
+		l.p.spawn(func() {
+			_ = l.x.retry(l, func() error { return l.x.led.abandon(context.Background(), l.id, ref, "it does not run here") })
 		})
 	}
 }

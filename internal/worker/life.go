@@ -181,13 +181,16 @@ func (l *life) reconcile(held []stepfleet.Held) {
 	for id, t := range l.tasks {
 		known[id] = &t.missing
 	}
-	back, foreign := l.holdings.Compare(held, known)
-	for _, id := range foreign {
+	d := l.holdings.Compare(held, known)
+	for _, id := range d.Foreign {
 		l.log.Error("task has another owner: killing its process", "task_id", id)
 		l.tasks[id].kill()
 	}
-	if len(back) > 0 {
-		l.side.Go(func() { l.release(back, "claim answer lost") })
+	if len(d.Back) > 0 {
+		l.side.Go(func() { l.release(d.Back, "claim answer lost") })
+	}
+	if len(d.Gone) > 0 {
+		l.side.Go(func() { l.abandon(d.Gone, "it does not run here") })
 	}
 }
 
@@ -324,6 +327,19 @@ func (l *life) release(refs []stepfleet.Ref, reason string) {
 	})
 	if err != nil {
 		l.log.Warn("release", "tasks", len(refs), "err", err)
+	}
+}
+
+// abandon has the server decide how tasks ended of which nothing is known here. Those that cannot be
+// abandoned now are seen again.
+func (l *life) abandon(refs []stepfleet.Ref, reason string) {
+	l.log.Error("the ledger says that tasks run here which do not: abandoning them", "tasks", refs)
+	err := retry(l.over, l.log, "abandon", func(ctx context.Context) error {
+		_, err := l.w.ports.Claims.Abandon(ctx, l.session, refs, 0, reason)
+		return err
+	})
+	if err != nil {
+		l.log.Warn("abandon", "tasks", len(refs), "err", err)
 	}
 }
 
