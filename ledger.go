@@ -166,10 +166,11 @@ type Lease struct {
 
 // ClaimRequest asks for work. ID makes the claim's rows recognisable in the audit.
 type ClaimRequest struct {
-	Session SessionID
-	ID      string
-	Queue   string
-	Max     int
+	Session  SessionID
+	Instance string
+	ID       string
+	Queue    string
+	Max      int
 	// Except are the code locations that the session cannot run: their tasks are left to others.
 	Except []string
 }
@@ -183,7 +184,8 @@ type Claimed struct {
 }
 
 // Renewal answers a renewal: the session's state before it, and what the ledger says it holds.
-// The worker releases leased tasks in it that it does not know: the answer to their claim was lost.
+// The worker releases leased tasks in it that it does not know: the answer to their claim was lost. It
+// abandons running ones that it does not know: the ledger has lost that they ended.
 type Renewal struct {
 	Was  SessionState // alive or suspect
 	Held []Held
@@ -195,7 +197,9 @@ type Settlement struct {
 	Result Result
 }
 
-// Claims is the ledger as workers use it. Start, Settle and Release take many tasks so that a
+// Claims is the ledger as workers use it. What a worker does to its session, and what it claims for it,
+// it does by the session's number and its own instance: a ledger that has lost commits gives the numbers
+// of lost sessions to others, and a session that is not of this instance is as good as dead. Start, Settle and Release take many tasks so that a
 // worker's writes share a commit; they answer one error a task, nil where it was done, and an
 // error of their own only when nothing can be said of any. All three are idempotent by (task,
 // fence): asking again after an ambiguous commit finds the transition made and answers nil.
@@ -204,16 +208,17 @@ type Claims interface {
 	// when the ledger does not fit this binary.
 	Register(ctx context.Context, spec SessionSpec) (Session, error)
 	// Renew proves that the session lives, and makes a suspect one alive again. It returns
-	// ErrSessionDead when the session is dead, or is not of this instance: a ledger that has lost
-	// commits gives the numbers of lost sessions to others. Then the worker must kill what it runs.
+	// ErrSessionDead when the session is dead, or is not of this instance. Then the worker must kill
+	// what it runs.
 	Renew(ctx context.Context, id SessionID, instance string) (Renewal, error)
 	// Held reads what the session holds, without renewing it. Workers look here for cancel flags.
 	Held(ctx context.Context, id SessionID) ([]Held, error)
 	// SetDraining says that the session will claim no more. It returns ErrSessionDead.
-	SetDraining(ctx context.Context, id SessionID) error
+	SetDraining(ctx context.Context, id SessionID, instance string) error
 	// EndSession makes the session dead by its own word: its process is about to exit. What it
-	// still holds is taken by the next sweep. Ending a dead session is no error.
-	EndSession(ctx context.Context, id SessionID, reason string) error
+	// still holds is taken by the next sweep. Ending a dead session, or another's, changes nothing and
+	// is no error.
+	EndSession(ctx context.Context, id SessionID, instance, reason string) error
 
 	// Claim takes up to Max waiting tasks of the queue for the session, best first (priority
 	// descending, then turn, then age), and raises each fence. It returns ErrSessionDead or
@@ -237,7 +242,8 @@ type Claims interface {
 	// know whether their end is in Dagster's log. From then on nobody owns them, the session is
 	// refused everything, and the server decides how they ended, as of a dead session's. It is
 	// idempotent by (task, fence) as Settle is. Errors a task: ErrFenced.
-	// The process is the one that ran them: what it is called by in the names of its connections.
+	// The process is the one that ran them: what it is called by in the names of its connections, 0 where
+	// nobody knows.
 	Abandon(ctx context.Context, session SessionID, refs []Ref, process int, reason string) ([]error, error)
 }
 

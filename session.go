@@ -32,9 +32,10 @@ type Lifetimes struct {
 	// lost. The worker has killed its step processes by then.
 	RunLease time.Duration
 	// Margin is how long before a deadline a worker acts on it: before TTL-Margin without a
-	// renewal it closes its gates, before RunLease-Margin it kills its steps. It looks once a second, so
-	// what is left of the margin makes up for a clock that runs too slow by (Margin - 1 s) / RunLease:
-	// 2.2 % at the defaults. A longer run lease needs a longer margin for the same.
+	// renewal it closes its gates, before RunLease-Margin it kills its steps. It looks every second, or
+	// twice in a renewal if that is sooner. What a look leaves of the margin makes up for a clock that runs
+	// too slow by (Margin - min(1 s, Renew/2)) / RunLease: 2.2 % at the defaults. A longer run lease needs a
+	// longer margin for the same.
 	Margin time.Duration
 	// StartWithin is how long a leased task may wait for its start before the sweep takes it.
 	StartWithin time.Duration

@@ -262,7 +262,7 @@ func (s *stack) registerElsewhere(t *testing.T, host, queue string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := ledger.EndSession(context.Background(), session.ID, "the test is over"); err != nil {
+		if err := ledger.EndSession(context.Background(), session.ID, session.Instance, "the test is over"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -50,7 +50,7 @@ func TestRenewalsGoThroughWhileThePoolIsBusy(t *testing.T) {
 	done := make(chan error, claims)
 	for range claims {
 		go func() {
-			_, err := ports.Claims.Claim(slow, stepfleet.ClaimRequest{Session: session.ID, ID: "slow", Queue: "default", Max: 1})
+			_, err := ports.Claims.Claim(slow, stepfleet.ClaimRequest{Session: session.ID, Instance: session.Instance, ID: "slow", Queue: "default", Max: 1})
 			done <- err
 		}()
 	}

@@ -119,7 +119,7 @@ func (p *past) submitTo(run string, steps ...string) {
 }
 
 func (p *past) claim(n int) {
-	claimed, err := p.ledger.Claim(p.t.Context(), stepfleet.ClaimRequest{Session: p.session, ID: "c", Queue: "default", Max: n})
+	claimed, err := p.ledger.Claim(p.t.Context(), stepfleet.ClaimRequest{Session: p.session, Instance: "i", ID: "c", Queue: "default", Max: n})
 	p.must(err)
 	for _, l := range claimed.Leases {
 		p.leases[l.StepKey] = l

@@ -143,7 +143,7 @@ func (b *bench) runOne(outcome stepfleet.State) stepfleet.TaskID {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	c, err := b.ledger.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, ID: "c", Queue: "default", Max: 1})
+	c, err := b.ledger.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: "c", Queue: "default", Max: 1})
 	if err != nil || len(c.Leases) != 1 {
 		b.t.Fatal(c, err)
 	}

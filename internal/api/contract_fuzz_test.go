@@ -146,7 +146,7 @@ func (f *fuzzed) worker(rt *rapid.T) {
 	switch act := rapid.IntRange(0, 2).Draw(rt, "worker"); {
 	case act == 0:
 		queue := rapid.SampledFrom([]string{"default", "runs"}).Draw(rt, "queue")
-		claimed, err := f.ledger.Claim(ctx, stepfleet.ClaimRequest{Session: f.session, ID: "c", Queue: queue, Max: 2})
+		claimed, err := f.ledger.Claim(ctx, stepfleet.ClaimRequest{Session: f.session, Instance: "i1", ID: "c", Queue: queue, Max: 2})
 		if err != nil {
 			f.session, f.leased, f.running = 0, nil, nil // it was declared dead
 			return

@@ -60,6 +60,8 @@ type teller struct {
 	ctx    context.Context
 	ledger *memory.Ledger
 	op     int64
+	// instances of the sessions, in the order of their numbers, which begin at 1
+	instances []string
 }
 
 func newTeller(t *testing.T, s *story) *teller {
@@ -163,6 +165,7 @@ func (tl *teller) lose() {
 func (tl *teller) register(name string) stepfleet.SessionID {
 	s, err := tl.ledger.Register(tl.ctx, stepfleet.SessionSpec{Worker: name, Instance: name, Slots: map[string]int{"default": 4}, SessionTTL: lives.SessionTTL, RunLease: lives.RunLease})
 	tl.must(nil, err)
+	tl.instances = append(tl.instances, name)
 	return s.ID
 }
 
@@ -221,7 +224,7 @@ func (tl *teller) adjudicate(run, step string, attempt int) {
 }
 
 func (tl *teller) claim(session stepfleet.SessionID, n int) []stepfleet.Lease {
-	claimed, err := tl.ledger.Claim(tl.ctx, stepfleet.ClaimRequest{Session: session, ID: "c", Queue: "default", Max: n})
+	claimed, err := tl.ledger.Claim(tl.ctx, stepfleet.ClaimRequest{Session: session, Instance: tl.instances[session-1], ID: "c", Queue: "default", Max: n})
 	tl.must(nil, err)
 	if len(claimed.Leases) != n {
 		tl.t.Fatalf("claimed %d, want %d", len(claimed.Leases), n)

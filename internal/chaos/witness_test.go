@@ -38,7 +38,7 @@ func TestTheLedgerIsReadWhole(t *testing.T) {
 	}
 	s, err := l.Register(ctx, stepfleet.SessionSpec{Worker: "w"})
 	must(err)
-	got, err := l.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, ID: "c", Queue: stepfleet.DefaultQueue, Max: 1})
+	got, err := l.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: "c", Queue: stepfleet.DefaultQueue, Max: 1})
 	must(err)
 	ref := got.Leases[0].Ref
 	_, err = l.Start(ctx, s.ID, []stepfleet.Ref{ref})
@@ -48,7 +48,7 @@ func TestTheLedgerIsReadWhole(t *testing.T) {
 		Error: &stepfleet.Failure{Code: "process_died", Message: "\x00"},
 	}}})
 	must(err)
-	must(l.EndSession(ctx, s.ID, "over"))
+	must(l.EndSession(ctx, s.ID, s.Instance, "over"))
 
 	w := &witnesses{hurt: map[string]bool{}}
 	must(w.readLedger(ctx, dsn))

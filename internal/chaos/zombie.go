@@ -50,7 +50,7 @@ func (n *nemesis) haunt(ctx context.Context, i *Injected, ledger stepfleet.Claim
 	defer func() { // else it ends with its run lease
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
-		_ = insist(ending, func() error { return ledger.EndSession(ending, session.ID, "its zombie is done") })
+		_ = insist(ending, func() error { return ledger.EndSession(ending, session.ID, session.Instance, "its zombie is done") })
 	}()
 	ref, err := n.catch(ctx, i, ledger, session)
 	if err != nil {
@@ -80,7 +80,9 @@ func (n *nemesis) catch(ctx context.Context, i *Injected, ledger stepfleet.Claim
 			renewed = time.Now()
 			_, _ = ledger.Renew(ctx, session.ID, session.Instance) // the claim says what came of it
 		}
-		claimed, err := ledger.Claim(ctx, stepfleet.ClaimRequest{Session: session.ID, ID: uuid.NewString(), Queue: stepfleet.DefaultQueue, Max: 1})
+		claimed, err := ledger.Claim(ctx, stepfleet.ClaimRequest{
+			Session: session.ID, Instance: session.Instance, ID: uuid.NewString(), Queue: stepfleet.DefaultQueue, Max: 1,
+		})
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return ref, fmt.Errorf("%w: %w", errNoVictim, err)
 		}

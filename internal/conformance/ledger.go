@@ -166,10 +166,20 @@ func (f *fixture) renew(s stepfleet.SessionID) (stepfleet.Renewal, error) {
 	return f.Ledger.Renew(f.ctx, s, f.instances[s])
 }
 
+func (f *fixture) drain(s stepfleet.SessionID) error {
+	return f.Ledger.SetDraining(f.ctx, s, f.instances[s])
+}
+
+func (f *fixture) end(s stepfleet.SessionID, reason string) error {
+	return f.Ledger.EndSession(f.ctx, s, f.instances[s], reason)
+}
+
 func (f *fixture) claim(s stepfleet.SessionID, most int) stepfleet.Claimed {
 	f.Helper()
 	f.seq++
-	got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, ID: fmt.Sprintf("claim-%d", f.seq), Queue: queue, Max: most})
+	got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{
+		Session: s, Instance: f.instances[s], ID: fmt.Sprintf("claim-%d", f.seq), Queue: queue, Max: most,
+	})
 	f.must(err)
 	return got
 }

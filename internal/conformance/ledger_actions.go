@@ -185,12 +185,17 @@ func (p *pair) register() {
 	p.instances = append(p.instances, spec.Instance)
 }
 
+// instanceOf is the instance that a session is of, rarely a wrong one.
+func (p *pair) instanceOf(session int) string {
+	if p.rarely(10, "wrong instance") {
+		return p.instance()
+	}
+	return p.instances[session]
+}
+
 func (p *pair) renew() {
 	i := p.session()
-	instance := p.instances[i]
-	if p.rarely(10, "wrong instance") {
-		instance = p.instance()
-	}
+	instance := p.instanceOf(i)
 	p.both("renew", func(s side) string {
 		r, err := s.Ledger.Renew(p.ctx, s.sessions[i], instance)
 		return code(err) + string(r.Was) + "\n" + s.held(r.Held)
@@ -210,7 +215,8 @@ func (p *pair) drain() {
 	if !p.rarely(3, "really") {
 		p.rt.Skip("a draining session has little to show")
 	}
-	p.both("drain", func(s side) string { return code(s.Ledger.SetDraining(p.ctx, s.sessions[i])) })
+	instance := p.instanceOf(i)
+	p.both("drain", func(s side) string { return code(s.Ledger.SetDraining(p.ctx, s.sessions[i], instance)) })
 }
 
 func (p *pair) end() {
@@ -218,17 +224,21 @@ func (p *pair) end() {
 	if !p.rarely(3, "really") {
 		p.rt.Skip("a dead session has little to show")
 	}
-	p.both("end", func(s side) string { return code(s.Ledger.EndSession(p.ctx, s.sessions[i], "exit")) })
+	instance := p.instanceOf(i)
+	p.both("end", func(s side) string { return code(s.Ledger.EndSession(p.ctx, s.sessions[i], instance, "exit")) })
 }
 
 func (p *pair) claim() {
-	i, queue, most := p.session(), p.queue(), rapid.IntRange(0, 4).Draw(p.rt, "max")
-	var except []string
+	i := p.session()
+	req := stepfleet.ClaimRequest{
+		Instance: p.instanceOf(i), ID: "claim", Queue: p.queue(), Max: rapid.IntRange(0, 4).Draw(p.rt, "max"),
+	}
 	if p.rarely(5, "cannot run the code location") {
-		except = []string{"location"}
+		req.Except = []string{"location"}
 	}
 	p.both("claim", func(s side) string {
-		got, err := s.Ledger.Claim(p.ctx, stepfleet.ClaimRequest{Session: s.sessions[i], ID: "claim", Queue: queue, Max: most, Except: except})
+		req.Session = s.sessions[i]
+		got, err := s.Ledger.Claim(p.ctx, req)
 		out := []string{code(err), fmt.Sprint(got.More, len(got.Payloads))}
 		for _, l := range got.Leases {
 			out = append(out, fmt.Sprint(s.task(l.TaskID), l.Fence, l.Task, l.NotifyURL, string(got.Payloads[l.Payload])))

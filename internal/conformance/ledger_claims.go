@@ -120,7 +120,7 @@ var claimExamples = map[string]func(*fixture){
 		if got := f.claim(s, 9); len(got.Leases) != 1 || got.More {
 			f.Fatalf("%+v", got)
 		}
-		got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, ID: "gpu", Queue: "gpu", Max: 9})
+		got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, Instance: f.instances[s], ID: "gpu", Queue: "gpu", Max: 9})
 		if err != nil || len(got.Leases) != 1 || got.Leases[0].StepKey != "b" {
 			f.Fatalf("%+v %v", got, err)
 		}
@@ -130,8 +130,9 @@ var claimExamples = map[string]func(*fixture){
 		b.Tasks[0].CodeLocation, b.Tasks[2].CodeLocation, b.Tasks[3].CodeLocation = "shop", "bank", ""
 		f.submitBatch(b)
 		claim := func(most int, except ...string) stepfleet.Claimed {
+			s := f.session()
 			got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{
-				Session: f.session(), ID: "picky", Queue: queue, Max: most, Except: except,
+				Session: s, Instance: f.instances[s], ID: "picky", Queue: queue, Max: most, Except: except,
 			})
 			f.must(err)
 			return got
@@ -161,7 +162,7 @@ var claimExamples = map[string]func(*fixture){
 		f.submit("r", "a")
 		s := f.session()
 		try := func() error {
-			_, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, ID: "x", Queue: queue, Max: 1})
+			_, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, Instance: f.instances[s], ID: "x", Queue: queue, Max: 1})
 			return err
 		}
 		f.suspect(s)
@@ -174,12 +175,12 @@ var claimExamples = map[string]func(*fixture){
 	"a draining session claims nothing": func(f *fixture) {
 		f.submit("r", "a")
 		s := f.session()
-		f.must(f.Ledger.SetDraining(f.ctx, s))
+		f.must(f.drain(s))
 		if got := f.claim(s, 1); len(got.Leases) != 0 {
 			f.Fatalf("%+v", got)
 		}
-		f.must(f.Ledger.EndSession(f.ctx, s, "done"))
-		f.refused(f.Ledger.SetDraining(f.ctx, s), stepfleet.ErrSessionDead)
+		f.must(f.end(s, "done"))
+		f.refused(f.drain(s), stepfleet.ErrSessionDead)
 	},
 	"a renewal tells what is held and revives a suspect session": func(f *fixture) {
 		s := f.session()
@@ -214,11 +215,27 @@ var claimExamples = map[string]func(*fixture){
 			f.Fatalf("%+v %v", r, err)
 		}
 	},
+	"a session claims for no other instance, and is drained and ended by none": func(f *fixture) {
+		s := f.session()
+		f.submit("r", "a")
+		for _, instance := range []string{"another", ""} {
+			got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, Instance: instance, ID: "x", Queue: queue, Max: 1})
+			f.refused(err, stepfleet.ErrSessionDead)
+			if len(got.Leases) != 0 {
+				f.Fatalf("claimed for another: %+v", got)
+			}
+			f.refused(f.Ledger.SetDraining(f.ctx, s, instance), stepfleet.ErrSessionDead)
+			f.must(f.Ledger.EndSession(f.ctx, s, instance, "another's"))
+		}
+		if got := f.claim(s, 1); len(got.Leases) != 1 { // alive, and not draining
+			f.Fatalf("%+v", got)
+		}
+	},
 	"dead is for ever": func(f *fixture) {
 		s := f.session()
-		f.must(f.Ledger.EndSession(f.ctx, s, "bye"))
-		f.must(f.Ledger.EndSession(f.ctx, s, "again"))
-		f.must(f.Ledger.EndSession(f.ctx, 4711, "nobody"))
+		f.must(f.end(s, "bye"))
+		f.must(f.end(s, "again"))
+		f.must(f.end(4711, "nobody"))
 		_, err := f.renew(s)
 		f.refused(err, stepfleet.ErrSessionDead)
 		_, err = f.Ledger.Renew(f.ctx, 4711, "nobody")

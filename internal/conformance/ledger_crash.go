@@ -59,7 +59,7 @@ func (f *fixture) workUntilCrash(run string, s stepfleet.SessionID, answered map
 			continue
 		}
 		delete(answered, id)
-		claimed, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, ID: lane, Queue: lane, Max: 1})
+		claimed, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, Instance: f.instances[s], ID: lane, Queue: lane, Max: 1})
 		if f.crashed(err) {
 			return
 		}

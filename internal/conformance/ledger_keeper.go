@@ -154,7 +154,7 @@ var keeperExamples = map[string]func(*fixture){
 	"what a session held when it ended is swept": func(f *fixture) {
 		s := f.session()
 		lease := f.running(s)
-		f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+		f.must(f.end(s, "exit"))
 		if changes := f.sweep(); len(changes) != 1 || changes[0].TaskID != lease.TaskID {
 			f.Fatalf("%+v", changes)
 		}
@@ -175,7 +175,7 @@ var keeperExamples = map[string]func(*fixture){
 		s := f.session()
 		f.submit("r", "a", "b", "c")
 		f.claim(s, 3)
-		f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+		f.must(f.end(s, "exit"))
 		for _, want := range []int{2, 1, 0} {
 			if changes, err := f.Ledger.Sweep(f.ctx, lives.StartWithin, 2); err != nil || len(changes) != want {
 				f.Fatalf("%+v %v", changes, err)
@@ -260,7 +260,7 @@ var recordExamples = map[string]func(*fixture){
 		_, err = f.Ledger.Register(f.ctx, stepfleet.SessionSpec{Worker: "no slots"})
 		f.must(err)
 		draining := f.session()
-		f.must(f.Ledger.SetDraining(f.ctx, draining))
+		f.must(f.drain(draining))
 		got, err := f.Ledger.Lanes(f.ctx)
 		f.must(err)
 		want := []stepfleet.Lane{

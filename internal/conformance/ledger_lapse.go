@@ -50,7 +50,7 @@ var lapseExamples = map[string]func(*fixture){
 					}
 					return
 				}
-				_, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, ID: fmt.Sprint(i), Queue: queue, Max: 2})
+				_, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, Instance: f.instances[s], ID: fmt.Sprint(i), Queue: queue, Max: 2})
 				if err != nil && stepfleet.RefusalOf(err) == nil {
 					f.Error(err)
 				}

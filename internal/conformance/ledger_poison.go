@@ -17,9 +17,9 @@ func (f *fixture) loseAttempt(runID string, attempt int, drained bool) {
 	lease := f.claim(s, 1).Leases[0]
 	f.must(f.start(s, lease.Ref))
 	if drained {
-		f.must(f.Ledger.SetDraining(f.ctx, s))
+		f.must(f.drain(s))
 	}
-	f.must(f.Ledger.EndSession(f.ctx, s, "killed"))
+	f.must(f.end(s, "killed"))
 	f.decide("")
 	f.inState(lease.TaskID, stepfleet.StateLost, 2)
 }
@@ -103,7 +103,7 @@ var poisonExamples = map[string]func(*fixture){
 			r.Error = &stepfleet.Failure{Code: stepfleet.HostDied, Message: fmt.Sprintf("template %d died", attempt)}
 			f.must(f.first(f.Ledger.Settle(f.ctx, s, []stepfleet.Settlement{{Ref: lease.Ref, Result: r}})))
 		}
-		f.must(f.Ledger.SetDraining(f.ctx, s)) // long after
+		f.must(f.drain(s)) // long after
 		got := f.submitAttempt("r", 3)
 		if got.State != stepfleet.StateDead {
 			f.Fatalf("%+v", got)
@@ -137,18 +137,18 @@ var poisonExamples = map[string]func(*fixture){
 			f.claim(s, 1)
 			f.suspect(s)
 			f.sweep()
-			f.must(f.Ledger.EndSession(f.ctx, s, "over"))
+			f.must(f.end(s, "over"))
 			s = f.session()
 			f.claim(s, 1)
-			f.must(f.Ledger.SetDraining(f.ctx, s))
-			f.must(f.Ledger.EndSession(f.ctx, s, "drained"))
+			f.must(f.drain(s))
+			f.must(f.end(s, "drained"))
 			f.sweep()
 			if v := f.view(id); v.State != stepfleet.StateQueued {
 				f.Fatalf("%d deaths: %+v", death, v)
 			}
 			s = f.session()
 			f.claim(s, 1)
-			f.must(f.Ledger.EndSession(f.ctx, s, "killed"))
+			f.must(f.end(s, "killed"))
 			f.sweep()
 		}
 		v := f.view(id)

@@ -45,7 +45,7 @@ var raceExamples = map[string]func(*fixture){
 				return
 			}
 			for {
-				got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s.ID, ID: fmt.Sprint(i), Queue: queue, Max: 7})
+				got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: fmt.Sprint(i), Queue: queue, Max: 7})
 				if err != nil {
 					f.Error(err)
 					return
@@ -149,7 +149,7 @@ var raceExamples = map[string]func(*fixture){
 		for range 25 {
 			s := f.session()
 			lease := f.running(s)
-			f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+			f.must(f.end(s, "exit"))
 			var settled error
 			together(2, func(i int) {
 				if i == 1 {
@@ -195,13 +195,13 @@ var raceExamples = map[string]func(*fixture){
 			f.submit(fmt.Sprint("orphans-", round), "a", "b", "c")
 			together(2, func(i int) {
 				if i == 1 {
-					if err := f.Ledger.EndSession(f.ctx, s, "exit"); err != nil {
+					if err := f.end(s, "exit"); err != nil {
 						f.Error(err)
 					}
 					f.sweep()
 					return
 				}
-				_, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, ID: "x", Queue: queue, Max: 2})
+				_, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s, Instance: f.instances[s], ID: "x", Queue: queue, Max: 2})
 				if err != nil && !errors.Is(err, stepfleet.ErrSessionDead) {
 					f.Error(err)
 				}
@@ -238,7 +238,7 @@ var raceExamples = map[string]func(*fixture){
 					}
 					continue
 				}
-				got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s.ID, ID: "x", Queue: queue, Max: 10})
+				got, err := f.Ledger.Claim(f.ctx, stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: "x", Queue: queue, Max: 10})
 				if err != nil {
 					f.Error(err)
 					return
@@ -252,7 +252,7 @@ var raceExamples = map[string]func(*fixture){
 				}
 			}
 		})
-		f.must(f.Ledger.EndSession(f.ctx, 1, "exit"))
+		f.must(f.end(1, "exit"))
 		views, err := f.Ledger.RunTasks(f.ctx, "r")
 		f.must(err)
 		waiting := 0

@@ -240,8 +240,8 @@ func (p *pair) finish() {
 // leave takes this life's sessions and tasks out of the way of the next one.
 func (p *pair) leave() {
 	l := p.real.Ledger
-	for _, id := range p.sessions.real {
-		_ = l.EndSession(p.ctx, id, "over")
+	for i, id := range p.sessions.real {
+		_ = l.EndSession(p.ctx, id, p.instances[i], "over")
 	}
 	for {
 		changes, err := l.Sweep(p.ctx, lives.StartWithin, 1000)

@@ -62,6 +62,7 @@ var repairExamples = map[string]func(*fixture){
 				SessionTTL: lives.SessionTTL, RunLease: lives.RunLease,
 			})
 			f.must(err)
+			f.instances[s.ID] = instance
 			return s.ID
 		}
 		first := of("instance")
@@ -86,7 +87,7 @@ var repairExamples = map[string]func(*fixture){
 			f.submitBatch(batch("r", t))
 		}
 		f.must(f.start(s, f.claim(s, 1).Leases[0].Ref))
-		f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+		f.must(f.end(s, "exit"))
 		if got := f.orphans(); len(got) != 1 || got[0].Attempt != 3 || got[0].FirstAttempt != 2 {
 			f.Fatalf("%+v", got)
 		}
@@ -112,7 +113,7 @@ var repairExamples = map[string]func(*fixture){
 				_, err := f.Ledger.Cancel(f.ctx, lease.RunID, stepfleet.NoExecutor, nil, "asked")
 				f.must(err)
 			}
-			f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+			f.must(f.end(s, "exit"))
 			want := []stepfleet.Change{{TaskID: lease.TaskID, Key: lease.Key, Queue: queue, From: stepfleet.StateRunning, To: c.want}}
 			if diff := cmp.Diff(want, f.decide(c.event)); diff != "" {
 				f.Fatal(diff)
@@ -195,7 +196,7 @@ var repairExamples = map[string]func(*fixture){
 		s := f.session()
 		lease := f.running(s)
 		f.must(f.abandon(s, lease.Ref))
-		f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+		f.must(f.end(s, "exit"))
 		changes, err := f.Ledger.Cancel(f.ctx, lease.RunID, stepfleet.NoExecutor, nil, "asked")
 		if err != nil || len(changes) != 1 || changes[0].To != stepfleet.StateRunning {
 			f.Fatalf("%+v %v", changes, err)
@@ -208,7 +209,7 @@ var repairExamples = map[string]func(*fixture){
 			s := f.session()
 			lease := f.running(s)
 			if round%2 == 0 {
-				f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+				f.must(f.end(s, "exit"))
 			}
 			var settled error
 			together(4, func(i int) {
@@ -242,7 +243,7 @@ var repairExamples = map[string]func(*fixture){
 		for range 25 {
 			s := f.session()
 			lease := f.running(s)
-			f.must(f.Ledger.EndSession(f.ctx, s, "exit"))
+			f.must(f.end(s, "exit"))
 			o := f.orphans()[0]
 			won := make([]int, 2)
 			together(2, func(i int) {

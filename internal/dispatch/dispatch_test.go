@@ -123,7 +123,7 @@ func (b *bench) claimAndStart(session stepfleet.SessionID) stepfleet.Ref {
 
 func (b *bench) claimAndStartFrom(queue string, session stepfleet.SessionID) stepfleet.Ref {
 	b.t.Helper()
-	c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, ID: "c", Queue: queue, Max: 1})
+	c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, Instance: "i", ID: "c", Queue: queue, Max: 1})
 	if err != nil || len(c.Leases) != 1 {
 		b.t.Fatalf("claim: %d leases, %v", len(c.Leases), err)
 	}
@@ -406,7 +406,7 @@ func TestProofOfDeathTakesOverAtOnce(t *testing.T) {
 		defer st.Close()
 		session := b.worker(2)
 		b.claimAndStart(session)
-		c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, ID: "c2", Queue: "default", Max: 1})
+		c, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: session, Instance: "i", ID: "c2", Queue: "default", Max: 1})
 		if err != nil || len(c.Leases) != 1 {
 			t.Fatal(c, err)
 		}

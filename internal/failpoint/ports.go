@@ -81,12 +81,12 @@ func (l ledger) Renew(ctx context.Context, id stepfleet.SessionID, instance stri
 	return act("renew", func() (stepfleet.Renewal, error) { return l.Ledger.Renew(ctx, id, instance) })
 }
 
-func (l ledger) SetDraining(ctx context.Context, id stepfleet.SessionID) error {
-	return done("drain", func() error { return l.Ledger.SetDraining(ctx, id) })
+func (l ledger) SetDraining(ctx context.Context, id stepfleet.SessionID, instance string) error {
+	return done("drain", func() error { return l.Ledger.SetDraining(ctx, id, instance) })
 }
 
-func (l ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason string) error {
-	return done("end_session", func() error { return l.Ledger.EndSession(ctx, id, reason) })
+func (l ledger) EndSession(ctx context.Context, id stepfleet.SessionID, instance, reason string) error {
+	return done("end_session", func() error { return l.Ledger.EndSession(ctx, id, instance, reason) })
 }
 
 func (l ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {

@@ -37,13 +37,21 @@ func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID, instance str
 		return r, err
 	}
 	defer leave(&err)
-	s := l.session(id)
-	if s == nil || s.State == stepfleet.SessionDead || s.Instance != instance {
+	s := l.own(id, instance)
+	if s == nil || s.State == stepfleet.SessionDead {
 		return r, fmt.Errorf("renew session %d of instance %s: %w", id, instance, stepfleet.ErrSessionDead)
 	}
 	r = stepfleet.Renewal{Was: s.State, Held: l.held(id)}
 	s.State, s.RenewedAt = stepfleet.SessionAlive, l.now()
 	return r, nil
+}
+
+// own returns the session if it is of this instance.
+func (l *Ledger) own(id stepfleet.SessionID, instance string) *session {
+	if s := l.session(id); s != nil && s.Instance == instance {
+		return s
+	}
+	return nil
 }
 
 // Held implements stepfleet.Claims.
@@ -67,28 +75,28 @@ func (l *Ledger) held(id stepfleet.SessionID) []stepfleet.Held {
 }
 
 // SetDraining implements stepfleet.Claims.
-func (l *Ledger) SetDraining(ctx context.Context, id stepfleet.SessionID) (err error) {
+func (l *Ledger) SetDraining(ctx context.Context, id stepfleet.SessionID, instance string) (err error) {
 	leave, err := l.enter(ctx, "drain")
 	if err != nil {
 		return err
 	}
 	defer leave(&err)
-	s := l.session(id)
+	s := l.own(id, instance)
 	if s == nil || s.State == stepfleet.SessionDead {
-		return fmt.Errorf("drain session %d: %w", id, stepfleet.ErrSessionDead)
+		return fmt.Errorf("drain session %d of instance %s: %w", id, instance, stepfleet.ErrSessionDead)
 	}
 	s.Draining = true
 	return nil
 }
 
 // EndSession implements stepfleet.Claims.
-func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason string) (err error) {
+func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, instance, reason string) (err error) {
 	leave, err := l.enter(ctx, "end session")
 	if err != nil {
 		return err
 	}
 	defer leave(&err)
-	if s := l.session(id); s != nil && s.State != stepfleet.SessionDead {
+	if s := l.own(id, instance); s != nil && s.State != stepfleet.SessionDead {
 		l.die(s, reason)
 	}
 	return nil
@@ -98,9 +106,8 @@ func (l *Ledger) die(s *session, reason string) {
 	s.State, s.EndReason, s.endedAt = stepfleet.SessionDead, reason, l.now()
 }
 
-// mayWork says why a session may not claim or start.
-func (l *Ledger) mayWork(id stepfleet.SessionID) *stepfleet.Refusal {
-	s := l.session(id)
+// mayWork says why a session may not claim or start; nil is one that is not there.
+func mayWork(s *session) *stepfleet.Refusal {
 	switch {
 	case s == nil || s.State == stepfleet.SessionDead:
 		return stepfleet.ErrSessionDead
@@ -117,18 +124,19 @@ func (l *Ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (out ste
 		return out, err
 	}
 	defer leave(&err)
-	if refused := l.mayWork(req.Session); refused != nil {
+	own := l.own(req.Session, req.Instance)
+	if refused := mayWork(own); refused != nil {
 		l.note(stepfleet.AuditRow{Verb: stepfleet.VerbClaim, Actor: actor(req.Session), Refused: refused.Code, Detail: req.ID})
-		return out, fmt.Errorf("claim queue %s for session %d: %w", req.Queue, req.Session, refused)
+		return out, fmt.Errorf("claim queue %s for session %d of instance %s: %w", req.Queue, req.Session, req.Instance, refused)
 	}
 	waiting := slices.DeleteFunc(l.waiting(req.Queue), func(t *task) bool { return slices.Contains(req.Except, t.CodeLocation) })
 	take := min(max(req.Max, 0), len(waiting))
-	if l.session(req.Session).Draining {
+	if own.Draining {
 		take = 0
 	}
 	out = stepfleet.Claimed{Payloads: map[stepfleet.Digest][]byte{}, More: len(waiting) > take}
 	for _, t := range waiting[:take] {
-		t.Session, t.Worker, t.ClaimedAt = req.Session, l.session(req.Session).Worker, l.now()
+		t.Session, t.Worker, t.ClaimedAt = own.ID, own.Worker, l.now()
 		l.move(t, stepfleet.VerbClaim, stepfleet.StateLeased, actor(req.Session), req.ID)
 		at := lane{t.Queue, t.Priority}
 		l.turns[at] = max(l.turns[at], t.turn)
@@ -178,7 +186,7 @@ func (l *Ledger) Start(ctx context.Context, id stepfleet.SessionID, refs []stepf
 
 func (l *Ledger) start(id stepfleet.SessionID, ref stepfleet.Ref) error {
 	refuse := func(r *stepfleet.Refusal) error { return l.refuse(stepfleet.VerbStart, actor(id), ref, r, "") }
-	if refused := l.mayWork(id); refused != nil {
+	if refused := mayWork(l.session(id)); refused != nil {
 		return refuse(refused)
 	}
 	next := stepfleet.Ref{TaskID: ref.TaskID, Fence: ref.Fence + 1}

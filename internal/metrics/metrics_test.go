@@ -225,7 +225,7 @@ func TestAFleetIsCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := worker.Claim(ctx, stepfleet.ClaimRequest{Session: session.ID, ID: "c", Queue: "default", Max: 3})
+	claimed, err := worker.Claim(ctx, stepfleet.ClaimRequest{Session: session.ID, Instance: session.Instance, ID: "c", Queue: "default", Max: 3})
 	if err != nil || len(claimed.Leases) != 3 {
 		t.Fatal(claimed, err)
 	}
@@ -340,7 +340,7 @@ func claim(t *testing.T, l stepfleet.Ledger, instance string, max int) ([]stepfl
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, ID: instance, Queue: "default", Max: max})
+	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, Instance: session.Instance, ID: instance, Queue: "default", Max: max})
 	if err != nil || len(claimed.Leases) == 0 {
 		t.Fatal(claimed, err)
 	}

@@ -162,8 +162,8 @@ func (l worker) Renew(ctx context.Context, id stepfleet.SessionID, instance stri
 	return renewal, err
 }
 
-func (l worker) EndSession(ctx context.Context, id stepfleet.SessionID, reason string) error {
-	err := l.Ledger.EndSession(ctx, id, reason)
+func (l worker) EndSession(ctx context.Context, id stepfleet.SessionID, instance, reason string) error {
+	err := l.Ledger.EndSession(ctx, id, instance, reason)
 	if err == nil {
 		l.w.mu.Lock()
 		l.w.renewed = time.Time{}

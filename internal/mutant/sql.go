@@ -20,7 +20,7 @@ const (
 	takeoverStatement   = "coalesce((SELECT epoch FROM taken), 0)"
 	adjudicateStatement = "INSERT INTO stepfleet.adjudication"
 	renewStatement      = "SET renewed_at = clock_timestamp(), state = 'alive'"
-	lockOwnSession      = "SELECT state FROM stepfleet.session WHERE id = $1 AND instance = $2 FOR NO KEY UPDATE"
+	lockSession         = "SELECT state FROM stepfleet.session WHERE id = $1 AND instance = $2 FOR NO KEY UPDATE"
 )
 
 // changes are the mutants of the ledger's statements.
@@ -74,7 +74,7 @@ var changes = map[string][]change{
 	},
 	"dead-session-revived": {
 		{renewStatement, "AND state <> 'dead'", ""},
-		{lockOwnSession, "SELECT state FROM", "SELECT 'alive' FROM"},
+		{lockSession, "SELECT state FROM", "SELECT 'alive' FROM"},
 	},
 }
 

@@ -53,12 +53,12 @@ func (l ledger) Held(ctx context.Context, id stepfleet.SessionID) ([]stepfleet.H
 	return do(ctx, l.b, guarded, "held", func() ([]stepfleet.Held, error) { return l.Ledger.Held(ctx, id) })
 }
 
-func (l ledger) SetDraining(ctx context.Context, id stepfleet.SessionID) error {
-	return try(ctx, l.b, passing, "set_draining", func() error { return l.Ledger.SetDraining(ctx, id) })
+func (l ledger) SetDraining(ctx context.Context, id stepfleet.SessionID, instance string) error {
+	return try(ctx, l.b, passing, "set_draining", func() error { return l.Ledger.SetDraining(ctx, id, instance) })
 }
 
-func (l ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason string) error {
-	return try(ctx, l.b, passing, "end_session", func() error { return l.Ledger.EndSession(ctx, id, reason) })
+func (l ledger) EndSession(ctx context.Context, id stepfleet.SessionID, instance, reason string) error {
+	return try(ctx, l.b, passing, "end_session", func() error { return l.Ledger.EndSession(ctx, id, instance, reason) })
 }
 
 func (l ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {

@@ -22,7 +22,7 @@ func BenchmarkLife(b *testing.B) {
 				if _, err := l.Submit(b.Context(), one(fmt.Sprint("r", i), "a")); err != nil {
 					b.Fatal(err)
 				}
-				got, err := l.Claim(b.Context(), stepfleet.ClaimRequest{Session: s.ID, ID: fmt.Sprint(i), Queue: "default", Max: 1})
+				got, err := l.Claim(b.Context(), stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: fmt.Sprint(i), Queue: "default", Max: 1})
 				if err != nil || len(got.Leases) != 1 {
 					b.Fatal(err)
 				}

@@ -17,6 +17,11 @@ import (
 const shareSession = `
 SELECT state FROM stepfleet.session WHERE id = $1 FOR KEY SHARE`
 
+// shareOwnSession is shareSession for a claim, which nobody makes for another worker (see lockSession).
+// What is not claimed is not started.
+const shareOwnSession = `
+SELECT state FROM stepfleet.session WHERE id = $1 AND instance = $2 FOR KEY SHARE`
+
 // claim takes the best rows of the lane that no other claim has locked, and raises the fence of
 // their tasks.
 //
@@ -32,7 +37,7 @@ const claim = `
 WITH picked AS MATERIALIZED (
     SELECT r.ctid AS place, r.task_id, r.priority, r.turn FROM stepfleet.ready r
     WHERE r.lane = $2 AND r.code_location <> ALL ($5::text[]) AND EXISTS (SELECT FROM stepfleet.session s
-        WHERE s.id = $1 AND s.state = 'alive' AND NOT s.draining)
+        WHERE s.id = $1 AND s.instance = $6 AND s.state = 'alive' AND NOT s.draining)
     ORDER BY r.priority DESC, r.turn, r.task_id LIMIT $3 FOR UPDATE OF r SKIP LOCKED
 ), removed AS (
     DELETE FROM stepfleet.ready WHERE ctid = ANY (ARRAY(SELECT place FROM picked))
@@ -67,11 +72,11 @@ ORDER BY t.priority DESC, t.turn, t.id`
 const claimMore = `
 SELECT count(*) FROM (SELECT FROM stepfleet.ready WHERE lane = $1 AND code_location <> ALL ($3::text[]) ORDER BY priority DESC, turn, task_id LIMIT $2 + 1) r`
 
-// claimRefused audits a claim of a session that may not claim.
+// claimRefused audits a claim of a session that may not claim, or is not the caller's.
 const claimRefused = `
 INSERT INTO stepfleet.audit (verb, actor, refused, detail)
 SELECT 'claim', 'session ' || $1::bigint, CASE WHEN s.state = 'suspect' THEN 'session_suspect' ELSE 'session_dead' END, $2
-FROM (SELECT) one LEFT JOIN stepfleet.session s ON s.id = $1
+FROM (SELECT) one LEFT JOIN stepfleet.session s ON s.id = $1 AND s.instance = $3
 WHERE s.state IS DISTINCT FROM 'alive'`
 
 // claimPayloads reads the arguments of the rows that this claim took, each once.
@@ -83,23 +88,22 @@ SELECT digest, data FROM stepfleet.payload WHERE digest IN (
 // Claim implements stepfleet.Claims. It is not issued again when its answer is lost: it might take
 // other tasks. The worker finds the first ones at its next renewal and releases them.
 func (l *Ledger) Claim(ctx context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {
-	op := fmt.Sprintf("claim queue %s for session %d", req.Queue, req.Session)
-	limit := max(req.Max, 0)
-	except := cleanAll(req.Except)
+	op := fmt.Sprintf("claim queue %s for session %d of instance %s", req.Queue, req.Session, req.Instance)
+	limit, instance, except := max(req.Max, 0), clean(req.Instance), cleanAll(req.Except)
 	var out stepfleet.Claimed
 	var state stepfleet.SessionState
 	err := l.run(ctx, op, onceOnly, func(q *pgx.Batch) {
 		out, state = stepfleet.Claimed{Payloads: map[stepfleet.Digest][]byte{}}, ""
 		var waiting int
-		q.Queue(shareSession, req.Session).Query(scanOptional(&state))
+		q.Queue(shareOwnSession, req.Session, instance).Query(scanOptional(&state))
 		q.Queue(claimMore, req.Queue, limit, except).QueryRow(func(row pgx.Row) error { return row.Scan(&waiting) })
-		q.Queue(claim, req.Session, req.Queue, limit, clean(req.ID), except).Query(func(rows pgx.Rows) (err error) {
+		q.Queue(claim, req.Session, req.Queue, limit, clean(req.ID), except, instance).Query(func(rows pgx.Rows) (err error) {
 			out.Leases, err = pgx.CollectRows(rows, scanLease)
 			out.More = waiting > len(out.Leases)
 			return err
 		})
 		q.Queue(claimPayloads, req.Session, clean(req.ID)).Query(scanPayloads(out.Payloads))
-		q.Queue(claimRefused, req.Session, clean(req.ID))
+		q.Queue(claimRefused, req.Session, clean(req.ID), instance)
 	})
 	if err != nil {
 		return stepfleet.Claimed{}, err

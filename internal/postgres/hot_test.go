@@ -40,7 +40,7 @@ func runAll(t testing.TB, l *postgres.Ledger, runID string, n int) {
 		t.Fatal(err)
 	}
 	for {
-		got, err := l.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, ID: runID, Queue: "default", Max: 20})
+		got, err := l.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: runID, Queue: "default", Max: 20})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +155,7 @@ func TestPlansOfHotStatements(t *testing.T) {
 	}
 	ids, fences := []int64{5, 6, 7}, []int64{1, 1, 1}
 	plans := map[string]string{
-		"claim":     explain(t, pool, postgres.SQL.Claim, 1, "default", 10, "c", []string{}),
+		"claim":     explain(t, pool, postgres.SQL.Claim, 1, "default", 10, "c", []string{}, ""),
 		"claimMore": explain(t, pool, postgres.SQL.ClaimMore, "default", 10, []string{}),
 		"lock":      explain(t, pool, postgres.SQL.LockTasks, ids),
 		"start":     explain(t, pool, postgres.SQL.Start, 1, ids, fences),

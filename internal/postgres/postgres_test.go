@@ -53,7 +53,7 @@ func TestLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := l.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, ID: "c", Queue: "default", Max: 5})
+	claimed, err := l.Claim(ctx, stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: "c", Queue: "default", Max: 5})
 	if err != nil || len(claimed.Leases) != 1 || len(claimed.Payloads) != 1 {
 		t.Fatal(claimed, err)
 	}

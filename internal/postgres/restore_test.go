@@ -56,7 +56,7 @@ func TestARestoredBackupRefusesWhoKnowsMore(t *testing.T) {
 }
 
 // Such a ledger gives out the numbers of what it has lost again. A worker that knows them from before is
-// told at its next renewal that the session is not its own.
+// told, in its next claim or renewal, that the session is not its own, and does nothing in its name.
 func TestARestoredBackupTellsOldWorkersFromNew(t *testing.T) {
 	dsn := testenv.Migrated(t)
 	backup := copyOf(t, dsn)
@@ -69,9 +69,29 @@ func TestARestoredBackupTellsOldWorkersFromNew(t *testing.T) {
 	if r, err := after.Renew(t.Context(), was.ID, was.Instance); !errors.Is(err, stepfleet.ErrSessionDead) {
 		t.Errorf("the old worker renewed the new one's session: %+v %v", r, err)
 	}
+	if _, err := after.Submit(t.Context(), one("waiting", "a")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := claimFor(t, after, was); !errors.Is(err, stepfleet.ErrSessionDead) || len(got.Leases) != 0 {
+		t.Errorf("the old worker claimed for the new one's session: %+v %v", got, err)
+	}
+	if err := after.SetDraining(t.Context(), was.ID, was.Instance); !errors.Is(err, stepfleet.ErrSessionDead) {
+		t.Errorf("the old worker drained the new one's session: %v", err)
+	}
+	if err := after.EndSession(t.Context(), was.ID, was.Instance, "drained"); err != nil {
+		t.Errorf("the old worker's end: %v", err)
+	}
 	if r, err := after.Renew(t.Context(), is.ID, is.Instance); err != nil || len(r.Held) != 1 {
 		t.Errorf("the new worker's renewal: %+v %v", r, err)
 	}
+	if got, err := claimFor(t, after, is); err != nil || len(got.Leases) != 1 {
+		t.Errorf("the new worker's claim: %+v %v", got, err)
+	}
+}
+
+func claimFor(t *testing.T, l *postgres.Ledger, s stepfleet.Session) (stepfleet.Claimed, error) {
+	t.Helper()
+	return l.Claim(t.Context(), stepfleet.ClaimRequest{Session: s.ID, Instance: s.Instance, ID: "of " + s.Instance, Queue: "default", Max: 1})
 }
 
 // running is a worker of that instance that runs the only step of a run.
@@ -84,7 +104,7 @@ func running(t *testing.T, l *postgres.Ledger, run, instance string) (stepfleet.
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := l.Claim(t.Context(), stepfleet.ClaimRequest{Session: session.ID, ID: "c", Queue: "default", Max: 1})
+	claimed, err := claimFor(t, l, session)
 	if err != nil || len(claimed.Leases) != 1 {
 		t.Fatal(claimed, err)
 	}

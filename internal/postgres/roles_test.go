@@ -109,7 +109,7 @@ var calls = []struct {
 		return unless(stepfleet.ErrSessionDead, second(l.Renew(t.Context(), 999, "i")))
 	}},
 	{"claim", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
-		return unless(stepfleet.ErrSessionDead, second(l.Claim(t.Context(), stepfleet.ClaimRequest{Session: 999, ID: "c", Queue: "default", Max: 1})))
+		return unless(stepfleet.ErrSessionDead, second(l.Claim(t.Context(), stepfleet.ClaimRequest{Session: 999, Instance: "i", ID: "c", Queue: "default", Max: 1})))
 	}},
 	{"start", []string{postgres.WorkerRole}, func(t *testing.T, l *postgres.Ledger) error {
 		return second(l.Start(t.Context(), 999, []stepfleet.Ref{{TaskID: 1, Fence: 1}}))

@@ -21,13 +21,9 @@ INSERT INTO stepfleet.session AS s (worker, instance, host, pid, version, slots,
 VALUES ($1, $2, $3, $4, $5, $6, make_interval(secs => $7), make_interval(secs => $8)) RETURNING ` + sessionColumns
 
 // lockSession serialises a renewal with the marking of the session; it passes the KEY SHARE of
-// claims and starts.
+// claims and starts. A session's number is not enough here, nor wherever a worker speaks for its session:
+// a ledger that has lost commits gives it to another worker.
 const lockSession = `
-SELECT state FROM stepfleet.session WHERE id = $1 FOR NO KEY UPDATE`
-
-// lockOwnSession is lockSession for a renewal. A session's number is not enough: a ledger that has lost
-// commits gives it to another worker.
-const lockOwnSession = `
 SELECT state FROM stepfleet.session WHERE id = $1 AND instance = $2 FOR NO KEY UPDATE`
 
 // renew never revives a dead session.
@@ -43,17 +39,17 @@ WHERE h.session_id = $1 AND t.session_id = $1 AND t.state IN ('leased', 'running
 ORDER BY t.id`
 
 const setDraining = `
-UPDATE stepfleet.session SET draining = true WHERE id = $1 AND state <> 'dead'`
+UPDATE stepfleet.session SET draining = true WHERE id = $1 AND instance = $2 AND state <> 'dead'`
 
 // barSession waits for the session's claims and starts in flight, which hold KEY SHARE, and bars
 // new ones until the marking is committed. So whoever sweeps after that commit sees every task
 // the session ever got.
 const barSession = `
-SELECT 1 FROM stepfleet.session WHERE id = $1 FOR UPDATE`
+SELECT 1 FROM stepfleet.session WHERE id = $1 AND instance = $2 FOR UPDATE`
 
 const endSession = `
-UPDATE stepfleet.session SET state = 'dead', ended_at = clock_timestamp(), end_reason = $2
-WHERE id = $1 AND state <> 'dead'`
+UPDATE stepfleet.session SET state = 'dead', ended_at = clock_timestamp(), end_reason = $3
+WHERE id = $1 AND instance = $2 AND state <> 'dead'`
 
 // Register implements stepfleet.Claims. A worker that does not fit the schema gets no session. It
 // is not issued again on a lost answer: the session it may have left expires by itself.
@@ -100,7 +96,7 @@ func (l *Ledger) Renew(ctx context.Context, id stepfleet.SessionID, instance str
 	op := fmt.Sprintf("renew session %d of instance %s", id, instance)
 	err := l.run(ctx, op, idempotent, func(q *pgx.Batch) {
 		r = stepfleet.Renewal{}
-		q.Queue(lockOwnSession, id, clean(instance)).Query(scanOptional(&r.Was))
+		q.Queue(lockSession, id, clean(instance)).Query(scanOptional(&r.Was))
 		q.Queue(renew, id, clean(instance))
 		q.Queue(held, id).Query(scanHeld(&r.Held))
 	})
@@ -140,12 +136,12 @@ func (l *Ledger) Held(ctx context.Context, id stepfleet.SessionID) ([]stepfleet.
 }
 
 // SetDraining implements stepfleet.Claims.
-func (l *Ledger) SetDraining(ctx context.Context, id stepfleet.SessionID) error {
-	op := fmt.Sprintf("drain session %d", id)
+func (l *Ledger) SetDraining(ctx context.Context, id stepfleet.SessionID, instance string) error {
+	op := fmt.Sprintf("drain session %d of instance %s", id, instance)
 	var state stepfleet.SessionState
 	err := l.run(ctx, op, idempotent, func(q *pgx.Batch) {
-		q.Queue(lockSession, id).Query(scanOptional(&state))
-		q.Queue(setDraining, id)
+		q.Queue(lockSession, id, clean(instance)).Query(scanOptional(&state))
+		q.Queue(setDraining, id, clean(instance))
 	})
 	if err == nil && (state == "" || state == stepfleet.SessionDead) {
 		return fmt.Errorf("%s: %w", op, stepfleet.ErrSessionDead)
@@ -154,10 +150,10 @@ func (l *Ledger) SetDraining(ctx context.Context, id stepfleet.SessionID) error 
 }
 
 // EndSession implements stepfleet.Claims.
-func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, reason string) error {
-	return l.run(ctx, fmt.Sprintf("end session %d", id), idempotent, func(q *pgx.Batch) {
-		q.Queue(barSession, id)
-		q.Queue(endSession, id, clean(reason))
+func (l *Ledger) EndSession(ctx context.Context, id stepfleet.SessionID, instance, reason string) error {
+	return l.run(ctx, fmt.Sprintf("end session %d of instance %s", id, instance), idempotent, func(q *pgx.Batch) {
+		q.Queue(barSession, id, clean(instance))
+		q.Queue(endSession, id, clean(instance), clean(reason))
 	})
 }
 

@@ -127,12 +127,12 @@ func (o *port) Held(_ context.Context, id stepfleet.SessionID) ([]stepfleet.Held
 	return call(o, "held", callLimit, func() ([]stepfleet.Held, error) { return o.Ledger.Held(arrived, id) })
 }
 
-func (o *port) SetDraining(_ context.Context, id stepfleet.SessionID) error {
-	return do(o, "drain", func() error { return o.Ledger.SetDraining(arrived, id) })
+func (o *port) SetDraining(_ context.Context, id stepfleet.SessionID, instance string) error {
+	return do(o, "drain", func() error { return o.Ledger.SetDraining(arrived, id, instance) })
 }
 
-func (o *port) EndSession(_ context.Context, id stepfleet.SessionID, why string) error {
-	return do(o, "end", func() error { return o.Ledger.EndSession(arrived, id, why) })
+func (o *port) EndSession(_ context.Context, id stepfleet.SessionID, instance, why string) error {
+	return do(o, "end", func() error { return o.Ledger.EndSession(arrived, id, instance, why) })
 }
 
 func (o *port) Claim(_ context.Context, req stepfleet.ClaimRequest) (stepfleet.Claimed, error) {

@@ -213,14 +213,19 @@ func (l *life) reconcile(held []stepfleet.Held) {
 	for id, t := range l.tasks {
 		known[id] = &t.missing
 	}
-	back, foreign := l.holdings.Compare(held, known)
-	for _, id := range foreign {
+	d := l.holdings.Compare(held, known)
+	for _, id := range d.Foreign {
 		l.w.say(l.p, "task %d has another owner", id)
 		l.tasks[id].kill()
 	}
-	for _, ref := range back {
+	for _, ref := range d.Back {
 		l.p.spawn(func() {
 			_ = l.x.retry(l, func() error { return l.x.led.release(context.Background(), l.id, ref, "claim answer lost") })
+		})
+	}
+	for _, ref := range d.Gone {
+		l.p.spawn(func() {
+			_ = l.x.retry(l, func() error { return l.x.led.abandon(context.Background(), l.id, ref, "it does not run here") })
 		})
 	}
 }
@@ -287,7 +292,8 @@ func (l *life) claim(rung []*bell) {
 		return
 	}
 	asked := l.free
-	claimed, err := l.x.led.Claim(context.Background(), stepfleet.ClaimRequest{Session: l.id, ID: "claim", Queue: queue, Max: asked})
+	req := stepfleet.ClaimRequest{Session: l.id, Instance: l.x.cfg.Spec.Instance, ID: "claim", Queue: queue, Max: asked}
+	claimed, err := l.x.led.Claim(context.Background(), req)
 	if err != nil {
 		bells.giveBack(rung)
 		if errors.Is(err, stepfleet.ErrSessionDead) {
@@ -350,7 +356,7 @@ func (l *life) drain() {
 	ctx := context.Background()
 	l.stopping = true
 	l.ends.send()
-	_ = l.x.led.SetDraining(ctx, l.id)
+	_ = l.x.led.SetDraining(ctx, l.id, l.x.cfg.Spec.Instance)
 	idle := func() bool { return l.busy == 0 || l.over }
 	if !l.w.until(l.x.cfg.DrainTimeout, idle, &l.freed, &l.ends) {
 		for _, t := range l.sorted() {
@@ -359,7 +365,7 @@ func (l *life) drain() {
 		l.w.until(2*callLimit, idle, &l.freed, &l.ends)
 	}
 	if !l.over {
-		_ = l.x.led.EndSession(ctx, l.id, "drained")
+		_ = l.x.led.EndSession(ctx, l.id, l.x.cfg.Spec.Instance, "drained")
 		l.end()
 	}
 }

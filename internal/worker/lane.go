@@ -93,7 +93,10 @@ func (ln *lane) claim(ctx context.Context, free int, bells []stepfleet.RungBell)
 	if mutant.BellBeforeClaim {
 		ln.answer(bells)
 	}
-	req := stepfleet.ClaimRequest{Session: ln.l.session, ID: uuid.NewString(), Queue: ln.queue, Max: free, Except: ln.l.w.ports.Host.Down()}
+	req := stepfleet.ClaimRequest{
+		Session: ln.l.session, Instance: ln.l.w.cfg.Spec.Instance, ID: uuid.NewString(),
+		Queue: ln.queue, Max: free, Except: ln.l.w.ports.Host.Down(),
+	}
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), ln.l.w.cfg.Lifetimes.Renew)
 	asked := time.Now()
 	claimed, err := ln.l.w.ports.Claims.Claim(call, req)

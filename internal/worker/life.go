@@ -148,7 +148,7 @@ func (l *life) watchAbort() {
 	l.killAll()
 	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
 	defer cancel()
-	if err := l.w.ports.Renewals.EndSession(ctx, l.session, errAborted.Error()); err != nil {
+	if err := l.w.ports.Renewals.EndSession(ctx, l.session, l.w.cfg.Spec.Instance, errAborted.Error()); err != nil {
 		l.log.Warn("end session; what ran is lost when its run lease is over", "err", err)
 	}
 	l.endLife(errAborted)
@@ -181,13 +181,16 @@ func (l *life) reconcile(held []stepfleet.Held) {
 	for id, t := range l.tasks {
 		known[id] = &t.missing
 	}
-	back, foreign := l.holdings.Compare(held, known)
-	for _, id := range foreign {
+	d := l.holdings.Compare(held, known)
+	for _, id := range d.Foreign {
 		l.log.Error("task has another owner: killing its process", "task_id", id)
 		l.tasks[id].kill()
 	}
-	if len(back) > 0 {
-		l.side.Go(func() { l.release(back, "claim answer lost") })
+	if len(d.Back) > 0 {
+		l.side.Go(func() { l.release(d.Back, "claim answer lost") })
+	}
+	if len(d.Gone) > 0 {
+		l.side.Go(func() { l.abandon(d.Gone, "it does not run here") })
 	}
 }
 
@@ -257,7 +260,7 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 	l.mu.Unlock()
 	l.log.Info("draining", "timeout", l.w.cfg.DrainTimeout)
 	ctx, cancel := context.WithTimeout(l.over, callTimeout)
-	if err := l.w.ports.Claims.SetDraining(ctx, l.session); err != nil {
+	if err := l.w.ports.Claims.SetDraining(ctx, l.session, l.w.cfg.Spec.Instance); err != nil {
 		l.log.Warn("mark session draining", "err", err)
 	}
 	cancel()
@@ -284,7 +287,7 @@ func (l *life) drain(stopClaiming context.CancelFunc) {
 	}
 	ctx, cancel = context.WithTimeout(l.over, callTimeout)
 	defer cancel()
-	if err := l.w.ports.Claims.EndSession(ctx, l.session, "drained"); err != nil {
+	if err := l.w.ports.Claims.EndSession(ctx, l.session, l.w.cfg.Spec.Instance, "drained"); err != nil {
 		l.log.Warn("end session", "err", err)
 	}
 	l.endLife(errDrained)
@@ -324,6 +327,19 @@ func (l *life) release(refs []stepfleet.Ref, reason string) {
 	})
 	if err != nil {
 		l.log.Warn("release", "tasks", len(refs), "err", err)
+	}
+}
+
+// abandon has the server decide how tasks ended of which nothing is known here. Those that cannot be
+// abandoned now are seen again.
+func (l *life) abandon(refs []stepfleet.Ref, reason string) {
+	l.log.Error("the ledger says that tasks run here which do not: abandoning them", "tasks", refs)
+	err := retry(l.over, l.log, "abandon", func(ctx context.Context) error {
+		_, err := l.w.ports.Claims.Abandon(ctx, l.session, refs, 0, reason)
+		return err
+	})
+	if err != nil {
+		l.log.Warn("abandon", "tasks", len(refs), "err", err)
 	}
 }
 

@@ -487,6 +487,30 @@ func TestAClaimWhoseAnswerWasLostIsGivenBack(t *testing.T) {
 	})
 }
 
+// A failover to a replica that lags may lose that a task has ended, and leave the session: the ledger
+// then says that the task runs in a worker which has forgotten it, and which lives.
+func TestATaskThatTheLedgerSaysRunsHereAndDoesNotIsAbandoned(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.start()
+		b.submitEdited(false, func(task *stepfleet.Task) { task.Queue = "elsewhere" }, "a")
+		synctest.Wait()
+		claimed, err := b.ledger.Claim(b.ctx, stepfleet.ClaimRequest{Session: 1, Instance: "i-1", ID: "c", Queue: "elsewhere", Max: 1})
+		if err != nil || len(claimed.Leases) != 1 {
+			t.Fatal(claimed, err)
+		}
+		if errs, err := b.ledger.Start(b.ctx, 1, []stepfleet.Ref{claimed.Leases[0].Ref}); err != nil || errs[0] != nil {
+			t.Fatal(errs, err)
+		}
+		time.Sleep(b.cfg.Lifetimes.Renew + time.Second)
+		b.expect("a", stepfleet.StateRunning)
+		if v := b.view("a"); v.Fence != 1 {
+			t.Errorf("abandoned at the first renewal: it may be one that has just ended")
+		}
+		time.Sleep(b.cfg.Lifetimes.Renew)
+		b.expectAbandoned("a", 2)
+	})
+}
+
 func TestAProcessThatDiesBeforeItsStartFailsItsAttempt(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		b.start()
