@@ -29,11 +29,11 @@ def launcher(instance, server) -> StepfleetRunLauncher:
 def starting(instance, job: str = "chain", **tags: str):
     """A run as a launcher is given it."""
     run = create_run(instance, job, tags=tags)
-    instance.report_dagster_event(_event(run, DagsterEventType.PIPELINE_STARTING), run.run_id)
+    instance.report_dagster_event(event(run, DagsterEventType.PIPELINE_STARTING), run.run_id)
     return instance.get_run_by_id(run.run_id)
 
 
-def _event(run, kind: DagsterEventType):
+def event(run, kind: DagsterEventType):
     from dagster import DagsterEvent
 
     return DagsterEvent(event_type_value=kind.value, job_name=run.job_name)
@@ -41,7 +41,7 @@ def _event(run, kind: DagsterEventType):
 
 def started(instance):
     run = starting(instance)
-    instance.report_dagster_event(_event(run, DagsterEventType.PIPELINE_START), run.run_id)
+    instance.report_dagster_event(event(run, DagsterEventType.PIPELINE_START), run.run_id)
     return instance.get_run_by_id(run.run_id)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from dagster import DagsterInstance, QueuedRunCoordinator
+from dagster import DagsterEventType, DagsterInstance, QueuedRunCoordinator
 from dagster._core.run_coordinator import DefaultRunCoordinator
 
 from dagster_stepfleet import seams, unlaunched
@@ -17,6 +17,7 @@ from dagster_stepfleet.client import Interrupted
 from dagster_stepfleet.unlaunched import MIN_AGE_SECONDS, Lookout
 from tests.payloads import create_run
 from tests.test_launcher import (
+    event,
     launch,
     launcher_of,
     messages,
@@ -112,7 +113,7 @@ def test_a_run_of_which_more_is_heard_is_not_left(instance):
 )
 @pytest.mark.parametrize("monitoring", [True, False])
 def test_a_run_that_is_too_old_is_not_launched(
-    instance, monkeypatch, monitoring, age, timeout, launched
+    instance, monkeypatch, caplog, monitoring, age, timeout, launched
 ):
     monkeypatch.setattr(type(instance), "run_monitoring_enabled", monitoring)
     if timeout:
@@ -120,6 +121,7 @@ def test_a_run_that_is_too_old_is_not_launched(
         monkeypatch.setattr(type(instance), name, timeout)
     starting(instance)
     assert bool(watch(instance, Clock(after=age)).of) is launched
+    assert caplog.text == "", "of an old run nobody wants to hear at each start"
 
 
 def test_a_run_that_is_too_young_is_looked_at_again(instance):
@@ -144,7 +146,8 @@ def test_each_run_is_looked_at_right_before_its_launch(instance):
     first, ended, launched_elsewhere = (starting(instance) for _ in range(3))
 
     def meanwhile(run) -> None:
-        instance.report_run_canceled(ended)
+        end = event(ended, DagsterEventType.RUN_FAILURE)
+        instance.run_storage.handle_run_event(ended.run_id, end)  # its log does not say it yet
         taken(instance, launched_elsewhere)
 
     assert watch(instance, Clock(), then=meanwhile).runs == [first.run_id]
