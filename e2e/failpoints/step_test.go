@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -39,11 +40,11 @@ const (
 
 // plan is a step's payload.
 type plan struct {
-	// Prepare is how long the process of the first owner takes before it asks for its start, and Die says
+	// Prepare is how long the first process takes before it asks for its start, and Die says
 	// when it kills itself.
 	Prepare time.Duration `json:"prepare"`
 	Die     string        `json:"die"`
-	// Work is how long user code takes, unless the process is asked to stop. That of a later owner takes a moment.
+	// Work is how long user code takes, unless the process is asked to stop. That of a later process takes a moment.
 	Work time.Duration `json:"work"`
 }
 
@@ -202,7 +203,7 @@ func step() {
 			s.answers <- f
 		}
 	}()
-	if run.Fence == 1 {
+	if s.first() {
 		time.Sleep(p.Prepare)
 		if p.Die == beforeStart {
 			leave()
@@ -221,6 +222,19 @@ func step() {
 		s.effect(audit.EffectEnd)
 		s.end(stepfleet.EventSuccess, p.Die)
 	}
+}
+
+// first reports whether it is the task's first process. It may have a later fence: a claim whose answer was
+// lost had none.
+func (s *stepProcess) first() bool {
+	mark := fmt.Sprintf("%s.%s.%d", os.Getenv(effectsVariable), s.task.StepKey, s.task.Attempt)
+	file, err := os.OpenFile(mark, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return false
+	}
+	must(err)
+	must(file.Close())
+	return true
 }
 
 // ask asks the gate. A process that is refused ends at once.
