@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -26,24 +28,30 @@ var scraped = map[string][]string{
 func testMetricsOfEveryProcess(t *testing.T, d *dev) {
 	urls := map[string]string{"server": d.server.url, "worker": d.workerURL(t), "aws": d.state().URLs["aws"]}
 	for process, names := range scraped {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, urls[process]+"/metrics", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		request.Header.Set("Authorization", "Bearer "+d.server.token)
-		answer, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(answer.Body)
-		answer.Body.Close()
-		if err != nil || answer.StatusCode != http.StatusOK {
-			t.Fatalf("%s answers %s, %v: %s", process, answer.Status, err, text)
-		}
-		for _, name := range names {
-			if !strings.Contains(string(text), "\nstepfleet_"+name) {
-				t.Errorf("%s has no series stepfleet_%s", process, name)
-			}
-		}
+		// After an outage the server's gauges of queues are there again with its next look at the ledger.
+		await(t, healthyTimeout, "every series of "+process, func() (bool, string) {
+			text := scrape(t, urls[process], d.server.token)
+			missing := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.Contains(text, "\nstepfleet_"+name) })
+			return len(missing) == 0, fmt.Sprint("missing: ", missing)
+		})
 	}
+}
+
+func scrape(t *testing.T, url, token string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+token)
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(answer.Body)
+	answer.Body.Close()
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s answers %s, %v: %s", url, answer.Status, err, text)
+	}
+	return string(text)
 }
