@@ -79,7 +79,8 @@ func FuzzHost(f *testing.F) {
 		if answer.Code != http.StatusUnauthorized && answer.Code != http.StatusMisdirectedRequest {
 			t.Errorf("host %q with %q: %d", host, authorization, answer.Code)
 		}
-		if strings.Contains(host, "example") && answer.Code != http.StatusMisdirectedRequest {
+		name, _, _ := strings.Cut(host, ":") // what follows is no part of the name
+		if strings.Contains(name, "example") && answer.Code != http.StatusMisdirectedRequest {
 			t.Errorf("host %q: %d, though it is not ours", host, answer.Code)
 		}
 	})
