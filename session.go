@@ -131,3 +131,16 @@ type Held struct {
 	State           State // leased or running
 	CancelRequested bool
 }
+
+// Hold is a task that a session holds, or has held until it abandoned the task.
+type Hold struct {
+	ID TaskID
+	Key
+	State     State
+	Session   SessionID
+	Abandoned bool
+	// Silent is since when nobody can end the task but the server: since it was abandoned, or since the
+	// session died, or was last renewed.
+	Silent   time.Duration
+	RunLease time.Duration // of the session
+}

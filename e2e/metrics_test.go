@@ -4,8 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -30,28 +28,12 @@ func testMetricsOfEveryProcess(t *testing.T, d *dev) {
 	for process, names := range scraped {
 		// After an outage the server's gauges of queues are there again with its next look at the ledger.
 		await(t, healthyTimeout, "every series of "+process, func() (bool, string) {
-			text := scrape(t, urls[process], d.server.token)
-			missing := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.Contains(text, "\nstepfleet_"+name) })
+			text, err := (&server{urls[process], d.server.token}).read("/metrics")
+			if err != nil {
+				t.Fatalf("%s: %v", process, err)
+			}
+			missing := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.Contains(string(text), "\nstepfleet_"+name) })
 			return len(missing) == 0, fmt.Sprint("missing: ", missing)
 		})
 	}
-}
-
-func scrape(t *testing.T, url, token string) string {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	request.Header.Set("Authorization", "Bearer "+token)
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(answer.Body)
-	answer.Body.Close()
-	if err != nil || answer.StatusCode != http.StatusOK {
-		t.Fatalf("%s answers %s, %v: %s", url, answer.Status, err, text)
-	}
-	return string(text)
 }

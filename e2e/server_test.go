@@ -21,25 +21,30 @@ import (
 type server struct{ url, token string }
 
 func (s *server) get(path string, into any) error {
-	request, err := http.NewRequest(http.MethodGet, s.url+path, nil)
+	body, err := s.read(path)
 	if err != nil {
 		return err
+	}
+	return json.Unmarshal(body, into)
+}
+
+func (s *server) read(path string) ([]byte, error) {
+	request, err := http.NewRequest(http.MethodGet, s.url+path, nil)
+	if err != nil {
+		return nil, err
 	}
 	request.Header.Set("Authorization", "Bearer "+s.token)
 	client := http.Client{Timeout: 10 * time.Second}
 	response, err := client.Do(request)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: %s: %.300s", path, response.Status, body)
 	}
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s: %.300s", path, response.Status, body)
-	}
-	return json.Unmarshal(body, into)
+	return body, err
 }
 
 func (s *server) ready() error { return s.get("/readyz", &struct{}{}) }

@@ -274,8 +274,8 @@ func (v *verification) sessions(ctx context.Context) iter.Seq2[stepfleet.Session
 	return v.history.Sessions(ctx, v.from)
 }
 
-func (v *verification) holds(ctx context.Context) iter.Seq2[audit.Hold, error] {
-	return audit.Map(v.history.Holds(ctx, v.Runs), func(h postgres.Hold) audit.Hold { return audit.Hold(h) })
+func (v *verification) holds(ctx context.Context) iter.Seq2[stepfleet.Hold, error] {
+	return v.history.Holds(ctx, v.Runs)
 }
 
 // later is a second look at these runs, of a moment of its own.

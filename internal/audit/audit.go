@@ -73,7 +73,7 @@ type Witnesses struct {
 	Later func(ctx context.Context, runs []string) iter.Seq2[Task, error]
 	// Holds are the tasks that sessions hold, at the moment at which the ledger was read and whatever the
 	// window is.
-	Holds Source[Hold]
+	Holds Source[stepfleet.Hold]
 	// Runs says how runs ended in Dagster, and how they should have.
 	Runs Source[Run]
 
@@ -128,19 +128,6 @@ func TaskOf(v stepfleet.View) Task {
 		t.Event = v.Result.Event
 	}
 	return t
-}
-
-// Hold is a task that a session holds, or has held until it abandoned the task.
-type Hold struct {
-	ID stepfleet.TaskID
-	stepfleet.Key
-	State     stepfleet.State
-	Session   stepfleet.SessionID
-	Abandoned bool
-	// Silent is since when nobody can end the task but the server: since it was abandoned, or since the
-	// session died, or was last renewed.
-	Silent   time.Duration
-	RunLease time.Duration // of the session
 }
 
 // DagsterEvent is a row of Dagster's event log. Type is empty for a log message.

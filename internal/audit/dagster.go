@@ -71,7 +71,7 @@ func (f *facts) countEvents(name stepName, s *stepLog, v *finding) {
 
 // endings counts those of a step in the log, and the attempts that may have one.
 func (f *facts) endings(name stepName, s *stepLog) (endings, known int) {
-	endings = s.retries + min(s.finals, 1)
+	endings = s.endings()
 	known = f.runs[name.run].orphaned[name.step] + s.top - s.base + 1
 	if s.late && (f.Later == nil || s.final != stepSuccess) {
 		return 0, known // the ledger had more attempts later, or refused them

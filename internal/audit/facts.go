@@ -34,8 +34,8 @@ type facts struct {
 	sessions  map[stepfleet.SessionID]stepfleet.Session
 	ops       []clientOp
 	ended     []Run
-	holds     int    // tasks that sessions hold
-	stuck     []Hold // those of them that hang
+	holds     int              // tasks that sessions hold
+	stuck     []stepfleet.Hold // those of them that hang
 	counts    Counts
 	lateness  []float64 // of the sweep, in seconds
 }
@@ -525,6 +525,9 @@ func (s *stepLog) attemptOf(kind string) int {
 	}
 	return s.retries
 }
+
+// endings counts the attempts that have an ending in the log.
+func (s *stepLog) endings() int { return s.retries + min(s.finals, 1) }
 
 // began reports whether the log has a start of the n-th attempt.
 func (s *stepLog) began(n int) bool { return s.begun&attemptBit(n) != 0 }

@@ -336,7 +336,7 @@ func nothingHangs(f *facts, v *finding) {
 const stuckAfter = 5 * time.Minute
 
 // hold takes a task that a session holds.
-func (f *facts) hold(h Hold) {
+func (f *facts) hold(h stepfleet.Hold) {
 	f.holds++
 	if h.Silent > cmp.Or(h.RunLease, f.Lifetimes.RunLease)+stuckAfter {
 		f.stuck = append(f.stuck, h)

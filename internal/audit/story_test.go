@@ -25,7 +25,7 @@ type story struct {
 	dagster  []audit.DagsterEvent
 	runs     []audit.Run
 	faults   []audit.Fault
-	holds    []audit.Hold
+	holds    []stepfleet.Hold
 	rest     *audit.Rest
 	healed   time.Time
 	want     audit.Want

@@ -96,7 +96,7 @@ func (f *facts) unknownStep(name stepName, s *stepLog, v *finding) {
 		return
 	}
 	v.cases(1)
-	endings := s.retries + min(s.finals, 1)
+	endings := s.endings()
 	refused := endings <= f.runs[name.run].orphaned[name.step] || f.replay.Window || s.late
 	if s.starts == 0 && !s.ours && s.final != stepSuccess && refused {
 		return

@@ -191,20 +191,20 @@ func TestALateStartOfTheFirstAttemptIsNoSecondStart(t *testing.T) {
 // speaks.
 func TestATaskHangsWhenNobodySpeaksForIt(t *testing.T) {
 	for name, c := range map[string]struct {
-		hold audit.Hold
+		hold stepfleet.Hold
 		says string
 	}{
-		"a session that speaks":       {audit.Hold{State: stepfleet.StateRunning, Session: 3, Silent: 20 * time.Second, RunLease: 3 * time.Minute}, ""},
-		"a session dead for a while":  {audit.Hold{State: stepfleet.StateRunning, Session: 3, Silent: 7 * time.Minute, RunLease: 3 * time.Minute}, ""},
-		"a longer run lease":          {audit.Hold{State: stepfleet.StateRunning, Session: 3, Silent: time.Hour, RunLease: time.Hour}, ""},
-		"a session that is silent":    {audit.Hold{State: stepfleet.StateRunning, Session: 3, Silent: 3 * time.Hour, RunLease: 3 * time.Minute}, "it is running, and its session 3 is silent for 3h0m0s"},
-		"a lease that nobody sweeps":  {audit.Hold{State: stepfleet.StateLeased, Session: 3, Silent: 9 * time.Minute, RunLease: 3 * time.Minute}, "it is leased, and its session 3 is silent for 9m0s"},
-		"abandoned and not decided":   {audit.Hold{State: stepfleet.StateRunning, Session: 3, Abandoned: true, Silent: 3 * time.Hour, RunLease: 3 * time.Minute}, "session 3 has abandoned it 3h0m0s ago"},
-		"abandoned a short while ago": {audit.Hold{State: stepfleet.StateRunning, Session: 3, Abandoned: true, Silent: time.Minute, RunLease: 3 * time.Minute}, ""},
+		"a session that speaks":       {stepfleet.Hold{State: stepfleet.StateRunning, Session: 3, Silent: 20 * time.Second, RunLease: 3 * time.Minute}, ""},
+		"a session dead for a while":  {stepfleet.Hold{State: stepfleet.StateRunning, Session: 3, Silent: 7 * time.Minute, RunLease: 3 * time.Minute}, ""},
+		"a longer run lease":          {stepfleet.Hold{State: stepfleet.StateRunning, Session: 3, Silent: time.Hour, RunLease: time.Hour}, ""},
+		"a session that is silent":    {stepfleet.Hold{State: stepfleet.StateRunning, Session: 3, Silent: 3 * time.Hour, RunLease: 3 * time.Minute}, "it is running, and its session 3 is silent for 3h0m0s"},
+		"a lease that nobody sweeps":  {stepfleet.Hold{State: stepfleet.StateLeased, Session: 3, Silent: 9 * time.Minute, RunLease: 3 * time.Minute}, "it is leased, and its session 3 is silent for 9m0s"},
+		"abandoned and not decided":   {stepfleet.Hold{State: stepfleet.StateRunning, Session: 3, Abandoned: true, Silent: 3 * time.Hour, RunLease: 3 * time.Minute}, "session 3 has abandoned it 3h0m0s ago"},
+		"abandoned a short while ago": {stepfleet.Hold{State: stepfleet.StateRunning, Session: 3, Abandoned: true, Silent: time.Minute, RunLease: 3 * time.Minute}, ""},
 	} {
 		s := tell(t)
 		c.hold.ID, c.hold.Key = 4711, stepfleet.Key{RunID: "before the window", StepKey: "s"}
-		s.holds = []audit.Hold{c.hold}
+		s.holds = []stepfleet.Hold{c.hold}
 		report := check(t, s.ledgerAlone())
 		switch {
 		case c.says == "" && report.Verdict != audit.Pass:

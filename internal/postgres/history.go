@@ -115,19 +115,6 @@ func (h *History) Sessions(ctx context.Context, since time.Time) iter.Seq2[stepf
 	return stream(ctx, h, "read sessions", scan, sql, since)
 }
 
-// Hold is a task that a session holds, or has held until it abandoned the task.
-type Hold struct {
-	ID stepfleet.TaskID
-	stepfleet.Key
-	State     stepfleet.State
-	Session   stepfleet.SessionID
-	Abandoned bool
-	// Silent is since when nobody can end the task but the server: since it was abandoned, or since the
-	// session died, or was last renewed.
-	Silent   time.Duration
-	RunLease time.Duration // of the session
-}
-
 // historyHolds leaves out rows that have outlived their task's being held, as orphans does.
 const historyHolds = `
 SELECT t.id, t.run_id, t.step_key, t.attempt, t.state, h.session_id, h.abandoned_at IS NOT NULL,
@@ -142,9 +129,9 @@ ORDER BY t.id`
 
 // Holds returns, by id, what sessions hold at the moment of the snapshot; of these runs, or without any of
 // all.
-func (h *History) Holds(ctx context.Context, runIDs []string) iter.Seq2[Hold, error] {
-	scan := func(row pgx.CollectableRow) (Hold, error) {
-		var one Hold
+func (h *History) Holds(ctx context.Context, runIDs []string) iter.Seq2[stepfleet.Hold, error] {
+	scan := func(row pgx.CollectableRow) (stepfleet.Hold, error) {
+		var one stepfleet.Hold
 		var silent, lease float64
 		err := row.Scan(&one.ID, &one.RunID, &one.StepKey, &one.Attempt, &one.State, &one.Session, &one.Abandoned, &silent, &lease)
 		one.Silent, one.RunLease = seconds(silent), seconds(lease)

@@ -321,25 +321,29 @@ func (l *life) killAll() {
 
 // release gives leases back. Leases that cannot be given back now are swept.
 func (l *life) release(refs []stepfleet.Ref, reason string) {
-	err := retry(l.over, l.log, "release", func(ctx context.Context) error {
-		_, err := l.w.ports.Claims.Release(ctx, l.session, refs, reason)
-		return err
+	l.part("release", refs, func(ctx context.Context) ([]error, error) {
+		return l.w.ports.Claims.Release(ctx, l.session, refs, reason)
 	})
-	if err != nil {
-		l.log.Warn("release", "tasks", len(refs), "err", err)
-	}
 }
 
 // abandon has the server decide how tasks ended of which nothing is known here. Those that cannot be
 // abandoned now are seen again.
 func (l *life) abandon(refs []stepfleet.Ref, reason string) {
 	l.log.Error("the ledger says that tasks run here which do not: abandoning them", "tasks", refs)
-	err := retry(l.over, l.log, "abandon", func(ctx context.Context) error {
-		_, err := l.w.ports.Claims.Abandon(ctx, l.session, refs, 0, reason)
+	l.part("abandon", refs, func(ctx context.Context) ([]error, error) {
+		return l.w.ports.Claims.Abandon(ctx, l.session, refs, 0, reason)
+	})
+}
+
+// part repeats what takes tasks from the session until it is answered. What the answer says of each is no
+// matter: those that were refused have another owner.
+func (l *life) part(op string, refs []stepfleet.Ref, ask func(context.Context) ([]error, error)) {
+	err := retry(l.over, l.log, op, func(ctx context.Context) error {
+		_, err := ask(ctx)
 		return err
 	})
 	if err != nil {
-		l.log.Warn("abandon", "tasks", len(refs), "err", err)
+		l.log.Warn(op, "tasks", len(refs), "err", err)
 	}
 }
 
