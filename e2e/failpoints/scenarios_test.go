@@ -3,6 +3,7 @@
 package failpoints
 
 import (
+	"os"
 	"syscall"
 	"time"
 
@@ -71,10 +72,13 @@ func (e *executor) running(n int, steps ...plan) {
 	e.in(n, stepfleet.StateRunning)
 }
 
-// underWay has one step running, and one that is claimed and has not begun.
+// underWay has one step running, and one whose first process prepares: a later one asks for its start at once.
 func (e *executor) underWay() {
 	e.running(1, plan{Work: long}, plan{Prepare: long, Work: short})
-	e.in(1, stepfleet.StateLeased)
+	e.until("the second step's process prepares", func() bool {
+		_, err := os.Stat(firstMark(e.file("effects.jsonl"), e.tasks[1].Key))
+		return err == nil
+	})
 }
 
 // conclude waits for the end of steps that did not all end by themselves.

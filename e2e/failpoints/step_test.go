@@ -224,11 +224,15 @@ func step() {
 	}
 }
 
+// firstMark is the file that the first process of a step's task makes, beside the effect log.
+func firstMark(effects string, key stepfleet.Key) string {
+	return fmt.Sprintf("%s.%s.%d", effects, key.StepKey, key.Attempt)
+}
+
 // first reports whether it is the task's first process. It may have a later fence: a claim whose answer was
 // lost had none.
 func (s *stepProcess) first() bool {
-	mark := fmt.Sprintf("%s.%s.%d", os.Getenv(effectsVariable), s.task.StepKey, s.task.Attempt)
-	file, err := os.OpenFile(mark, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	file, err := os.OpenFile(firstMark(os.Getenv(effectsVariable), s.task.Key), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return false
 	}
