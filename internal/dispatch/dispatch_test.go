@@ -257,9 +257,9 @@ func TestASubmitIsAnsweredWhileBellsAreDown(t *testing.T) {
 			t.Errorf("answer %+v", a[0])
 		}
 		b.worker(1)
-		time.Sleep(10 * time.Second)
+		time.Sleep(5 * time.Second)
 		b.bells.Fail(nil)
-		time.Sleep(15 * time.Second)
+		time.Sleep(20 * time.Second) // the longest rest after a failure is 16 s; the worker's session lives for 30 s
 		if b.bells.Pending("default") == 0 {
 			t.Error("no bell after the queue healed, although a task waits and a slot is free")
 		}
