@@ -36,7 +36,7 @@ $(STAMPS)/projects: $(STAMPS)/lock python/pyproject.toml examples/pyproject.toml
 .PHONY: build
 build: ## build bin/stepfleet
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/stepfleet ./cmd/stepfleet
+	CGO_ENABLED=0 go build -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/stepfleet ./cmd/stepfleet
 
 .PHONY: dev
 dev: setup build ## start the whole stack with the example project; Ctrl-C stops it

@@ -206,11 +206,12 @@ def step_keys():
 
 
 CASES: tuple[Case, ...] = (
-    graph_case(dynamic_nested, counts={"STEP_SUCCESS": 18}, quick=True),
+    graph_case(dynamic_nested, counts={"STEP_SUCCESS": 18}),
     graph_case(
         dynamic_empty,
         config={"ops": {"split": {"config": {"count": 0}}}},
         counts={"STEP_SUCCESS": 3},
+        quick=True,
     ),
     graph_case(
         dynamic_500,

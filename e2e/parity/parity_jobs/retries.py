@@ -388,14 +388,14 @@ def config_is_refused():
 
 
 CASES: tuple[Case, ...] = (
-    graph_case(retry_policy, counts={"STEP_UP_FOR_RETRY": 6, "STEP_RESTARTED": 6}, quick=True),
+    graph_case(retry_policy, counts={"STEP_UP_FOR_RETRY": 6, "STEP_RESTARTED": 6}),
     graph_case(
         retry_jitter,
         counts={"STEP_UP_FOR_RETRY": 2, "STEP_SUCCESS": 1},
         masks=frozenset({"retry_delay"}),
         delays=(0.0, JITTER_SECONDS),
     ),
-    graph_case(retry_requested, counts={"STEP_UP_FOR_RETRY": 2, "STEP_SUCCESS": 2}),
+    graph_case(retry_requested, counts={"STEP_UP_FOR_RETRY": 2, "STEP_SUCCESS": 2}, quick=True),
     graph_case(
         retry_exhausted,
         status="FAILURE",
