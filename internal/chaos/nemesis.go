@@ -42,7 +42,7 @@ const (
 	landWait = 3 * time.Second
 	// quietWait is how long a fault of an edge on which little passes waits for something to hit.
 	quietWait = 15 * time.Second
-	// againWait is how long after the plan's end kinds of which too few have landed are tried again.
+	// againWait is how long after the plan's last fault kinds of which too few have landed are tried again.
 	againWait = 30 * time.Second
 )
 
@@ -51,48 +51,59 @@ type nemesis struct {
 	*stack
 	load *load
 
-	mu   sync.Mutex
-	busy map[string]bool // what a fault is in force on
-	done []*Injected
-	hit  map[string]int // times that a run worker of a run was hit
+	began  time.Time
+	mu     sync.Mutex
+	busy   map[string]bool // what a fault is in force on
+	toCome map[schedule.Kind]int
+	done   []*Injected
+	hit    map[string]int // times that a run worker of a run was hit
 }
 
 func newNemesis(s *stack, l *load) *nemesis {
-	return &nemesis{stack: s, load: l, busy: map[string]bool{}, hit: map[string]int{}}
+	return &nemesis{stack: s, load: l, busy: map[string]bool{}, toCome: map[schedule.Kind]int{}, hit: map[string]int{}}
 }
 
-// run injects the faults at their times and returns when all are healed. Kinds of which too few have
-// landed get further tries, at once after the plan.
+// run injects the faults at their times and returns when all are healed.
 func (n *nemesis) run(ctx context.Context, faults []schedule.Fault, least int) {
-	began := time.Now()
+	n.began = time.Now()
+	for _, f := range faults {
+		n.toCome[f.Kind]++
+	}
 	var all sync.WaitGroup
 	for _, f := range faults {
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Until(began.Add(f.At))):
-			all.Go(func() { n.inject(ctx, f) })
+		case <-time.After(time.Until(n.began.Add(f.At))):
+			all.Go(func() { n.insist(ctx, f, least, n.began.Add(faults[len(faults)-1].At+againWait)) })
 		}
 	}
 	all.Wait()
-	for deadline := time.Now().Add(againWait); ctx.Err() == nil && time.Now().Before(deadline); {
-		short := n.short(least)
-		if len(short) == 0 {
+}
+
+// insist injects a fault and, while too few of its kind have landed and the plan has no more of it, tries
+// again until the time is up.
+func (n *nemesis) insist(ctx context.Context, f schedule.Fault, least int, until time.Time) {
+	n.inject(ctx, f)
+	n.mu.Lock()
+	n.toCome[f.Kind]--
+	n.mu.Unlock()
+	for n.short(f.Kind, least) && time.Now().Before(until) {
+		select {
+		case <-ctx.Done():
 			return
+		case <-time.After(victimWait): // what has hindered it may have passed
 		}
-		for i, kind := range short {
-			f := faults[slices.IndexFunc(faults, func(f schedule.Fault) bool { return f.Kind == kind })]
-			f.At, f.Victim = time.Since(began), f.Victim+len(n.results())+i
-			all.Go(func() { n.inject(ctx, f) })
-		}
-		all.Wait()
+		f.At, f.Victim = time.Since(n.began), f.Victim+stride(f.Kind)
+		n.inject(ctx, f)
 	}
 }
 
-// short returns the kinds of which fewer than the least have landed.
-func (n *nemesis) short(least int) []schedule.Kind {
-	landed := n.landed()
-	kinds := schedule.Plan{Without: n.without()}.Kinds()
-	return slices.DeleteFunc(kinds, func(k schedule.Kind) bool { return landed[k] >= least })
+// short says whether too few of a kind will have landed when the plan is over.
+func (n *nemesis) short(kind schedule.Kind, least int) bool {
+	landed := n.landed()[kind]
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return landed+n.toCome[kind] < least
 }
 
 // landed counts what has landed, by kind.

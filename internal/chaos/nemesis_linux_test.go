@@ -53,6 +53,28 @@ func TestOnlyACancelThatCameThroughExcusesARun(t *testing.T) {
 	}
 }
 
+// Of a kind that the plan has once, the first try finds no victim: it is tried again, and once it has landed,
+// no more.
+func TestAKindThatIsShortIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	webserver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"data":{"terminateRun":{"__typename":"TerminateRunSuccess"}}}`))
+	}))
+	defer webserver.Close()
+	s := &stack{Config: Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, dagster: dagsterapi.New(webserver.URL)}
+	l := newLoad(s)
+	n := newNemesis(s, l)
+	time.AfterFunc(victimWait+victimWait/2, func() { // in the pause after the first try
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.runs["r"] = &runRecord{ID: "r", Status: "STARTED"}
+	})
+	n.run(t.Context(), []schedule.Fault{{Kind: schedule.Cancel}}, 1)
+	if tries := n.results(); len(tries) != 2 || tries[0].Ok() || !tries[1].Ok() || tries[1].At < victimWait {
+		t.Errorf("%d tries, want one that missed and one that landed: %+v", len(tries), tries)
+	}
+}
+
 func TestAnAttemptAtItsEndIsKnownUntilItsProcessIsGone(t *testing.T) {
 	s := &stack{Config: Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
 	l := newLoad(s)
