@@ -100,21 +100,15 @@ func (n *nemesis) insist(ctx context.Context, f schedule.Fault, least int, until
 
 // short says whether too few of a kind will have landed when the plan is over.
 func (n *nemesis) short(kind schedule.Kind, least int) bool {
-	landed := n.landed()[kind]
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return landed+n.toCome[kind] < least
-}
-
-// landed counts what has landed, by kind.
-func (n *nemesis) landed() map[schedule.Kind]int {
-	count := map[schedule.Kind]int{}
-	for _, i := range n.results() {
-		if i.Ok() {
-			count[i.Kind]++
+	expected := n.toCome[kind]
+	for _, i := range n.done {
+		if i.Kind == kind && i.Ok() {
+			expected++
 		}
 	}
-	return count
+	return expected < least
 }
 
 // results returns what has been injected, in the order of time.
