@@ -64,7 +64,7 @@ SEEDS ?= 10000
 
 .PHONY: sim
 sim: ## the protocol in SEEDS (10000) simulated histories from SEED (1) on, and the mistakes it must find
-	go test ./internal/sim -count=1 -v -timeout 30m -seed $(SEED) -seeds $(SEEDS)
+	CGO_ENABLED=0 go test ./internal/sim -count=1 -v -timeout 30m -seed $(SEED) -seeds $(SEEDS)
 
 .PHONY: chaos
 # On FIFO queues: make chaos CHAOS_OPTIONS=-fifo

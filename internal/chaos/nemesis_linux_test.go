@@ -19,19 +19,25 @@ import (
 	"github.com/stepfleet/stepfleet/internal/dagsterapi"
 )
 
-// A cancel whose call got no answer may have come through or not: Dagster's log says which.
-func TestOnlyACancelThatCameThroughExcusesARun(t *testing.T) {
-	answers := true
+// newCancelling returns a nemesis whose Dagster cancels every run, and answers while it may.
+func newCancelling(t *testing.T, answers func() bool) *nemesis {
+	t.Helper()
 	webserver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if !answers {
+		if !answers() {
 			panic(http.ErrAbortHandler)
 		}
 		_, _ = w.Write([]byte(`{"data":{"terminateRun":{"__typename":"TerminateRunSuccess"}}}`))
 	}))
-	defer webserver.Close()
+	t.Cleanup(webserver.Close)
 	s := &stack{Config: Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, dagster: dagsterapi.New(webserver.URL)}
-	l := newLoad(s)
-	n := newNemesis(s, l)
+	return newNemesis(s, newLoad(s))
+}
+
+// A cancel whose call got no answer may have come through or not: Dagster's log says which.
+func TestOnlyACancelThatCameThroughExcusesARun(t *testing.T) {
+	answers := true
+	n := newCancelling(t, func() bool { return answers })
+	l := n.load
 	for _, run := range []string{"answered", "arrived", "lost", "untouched"} {
 		l.runs[run] = &runRecord{ID: run, Status: "STARTED"}
 	}
@@ -57,13 +63,8 @@ func TestOnlyACancelThatCameThroughExcusesARun(t *testing.T) {
 // no more.
 func TestAKindThatIsShortIsTriedAgain(t *testing.T) {
 	t.Parallel()
-	webserver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte(`{"data":{"terminateRun":{"__typename":"TerminateRunSuccess"}}}`))
-	}))
-	defer webserver.Close()
-	s := &stack{Config: Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, dagster: dagsterapi.New(webserver.URL)}
-	l := newLoad(s)
-	n := newNemesis(s, l)
+	n := newCancelling(t, func() bool { return true })
+	l := n.load
 	time.AfterFunc(victimWait+victimWait/2, func() { // in the pause after the first try
 		l.mu.Lock()
 		defer l.mu.Unlock()
